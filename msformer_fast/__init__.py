@@ -1,0 +1,67 @@
+"""MS-Former, fast: unsupervised segmentation of medical images by a dual-branch, two-scale transformer.
+
+The names below load on first use, so that ``import msformer_fast`` stays quick, needs no GPU and compiles nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "BackendError": "errors",
+    "DivergenceError": "errors",
+    "InputError": "errors",
+    "LossWeights": "losses",
+    "consistency_loss": "losses",
+    "self_guiding_losses": "losses",
+    "MSFormer": "model",
+    "Segmentation": "segmentation",
+    "segment": "segmentation",
+    "self_guide": "segmentation",
+}
+_MODULES = ("foreground", "metrics", "nn", "ops", "phantom", "reference")
+
+__all__ = [
+    "BackendError",
+    "DivergenceError",
+    "InputError",
+    "LossWeights",
+    "MSFormer",
+    "Segmentation",
+    "__version__",
+    "consistency_loss",
+    "foreground",
+    "metrics",
+    "nn",
+    "ops",
+    "phantom",
+    "reference",
+    "segment",
+    "self_guide",
+    "self_guiding_losses",
+]
+
+if TYPE_CHECKING:
+    from msformer_fast import foreground, metrics, nn, ops, phantom, reference
+    from msformer_fast.errors import BackendError, DivergenceError, InputError
+    from msformer_fast.losses import LossWeights, consistency_loss, self_guiding_losses
+    from msformer_fast.model import MSFormer
+    from msformer_fast.segmentation import Segmentation, segment, self_guide
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(f"msformer_fast.{_HOME[name]}"), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"msformer_fast.{name}")
+    else:
+        raise AttributeError(f"module 'msformer_fast' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,18 @@
+"""The errors that this package raises on purpose."""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """Input that cannot be used. The message is one line: what was given, what is wrong with it, what is accepted.
+
+    The command line prints the message and exits with code 2.
+    """
+
+
+class DivergenceError(RuntimeError):
+    """A loss of the self-guided loop became NaN or infinite. The message names the iteration."""
+
+
+class BackendError(RuntimeError):
+    """The backend that was asked for cannot run this call. The message says why."""

@@ -1,0 +1,150 @@
+"""The MS-Former network, in the order in which data flows."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from einops.layers.torch import Rearrange
+from torch import Tensor, nn
+
+from msformer_fast import ops
+from msformer_fast.errors import InputError
+from msformer_fast.nn.block import EfficientTransformerBlock
+from msformer_fast.nn.overlap_embedding import OverlapEmbedding
+from msformer_fast.nn.stability_loss import embed_patches
+
+
+class Scores(NamedTuple):
+    """What the network says of a batch of images.
+
+    Attributes:
+        logits: (B, K, H, W), the score map (channels-last in memory).
+        context_fine, context_coarse: (B, C, C), the contexts of the last block of each branch.
+        queries, keys: (B, T, C), the patch embeddings of the stability loss; ``None`` where not asked for.
+    """
+
+    logits: Tensor
+    context_fine: Tensor
+    context_coarse: Tensor
+    queries: Tensor | None
+    keys: Tensor | None
+
+
+class MSFormer(nn.Module):
+    """Dual-branch, two-scale, self-guided transformer (Karimijafarbigloo et al., MIDL 2023).
+
+    Args:
+        in_channels: channels of the image.
+        channels: C, embedding width (paper: 100).
+        clusters: K, number of clusters (paper: 100).
+        depth: blocks in each branch, one number or (fine, coarse) (paper: 2).
+        patch: P, side in pixels of the stability loss's patches (paper: 32).
+        seed: draws the parameters from this seed and leaves PyTorch's generators as they were; ``None`` draws
+            from PyTorch's current state. The draws are PyTorch's defaults, made in the order of the authors' code.
+        backend: of every op; see :mod:`msformer_fast.ops`.
+
+    State dict: the authors' names and shapes, both ways.
+
+    Raises:
+        InputError: an argument out of range.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        channels: int = 100,
+        clusters: int = 100,
+        depth: int | tuple[int, int] = 2,
+        patch: int = 32,
+        *,
+        seed: int | None = None,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        fine_depth, coarse_depth = (depth, depth) if isinstance(depth, int) else depth
+        sizes = {"in_channels": in_channels, "channels": channels, "patch": patch}
+        sizes |= {"depth (fine)": fine_depth, "depth (coarse)": coarse_depth}
+        for name, value in sizes.items():
+            if value < 1:
+                raise InputError(f"MSFormer: {name} must be at least 1, got {value}")
+        if clusters < 2:
+            raise InputError(f"MSFormer: clusters must be at least 2, got {clusters}")
+        self.in_channels = in_channels
+        self.channels = channels
+        self.clusters = clusters
+        self.patch = patch
+        self.backend = backend
+
+        with torch.random.fork_rng(devices=[], enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            # The suffixes are the authors': s is the branch of small patches (fine), l of large ones (coarse).
+            self.patch_embed_s = OverlapEmbedding(in_channels, channels, stride=1)
+            self.patch_embed_l = OverlapEmbedding(in_channels, channels, stride=2)
+            self.block_s = self._blocks(fine_depth)
+            self.block_l = self._blocks(coarse_depth)
+            self.bn2_s = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(fine_depth))
+            self.bn2_l = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(coarse_depth))
+            self.linear_up = nn.Linear(channels, 4 * channels, bias=False)
+            self.linear_down = nn.Linear(2 * channels, clusters, bias=False)
+            self.to_patch_embedding = nn.Sequential(
+                Rearrange("b c (h p1) (w p2) -> b (h w) (p1 p2 c)", p1=patch, p2=patch),
+                nn.Linear(patch * patch * clusters, channels),
+            )
+            self.bn3 = nn.BatchNorm2d(clusters)
+
+    def _blocks(self, depth: int) -> nn.ModuleList:
+        return nn.ModuleList(EfficientTransformerBlock(self.channels, backend=self.backend) for _ in range(depth))
+
+    def forward(self, image: Tensor, *, stability: bool = True) -> Scores:
+        """Score every pixel.
+
+        Args:
+            image: (B, in_channels, H, W), floating point in [0, 1], H and W at least ``patch + 1``.
+            stability: also embed the patches of the stability loss.
+
+        Raises:
+            InputError: a wrong number of channels, or an image that is too small.
+        """
+        self._check(image)
+        fine = self.patch_embed_s(image)
+        coarse = self.patch_embed_l(image)
+        for block, norm in zip(self.block_s, self.bn2_s, strict=True):
+            fine, context_fine = block(fine)
+            fine = _norm_tokens(fine, norm)
+        for block, norm in zip(self.block_l, self.bn2_l, strict=True):
+            coarse, context_coarse = block(coarse)
+            coarse = _norm_tokens(coarse, norm)
+        logits = ops.score_map(
+            coarse, fine, self.linear_up.weight, self.linear_down.weight, backend=self.backend
+        ).permute(0, 3, 1, 2)
+        queries, keys = self.embed_patches(logits) if stability else (None, None)
+        return Scores(logits, context_fine, context_coarse, queries, keys)
+
+    def embed_patches(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys of the stability loss, (B, T, C) each, from the logits (B, K, H, W)."""
+        linear = self.to_patch_embedding[1]
+        assert isinstance(linear, nn.Linear)
+        return embed_patches(logits, self.bn3, linear, self.patch, self.backend)
+
+    def _check(self, image: Tensor) -> None:
+        if not image.is_floating_point() or image.ndim != 4 or image.shape[1] != self.in_channels:
+            raise InputError(
+                f"MSFormer: image must be floating point, (B, {self.in_channels}, H, W); "
+                f"got {image.dtype}, {tuple(image.shape)}"
+            )
+        if min(image.shape[2:]) < self.patch + 1:
+            raise InputError(
+                f"MSFormer: image must be at least patch + 1 = {self.patch + 1} pixels high and wide; "
+                f"got {image.shape[2]} x {image.shape[3]}"
+            )
+
+    def extra_repr(self) -> str:
+        return f"channels={self.channels}, clusters={self.clusters}, patch={self.patch}, backend={self.backend!r}"
+
+
+def _norm_tokens(tokens: Tensor, norm: nn.Module) -> Tensor:
+    """A BatchNorm2d on (B, H, W, C), without a copy where the memory is channels-last already."""
+    normed: Tensor = norm(tokens.permute(0, 3, 1, 2))
+    return normed.permute(0, 2, 3, 1)

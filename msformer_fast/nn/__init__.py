@@ -1,0 +1,20 @@
+"""One module an op: parameters, and a call of the op."""
+
+from msformer_fast.nn.block import EfficientTransformerBlock
+from msformer_fast.nn.clustering_loss import ClusteringLoss
+from msformer_fast.nn.efficient_attention import EfficientAttention
+from msformer_fast.nn.mix_ffn import MixFFN
+from msformer_fast.nn.overlap_embedding import OverlapEmbedding
+from msformer_fast.nn.score_map import ScoreMap
+from msformer_fast.nn.stability_loss import PatchEmbedding, SpatialStabilityLoss
+
+__all__ = [
+    "ClusteringLoss",
+    "EfficientAttention",
+    "EfficientTransformerBlock",
+    "MixFFN",
+    "OverlapEmbedding",
+    "PatchEmbedding",
+    "ScoreMap",
+    "SpatialStabilityLoss",
+]

@@ -1,0 +1,30 @@
+"""The efficient transformer block of MS-Former."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from msformer_fast.nn.efficient_attention import EfficientAttention
+from msformer_fast.nn.mix_ffn import MixFFN
+
+
+class EfficientTransformerBlock(nn.Module):
+    """``t = x + attn(LN1(x))``, ``y = t + mlp(LN2(t))``.
+
+    Args:
+        channels: C.
+        backend: see :mod:`msformer_fast.ops`.
+
+    Shape: (B, H, W, C) -> y (B, H, W, C) and the attention's context (B, C, C).
+    """
+
+    def __init__(self, channels: int, backend: str | None = None) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels)
+        self.attn = EfficientAttention(channels, backend=backend)
+        self.norm2 = nn.LayerNorm(channels)
+        self.mlp = MixFFN(channels, backend=backend)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        t, context = self.attn.tokens(x, norm=self.norm1, residual=True)
+        return self.mlp(t, norm=self.norm2, residual=True), context[:, 0]

@@ -1,0 +1,68 @@
+"""Efficient attention as a module."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from msformer_fast import ops
+
+
+class EfficientAttention(nn.Module):
+    """Efficient attention on a feature map: linear in the number of pixels (Shen et al., WACV 2021).
+
+    Args:
+        in_channels: C.
+        key_channels: Ck, default C; divisible by ``heads``.
+        value_channels: Cv, default C; divisible by ``heads``.
+        heads: number of heads.
+        backend: see :func:`msformer_fast.ops.efficient_attention`.
+
+    Shape: (B, C, H, W) -> attention (B, C, H, W) and context (B, heads, Ck / heads, Cv / heads).
+
+    Attributes:
+        keys, queries, values, reprojection: 1x1 convolutions, named as in the published code.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        key_channels: int | None = None,
+        value_channels: int | None = None,
+        heads: int = 1,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        key_channels = key_channels or in_channels
+        value_channels = value_channels or in_channels
+        self.heads = heads
+        self.backend = backend
+        self.keys = nn.Conv2d(in_channels, key_channels, 1)
+        self.queries = nn.Conv2d(in_channels, key_channels, 1)
+        self.values = nn.Conv2d(in_channels, value_channels, 1)
+        self.reprojection = nn.Conv2d(value_channels, in_channels, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y, context = self.tokens(x.permute(0, 2, 3, 1))
+        return y.permute(0, 3, 1, 2), context
+
+    def tokens(self, x: Tensor, norm: nn.LayerNorm | None = None, residual: bool = False) -> tuple[Tensor, Tensor]:
+        """The same on (B, H, W, C); with ``norm`` and ``residual`` it is ``x + attention(norm(x))``."""
+        y, context = ops.efficient_attention(
+            x,
+            self.keys.weight.flatten(1),
+            self.keys.bias,
+            self.queries.weight.flatten(1),
+            self.queries.bias,
+            self.values.weight.flatten(1),
+            self.values.bias,
+            self.reprojection.weight.flatten(1),
+            self.reprojection.bias,
+            None if norm is None else norm.weight,
+            None if norm is None else norm.bias,
+            heads=self.heads,
+            norm=norm is not None,
+            residual=residual,
+            eps=1e-5 if norm is None else norm.eps,
+            backend=self.backend,
+        )
+        return y, context

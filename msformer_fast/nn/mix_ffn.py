@@ -1,0 +1,62 @@
+"""Mix-FFN as a module."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from msformer_fast import ops
+
+
+class _Depthwise(nn.Module):
+    """Holds the depthwise convolution under the name that published checkpoints use (``dwconv.dwconv``)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.dwconv = nn.Conv2d(channels, channels, 3, 1, 1, groups=channels)
+
+
+class MixFFN(nn.Module):
+    """``fc2(GELU(LayerNorm(dwconv3x3(u) + u)))``, ``u = fc1(t)``.
+
+    Args:
+        channels: C.
+        hidden: D, default 4C.
+        inner_skip: add ``u`` to the convolution's result, and norm the sum. ``False`` is SegFormer's Mix-FFN.
+        backend: see :func:`msformer_fast.ops.mix_ffn`.
+
+    Shape: (B, H, W, C) -> (B, H, W, C).
+    """
+
+    def __init__(
+        self, channels: int, hidden: int | None = None, inner_skip: bool = True, backend: str | None = None
+    ) -> None:
+        super().__init__()
+        hidden = hidden or 4 * channels
+        self.inner_skip = inner_skip
+        self.backend = backend
+        self.fc1 = nn.Linear(channels, hidden)
+        self.dwconv = _Depthwise(hidden)
+        self.fc2 = nn.Linear(hidden, channels)
+        self.norm1 = nn.LayerNorm(hidden) if inner_skip else None
+
+    def forward(self, t: Tensor, norm: nn.LayerNorm | None = None, residual: bool = False) -> Tensor:
+        """With ``norm`` and ``residual`` it is ``t + ffn(norm(t))``."""
+        return ops.mix_ffn(
+            t,
+            self.fc1.weight,
+            self.fc1.bias,
+            self.dwconv.dwconv.weight,
+            self.dwconv.dwconv.bias,
+            self.fc2.weight,
+            self.fc2.bias,
+            None if norm is None else norm.weight,
+            None if norm is None else norm.bias,
+            None if self.norm1 is None else self.norm1.weight,
+            None if self.norm1 is None else self.norm1.bias,
+            norm=norm is not None,
+            inner_norm=self.norm1 is not None,
+            inner_skip=self.inner_skip,
+            residual=residual,
+            eps=1e-5 if norm is None else norm.eps,
+            backend=self.backend,
+        )

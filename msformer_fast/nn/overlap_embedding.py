@@ -1,0 +1,21 @@
+"""The overlapping 3x3 embedding of the image, at full or half resolution."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class OverlapEmbedding(nn.Module):
+    """``BatchNorm2d(Conv2d(in_channels, channels, 3, stride, padding=1))``.
+
+    Shape: (B, in_channels, H, W) -> (B, ceil(H / stride), ceil(W / stride), channels).
+    """
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, channels, 3, stride, 1)
+        self.norm = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        embedded: Tensor = self.norm(self.proj(x))
+        return embedded.permute(0, 2, 3, 1)

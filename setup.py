@@ -1,0 +1,5 @@
+"""Thin: everything stands in pyproject.toml."""
+
+from setuptools import setup
+
+setup()

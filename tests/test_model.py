@@ -1,0 +1,129 @@
+"""The network: sizes, names, seeds, and what it refuses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from msformer_fast import InputError, LossWeights, MSFormer, consistency_loss, self_guiding_losses
+
+from .conftest import GOLDEN
+
+
+@pytest.mark.parametrize(
+    ("batch", "in_channels", "height", "width"), [(1, 3, 9, 9), (2, 1, 10, 13), (3, 5, 12, 9), (1, 3, 16, 16)]
+)
+def test_any_size(batch: int, in_channels: int, height: int, width: int) -> None:
+    model = MSFormer(in_channels, 6, 7, depth=(2, 1), patch=8, seed=0)
+    scores = model(torch.rand(batch, in_channels, height, width))
+    assert scores.logits.shape == (batch, 7, height, width)
+    assert scores.context_fine.shape == scores.context_coarse.shape == (batch, 6, 6)
+    patches = ((height - 1) // 8) * ((width - 1) // 8)
+    assert scores.queries.shape == scores.keys.shape == (batch, patches, 6)
+    losses = self_guiding_losses(scores)
+    losses.total.backward()
+    assert losses.labels.shape == (batch, height, width)
+    assert losses.label_count.shape == (batch,)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_a_batch_is_the_mean_of_its_images() -> None:
+    """Where norms do not mix the images (evaluation mode), each loss of a batch is the mean over the images."""
+    model = MSFormer(3, 6, 7, depth=1, patch=8, seed=1).double().eval()
+    images = torch.rand(3, 3, 17, 20, dtype=torch.float64)
+    together = self_guiding_losses(model(images))
+    alone = [self_guiding_losses(model(image[None])) for image in images]
+    for name in ("total", "clustering", "consistency", "stability"):
+        mean = torch.stack([getattr(losses, name) for losses in alone]).mean()
+        torch.testing.assert_close(getattr(together, name), mean)
+
+
+def test_state_dict_is_the_authors() -> None:
+    with np.load(GOLDEN / "dim8_img65.npz") as archive:
+        shapes = {name[6:]: archive[name].shape for name in archive.files if name.startswith("param/")}
+    model = MSFormer(3, 8, 8, depth=1)
+    assert {name: tuple(value.shape) for name, value in model.state_dict().items()} == shapes
+
+
+def test_a_seed_draws_pytorchs_defaults_in_the_authors_order() -> None:
+    torch.manual_seed(5)
+    plain = MSFormer(3, 4, 4, depth=1, patch=2)
+    before = torch.random.get_rng_state()
+    seeded = MSFormer(3, 4, 4, depth=1, patch=2, seed=5)
+    assert torch.equal(before, torch.random.get_rng_state())
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, seeded.state_dict()[name]), name
+    other = MSFormer(3, 4, 4, depth=1, patch=2, seed=6)
+    assert not torch.equal(other.linear_up.weight, plain.linear_up.weight)
+
+    torch.manual_seed(5)
+    first = torch.nn.Conv2d(3, 4, 3)
+    second = torch.nn.Conv2d(3, 4, 3)
+    keys = torch.nn.Conv2d(4, 4, 1)
+    assert torch.equal(first.weight, plain.patch_embed_s.proj.weight)
+    assert torch.equal(second.weight, plain.patch_embed_l.proj.weight)
+    assert torch.equal(keys.weight, plain.block_s[0].attn.keys.weight)
+
+
+def test_parameters_and_gradients_of_every_batch_norm_count() -> None:
+    model = MSFormer(3, 4, 4, depth=1, patch=4, seed=0)
+    model(torch.rand(1, 3, 9, 9))
+    for name in ("patch_embed_s.norm", "patch_embed_l.norm", "bn2_s.0", "bn2_l.0", "bn3"):
+        norm = model.get_submodule(name)
+        assert norm.num_batches_tracked == 1, name
+        assert norm.running_mean.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"in_channels": 0}, "in_channels must be at least 1"),
+        ({"channels": 0}, "channels must be at least 1"),
+        ({"clusters": 1}, "clusters must be at least 2"),
+        ({"depth": (1, 0)}, r"depth \(coarse\)"),
+        ({"patch": 0}, "patch must be at least 1"),
+    ],
+)
+def test_arguments_out_of_range(arguments: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        MSFormer(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (torch.rand(1, 3, 8, 20), r"patch \+ 1 = 9 pixels high and wide; got 8 x 20"),
+        (torch.rand(1, 4, 20, 20), r"\(B, 3, H, W\)"),
+        (torch.rand(3, 20, 20), r"\(B, 3, H, W\)"),
+        (torch.zeros(1, 3, 20, 20, dtype=torch.uint8), "floating point"),
+    ],
+)
+def test_images_that_do_not_fit(image: torch.Tensor, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        MSFormer(3, 4, 4, depth=1, patch=8)(image)
+
+
+def test_consistency_loss() -> None:
+    a = torch.tensor([[[1.0, 0.0], [3.0, 4.0]]])
+    b = torch.tensor([[[0.0, 2.0], [6.0, 8.0]]])
+    torch.testing.assert_close(consistency_loss(a, b), torch.tensor(0.5))
+    torch.testing.assert_close(consistency_loss(a, -a), torch.tensor(2.0))
+    zero = torch.zeros(1, 1, 2, requires_grad=True)
+    consistency_loss(zero, torch.ones(1, 1, 2)).backward()
+    assert zero.grad.isfinite().all()
+    with pytest.raises(InputError, match="must both be"):
+        consistency_loss(a, b[:, :1])
+
+
+@pytest.mark.parametrize("weights", [(-1.0, 1.0, 1.0), (1.0, float("nan"), 1.0), (1.0, 1.0, float("inf"))])
+def test_weights_are_checked(weights: tuple[float, float, float]) -> None:
+    with pytest.raises(InputError, match="finite number, 0 or more"):
+        LossWeights(*weights).check()
+
+
+def test_losses_need_the_patch_embedding() -> None:
+    scores = MSFormer(3, 4, 4, depth=1, patch=4, seed=0)(torch.rand(1, 3, 9, 9), stability=False)
+    assert scores.queries is None
+    with pytest.raises(InputError, match="stability=True"):
+        self_guiding_losses(scores)
