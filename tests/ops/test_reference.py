@@ -135,9 +135,7 @@ def test_patch_embedding(patch: int, height: int, width: int, training: bool) ->
     weight, bias, gamma, beta = rand(c, patch * patch * clusters), rand(c), rand(clusters), rand(clusters)
     mean, var = rand(clusters), rand(clusters).square()
     kept = mean.clone()
-    queries, keys = ops.patch_embedding(
-        logits, weight, bias, gamma, beta, mean, var, patch=patch, training=training
-    )
+    queries, keys = ops.patch_embedding(logits, weight, bias, gamma, beta, mean, var, patch=patch, training=training)
 
     own = logits.transpose(0, 1).flatten(1)
     centre, spread = (own.mean(1), own.var(1, correction=0)) if training else (kept, var)

@@ -1,0 +1,1 @@
+"""Speed and memory, measured with pytest-benchmark; tests never assert a time."""

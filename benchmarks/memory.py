@@ -1,0 +1,49 @@
+"""Peak memory of one whole step, as the difference from just before it, in a process of its own.
+
+``python -m benchmarks.memory --pixels 257 --backend reference`` prints megabytes (1e6 bytes).
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+MEGABYTE = 1e6
+
+
+def peak_of_step(pixels: int, backend: str) -> float:
+    """Peak resident memory above the start of a step, in megabytes, measured in a child process."""
+    command = [sys.executable, "-m", "benchmarks.memory", "--pixels", str(pixels), "--backend", backend]
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=1800, cwd=root)
+    return float(done.stdout)
+
+
+def _resident() -> float:
+    """Resident bytes of this process now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pixels", type=int, default=257)
+    parser.add_argument("--backend", default="reference")
+    arguments = parser.parse_args()
+
+    from benchmarks.step import prepare
+
+    # A small step first, so that threads and libraries are counted as start, not as the step.
+    prepare(65, arguments.backend, channels=8)()
+    step = prepare(arguments.pixels, arguments.backend)
+    before = _resident()
+    step()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print((peak - before) / MEGABYTE)
+
+
+if __name__ == "__main__":
+    main()

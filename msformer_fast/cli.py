@@ -1,0 +1,234 @@
+"""The command line: ``msformer-fast segment | evaluate | demo | doctor | parity``."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from msformer_fast import __version__
+from msformer_fast.errors import BackendError, DivergenceError, InputError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code.
+
+    0: done. 1: the work failed (a parity beyond its bound, a loss that diverged). 2: the input cannot be used.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        code: int = arguments.run(arguments)
+        return code
+    except (InputError, BackendError) as error:
+        return _fail(error, 2)
+    except DivergenceError as error:
+        return _fail(error, 1)
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            # The reader of a pipe has left; Python must not complain about it once more at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        return _fail(f"{error.filename or 'output'}: {error.strerror or error}; nothing was written in part", 2)
+    except KeyboardInterrupt:
+        return _fail("interrupted; nothing was written in part", 130)
+
+
+def _fail(message: object, code: int) -> int:
+    print(f"msformer-fast: error: {' '.join(str(message).split())}", file=sys.stderr)
+    return code
+
+
+def _segment(arguments: argparse.Namespace) -> int:
+    from msformer_fast.files import check_output_folder
+    from msformer_fast.images import read_image
+    from msformer_fast.outputs import output_paths, refuse_existing, save_segmentation
+
+    source = Path(arguments.image)
+    read_image(source)
+    folder = check_output_folder(arguments.output)
+    if not arguments.overwrite:
+        refuse_existing(output_paths(folder, source.stem))
+    result = _run(source, arguments, source.name)
+    for path in save_segmentation(result, source, folder):
+        print(path)
+    if not arguments.quiet:
+        print(f"{result.foreground.reason} ({result.stopped}, {result.seconds:.1f} s)", file=sys.stderr)
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from msformer_fast.evaluate import evaluate, find_pairs, summarise, summary_table, to_csv
+    from msformer_fast.files import check_output_folder, write_json, write_text
+    from msformer_fast.outputs import output_paths, refuse_existing, save_segmentation
+
+    pairs = find_pairs(arguments.images, arguments.masks)
+    folder = check_output_folder(arguments.output)
+    tables = [folder / "evaluation.csv", folder / "evaluation.json"]
+    if not arguments.overwrite:
+        refuse_existing(tables + [path for image, _ in pairs for path in output_paths(folder, image.stem)])
+
+    def run(image: Path) -> Any:
+        result = _run(image, arguments, image.name)
+        save_segmentation(result, image, folder)
+        return result
+
+    def report(row: dict[str, Any]) -> None:
+        if not arguments.quiet:
+            print(
+                f"{row['image']:<24} dice: oracle {row['oracle_dice']:.3f}, blind {row['blind_dice']:.3f}   "
+                f"{row['iterations']} iterations, {row['label_count']} labels, {row['seconds']:.1f} s",
+                flush=True,
+            )
+
+    rows = evaluate(pairs, run, report)
+    summary = summarise(rows)
+    write_text(tables[0], to_csv(rows))
+    write_json(tables[1], {"summary": summary, "images": len(rows), "settings": _settings(arguments)})
+    print(summary_table(summary, len(rows)))
+    print(tables[0])
+    return 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from msformer_fast import phantom
+    from msformer_fast.files import check_output_folder
+    from msformer_fast.images import read_image, write_png
+    from msformer_fast.metrics import score_blind, score_oracle
+    from msformer_fast.outputs import save_segmentation
+    from msformer_fast.overlay import panel
+
+    folder = check_output_folder(arguments.output)
+    size = arguments.size
+    image, truth = phantom.make(arguments.kind, (size, size), arguments.seed)
+    source = folder / f"phantom_{arguments.kind}.png"
+    write_png(source, (image * 255 + 0.5).astype("uint8"))
+    write_png(folder / f"phantom_{arguments.kind}_truth.png", truth)
+    result = _run(source, arguments, source.name)
+    save_segmentation(result, source, folder)
+    picture = folder / f"phantom_{arguments.kind}_panel.png"
+    write_png(picture, panel(read_image(source), result.labels, result.mask))
+    print(f"image, clusters and mask side by side: {picture}")
+    print(
+        f"Dice of the mask (no ground truth used): {score_blind(result.mask, truth).dice:.3f}; "
+        f"of the best cluster, cropped (authors' protocol, sees the truth): "
+        f"{score_oracle(result.labels, truth).dice:.3f}"
+    )
+    print(f"{len(result.history)} iterations, {result.seconds:.1f} s at {size} x {size} pixels")
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from msformer_fast.doctor import report
+
+    print(report())
+    return 0
+
+
+def _parity(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from msformer_fast.parity import compare
+
+    rows = compare(
+        arguments.file, backend=arguments.backend, dtype=getattr(torch, arguments.dtype), device=arguments.device
+    )
+    for row in rows:
+        bound = "not judged" if row.bound is None else f"bound {row.bound:.0e}"
+        verdict = "ok" if row.passed else "BEYOND"
+        print(f"{row.name:<48} {row.error:9.2e}   {bound:<12} {verdict}")
+    failed = sum(not row.passed for row in rows)
+    print(f"{len(rows)} quantities, {failed} beyond the bound")
+    return 1 if failed else 0
+
+
+def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The keyword arguments of ``segment`` that the options name."""
+    names = "rule size seed max_iterations min_labels learning_rate weights channels clusters depth device backend"
+    return {name: getattr(arguments, name) for name in names.split()}
+
+
+def _run(source: Path, arguments: argparse.Namespace, title: str) -> Any:
+    from msformer_fast.segmentation import segment
+
+    with _progress(arguments, title) as callback:
+        return segment(source, callback=callback, **_settings(arguments))
+
+
+@contextmanager
+def _progress(arguments: argparse.Namespace, title: str) -> Iterator[Callable[[Any], None]]:
+    """A progress bar with label count and loss, on a terminal only."""
+    from tqdm import tqdm
+
+    quiet = arguments.quiet or not sys.stderr.isatty()
+    with tqdm(total=arguments.max_iterations, desc=title, unit="it", disable=quiet, leave=False) as bar:
+
+        def show(iteration: Any) -> None:
+            bar.set_postfix(labels=iteration.label_count, loss=f"{iteration.total:.4f}", refresh=False)
+            bar.update()
+
+        yield show
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="msformer-fast", description="Segment medical images without labels, with MS-Former (MIDL 2023)."
+    )
+    parser.add_argument("--version", action="version", version=f"msformer-fast {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = command("segment", _segment, "Segment one image: mask, label map, overlay and a JSON record.")
+    sub.add_argument("image", metavar="IMAGE", help="PNG, JPEG, TIFF or BMP, 8 or 16 bit")
+    _add_output(sub, ".")
+    _add_settings(sub)
+
+    sub = command("evaluate", _evaluate, "Segment a folder of images and score it against ground-truth masks.")
+    sub.add_argument("images", metavar="IMAGES", help="folder of images")
+    sub.add_argument("masks", metavar="MASKS", help="folder of masks of the same names")
+    _add_output(sub, "evaluation")
+    _add_settings(sub)
+
+    sub = command("demo", _demo, "Draw a test image, segment it and say the Dice.")
+    sub.add_argument("--kind", choices=("lesion", "chest"), default="lesion", help="what to draw (%(default)s)")
+    sub.add_argument("-o", "--output", default="msformer-fast-demo", metavar="DIR", help="folder (%(default)s)")
+    _add_settings(sub, size=129)
+
+    command("doctor", _doctor, "Versions, devices, and the backend that each op would run and why.")
+
+    sub = command("parity", _parity, "Compare the network with a recorded run of the authors' code.")
+    sub.add_argument("file", metavar="FILE.npz", help="the recorded run")
+    sub.add_argument("--backend", help="triton, torch or reference (default: the fastest that can run)")
+    sub.add_argument("--dtype", choices=("float64", "float32"), default="float64", help="(%(default)s)")
+    sub.add_argument("--device", default="cpu", help="(%(default)s)")
+    return parser
+
+
+def _add_output(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument("-o", "--output", default=default, metavar="DIR", help="output folder (%(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace outputs of an earlier run")
+
+
+def _add_settings(parser: argparse.ArgumentParser, size: int = 257) -> None:
+    add = parser.add_argument
+    add("--rule", default="auto", help="foreground rule: lesion, lungs or auto (%(default)s)")
+    add("--size", type=int, default=size, help="longest side that the network sees, in pixels (%(default)s)")
+    add("--seed", type=int, default=0, help="of the network's parameters (%(default)s)")
+    add("--max-iterations", type=int, default=50, help="(%(default)s)")
+    add("--min-labels", type=int, default=3, help="stop at this many labels or fewer (%(default)s)")
+    add("--learning-rate", type=float, default=0.1, help="(%(default)s)")
+    add("--weights", type=float, nargs=3, metavar=("CLUSTERING", "CONSISTENCY", "STABILITY"), help="(1 1.5 1.3)")
+    add("--channels", type=int, default=100, help="embedding width (%(default)s)")
+    add("--clusters", type=int, default=100, help="(%(default)s)")
+    add("--depth", type=int, default=2, help="blocks in each branch (%(default)s)")
+    add("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    add("--backend", help="triton, torch or reference (default: the fastest that can run)")
+    add("--quiet", action="store_true", help="no progress, results only")

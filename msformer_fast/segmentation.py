@@ -1,0 +1,295 @@
+"""The self-guided loop on one image: a fresh network teaches itself, and its argmax is the segmentation."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from msformer_fast.errors import DivergenceError, InputError
+from msformer_fast.foreground import RULES, Foreground, foreground
+from msformer_fast.images import as_image, fit_size, resize_image, resize_nearest
+from msformer_fast.losses import LossWeights, self_guiding_losses
+from msformer_fast.model import MSFormer
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """One iteration of the loop; losses are weighted, as they enter the total.
+
+    Attributes:
+        index: 0 for the first.
+        total, clustering, consistency, stability: losses before the step of this iteration.
+        label_count: distinct labels before the step (of the image that has most, in a batch).
+        seconds: since the start of the loop.
+    """
+
+    index: int
+    total: float
+    clustering: float
+    consistency: float
+    stability: float
+    label_count: int
+    seconds: float
+
+
+Callback = Callable[[Iteration], object]
+
+
+@dataclass(frozen=True)
+class Guided:
+    """What the loop leaves behind.
+
+    Attributes:
+        labels: (B, H, W), argmax of the forward after the last step, on the model's device.
+        history: one entry an iteration.
+        stopped: ``"min_labels"``, ``"max_iterations"`` or ``"callback"``.
+    """
+
+    labels: Tensor
+    history: tuple[Iteration, ...]
+    stopped: str
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """The segmentation of one image, at the image's own size.
+
+    Attributes:
+        labels: (H, W) unsigned integer, the cluster of every pixel.
+        mask: (H, W) bool, the foreground, chosen without any ground truth.
+        foreground: how the mask was chosen: rule, labels, reason.
+        history: one entry an iteration: losses, label count, seconds.
+        stopped: ``"min_labels"``, ``"max_iterations"`` or ``"callback"``.
+        network_size: (h, w), the size that the network saw.
+        seconds: of the whole call.
+        settings: every setting of the run, ready for JSON.
+    """
+
+    labels: NDArray[np.unsignedinteger[Any]]
+    mask: NDArray[np.bool_]
+    foreground: Foreground
+    history: tuple[Iteration, ...]
+    stopped: str
+    network_size: tuple[int, int]
+    seconds: float
+    settings: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything but the two maps, ready for JSON."""
+        return {
+            "stopped": self.stopped,
+            "iterations": len(self.history),
+            "label_count": int(np.unique(self.labels).size),
+            "foreground": {
+                "rule": self.foreground.rule,
+                "labels": [int(label) for label in self.foreground.labels],
+                "reason": self.foreground.reason,
+                "pixels": int(self.mask.sum()),
+            },
+            "image_size": list(self.labels.shape),
+            "network_size": list(self.network_size),
+            "seconds": self.seconds,
+            "settings": self.settings,
+            "history": [asdict(iteration) for iteration in self.history],
+        }
+
+
+def segment(
+    image: NDArray[Any] | Tensor | str | os.PathLike[str],
+    *,
+    rule: str = "auto",
+    size: int | None = 257,
+    seed: int = 0,
+    max_iterations: int = 50,
+    min_labels: int = 3,
+    learning_rate: float = 0.1,
+    momentum: float = 0.9,
+    weights: LossWeights | tuple[float, float, float] | None = None,
+    channels: int = 100,
+    clusters: int = 100,
+    depth: int | tuple[int, int] = 2,
+    patch: int = 32,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+    backend: str | None = None,
+    callback: Callback | None = None,
+) -> Segmentation:
+    """Segment one image without labels: draw a network, let it guide itself, choose the foreground.
+
+    The same image, settings, machine and thread count give the same result. PyTorch's generators are left as
+    they were.
+
+    Args:
+        image: a path; a NumPy array (H, W) or (H, W, C), ``uint8``, ``uint16`` or float in [0, 1]; or a tensor
+            (H, W), (C, H, W) or (1, C, H, W), likewise. At least 33 pixels high and wide.
+        rule: how the foreground is chosen, a name in :data:`msformer_fast.foreground.RULES`.
+        size: longest side, in pixels, of what the network sees; ``None`` for the image's own size.
+        seed: of the network's parameters.
+        max_iterations: steps at most, 1 or more.
+        min_labels: stop after the step of the first iteration with this many distinct labels or fewer.
+        learning_rate, momentum: of SGD.
+        weights: of the clustering, consistency and stability loss; ``None`` for the authors' (1, 1.5, 1.3).
+        channels, clusters, depth, patch: of the network; see :class:`msformer_fast.MSFormer`.
+        device: ``None`` for a CUDA device if there is one, else the CPU.
+        dtype: ``torch.float32`` or ``torch.float64``.
+        backend: of every op; see :mod:`msformer_fast.ops`.
+        callback: called with each :class:`Iteration` after its step; returning ``False`` stops the loop.
+
+    Raises:
+        InputError: an image or a setting that cannot be used.
+        DivergenceError: a loss became NaN or infinite; names the iteration.
+
+    Source: MS-Former, algorithm 1; defaults are the authors'.
+    """
+    started = time.perf_counter()
+    weights = LossWeights(*weights) if weights is not None else LossWeights()
+    _check_settings(rule, max_iterations, min_labels, learning_rate, momentum, weights, dtype)
+    pixels = as_image(image)
+    target = _device(device)
+    network_size = fit_size(pixels.shape[0], pixels.shape[1], size)
+    seen = resize_image(pixels, network_size)
+    settings = {
+        "rule": rule,
+        "size": size,
+        "seed": seed,
+        "max_iterations": max_iterations,
+        "min_labels": min_labels,
+        "learning_rate": learning_rate,
+        "momentum": momentum,
+        "weights": weights._asdict(),
+        "channels": channels,
+        "clusters": clusters,
+        "depth": depth,
+        "patch": patch,
+        "device": str(target),
+        "dtype": str(dtype).removeprefix("torch."),
+        "backend": backend,
+    }
+
+    model = MSFormer(seen.shape[2], channels, clusters, depth, patch, seed=seed, backend=backend)
+    model = model.to(device=target, dtype=dtype)
+    x = torch.from_numpy(np.ascontiguousarray(seen)).permute(2, 0, 1)[None].to(device=target, dtype=dtype)
+    guided = self_guide(
+        model,
+        x,
+        weights=weights,
+        learning_rate=learning_rate,
+        momentum=momentum,
+        max_iterations=max_iterations,
+        min_labels=min_labels,
+        callback=callback,
+    )
+    labels = guided.labels[0].cpu().numpy()
+    labels = labels.astype(np.uint8 if clusters <= 256 else np.uint16 if clusters <= 2**16 else np.uint32)
+    chosen = foreground(labels, seen, rule)
+    return Segmentation(
+        labels=resize_nearest(labels, pixels.shape[:2]),
+        mask=resize_nearest(chosen.mask, pixels.shape[:2]),
+        foreground=chosen,
+        history=guided.history,
+        stopped=guided.stopped,
+        network_size=network_size,
+        seconds=time.perf_counter() - started,
+        settings=settings,
+    )
+
+
+def self_guide(
+    model: MSFormer,
+    image: Tensor,
+    *,
+    weights: LossWeights | None = None,
+    learning_rate: float = 0.1,
+    momentum: float = 0.9,
+    max_iterations: int = 50,
+    min_labels: int = 3,
+    callback: Callback | None = None,
+) -> Guided:
+    """Train ``model`` in place on ``image`` by its own losses, then score it once more.
+
+    Norms stay in training mode throughout, the last forward included, as in the authors' code.
+
+    Args:
+        model: on the image's device, in its dtype.
+        image: (B, in_channels, H, W) in [0, 1].
+        weights, learning_rate, momentum, max_iterations, min_labels, callback: see :func:`segment`.
+
+    Raises:
+        DivergenceError: a loss became NaN or infinite; the step of that iteration is not taken.
+    """
+    started = time.perf_counter()
+    optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=momentum)
+    history: list[Iteration] = []
+    stopped = "max_iterations"
+    model.train()
+    for index in range(max_iterations):
+        losses = self_guiding_losses(model(image), weights, backend=model.backend)
+        # One transfer an iteration: four losses and the label count together.
+        values = torch.stack([loss.detach().double() for loss in losses[:4]] + [losses.label_count.max().double()])
+        total, clustering, consistency, stability, label_count = values.tolist()
+        if not math.isfinite(total):
+            raise DivergenceError(
+                f"the loss became {total} in iteration {index} (clustering {clustering:.3g}, consistency "
+                f"{consistency:.3g}, stability {stability:.3g}); try a smaller learning rate than {learning_rate:g}"
+            )
+        optimizer.zero_grad(set_to_none=True)
+        losses.total.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+        seconds = time.perf_counter() - started
+        history.append(Iteration(index, total, clustering, consistency, stability, int(label_count), seconds))
+        if callback is not None and callback(history[-1]) is False:
+            stopped = "callback"
+            break
+        if label_count <= min_labels:
+            stopped = "min_labels"
+            break
+    with torch.no_grad():
+        labels = model(image, stability=False).logits.argmax(dim=1)
+    return Guided(labels, tuple(history), stopped)
+
+
+def _check_settings(
+    rule: str,
+    max_iterations: int,
+    min_labels: int,
+    learning_rate: float,
+    momentum: float,
+    weights: LossWeights,
+    dtype: torch.dtype,
+) -> None:
+    if rule not in RULES:
+        raise InputError(f"rule must be one of {', '.join(RULES)}; got {rule!r}")
+    if max_iterations < 1:
+        raise InputError(f"max_iterations must be at least 1, got {max_iterations}")
+    if min_labels < 1:
+        raise InputError(f"min_labels must be at least 1, got {min_labels}")
+    if not (math.isfinite(learning_rate) and learning_rate > 0):
+        raise InputError(f"learning_rate must be a positive finite number, got {learning_rate}")
+    if not 0 <= momentum < 1:
+        raise InputError(f"momentum must be in [0, 1), got {momentum}")
+    weights.check()
+    if dtype not in (torch.float32, torch.float64):
+        raise InputError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    """The device to run on, tried with one small allocation so that a missing one is told before any work."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device {str(device)!r} cannot be used ({reason}); this machine always has 'cpu'") from error
+    return chosen
