@@ -54,6 +54,7 @@ def _sample_calls(device: str) -> dict[str, Callable[[str | None], object]]:
         "mix_ffn": lambda b: ops.mix_ffn(image, *ffn, backend=b),
         "score_map": lambda b: ops.score_map(t(1, 5, 5, 8), image, t(32, 8), t(8, 16), backend=b),
         "clustering_loss": lambda b: ops.clustering_loss(image, cluster_dim=-1, backend=b),
+        "linear_clustering_loss": lambda b: ops.linear_clustering_loss(image, t(5, 8), backend=b),
         "patch_embedding": lambda b: ops.patch_embedding(t(1, 8, 9, 9), t(8, 128), patch=4, backend=b),
         "stability_loss": lambda b: ops.stability_loss(*patches, backend=b),
     }

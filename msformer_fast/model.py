@@ -12,7 +12,7 @@ from msformer_fast import ops
 from msformer_fast.errors import InputError
 from msformer_fast.nn.block import EfficientTransformerBlock
 from msformer_fast.nn.overlap_embedding import OverlapEmbedding
-from msformer_fast.nn.stability_loss import embed_patches
+from msformer_fast.nn.patch_embedding import embed_patches
 
 
 class Scores(NamedTuple):

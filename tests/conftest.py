@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.harness.fresh_memory import poisoned
+
+# Before anything imports triton: without a GPU its kernels run in its interpreter.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).resolve().parent / "golden"
@@ -37,3 +45,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(autouse=True)
 def _fresh_seed() -> None:
     torch.manual_seed(SEED)
+
+
+@pytest.fixture
+def strict_kernels(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Kernels that cannot hide a mistake: fresh memory is NaN, and in the interpreter bounds are checked, bf16 is right
+    and a masked-off lane reads NaN."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(poisoned())
+        if os.environ.get("TRITON_INTERPRET") == "1":
+            from tests.harness.interpreter import fixed
+
+            stack.enter_context(fixed(poison=True))
+        yield

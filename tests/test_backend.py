@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import pytest
+import torch
 
 from msformer_fast import BackendError, InputError
 from msformer_fast.doctor import backends, report
@@ -15,33 +16,39 @@ def refuse(reason: str | None):
     return lambda: reason
 
 
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
 def test_the_fastest_that_can_run() -> None:
-    assert choose("op", None, {"triton": refuse(None), "torch": refuse(None)}) == "triton"
-    assert choose("op", None, {"triton": refuse("no"), "torch": refuse(None)}) == "torch"
-    assert choose("op", None, {"triton": refuse("no"), "torch": refuse("no")}) == "reference"
-    assert choose("op", "reference", {"triton": refuse(None)}) == "reference"
+    assert choose("op", None, GPU, {"triton": refuse(None), "torch": refuse(None)}) == "triton"
+    assert choose("op", None, GPU, {"triton": refuse("no"), "torch": refuse(None)}) == "torch"
+    assert choose("op", None, GPU, {"triton": refuse("no"), "torch": refuse("no")}) == "reference"
+    assert choose("op", None, CPU, {"triton": refuse(None), "torch": refuse(None)}) == "torch"
+    assert choose("op", None, CPU, {"triton": refuse(None)}) == "reference"
+    assert choose("op", "reference", GPU, {"triton": refuse(None)}) == "reference"
+    assert choose("op", "triton", CPU, {"triton": refuse(None)}) == "triton"
 
 
 def test_asked_for_by_name_raises_the_reason() -> None:
     with pytest.raises(BackendError, match="needs a GPU"):
-        choose("op", "triton", {"triton": refuse("op: needs a GPU")})
+        choose("op", "triton", GPU, {"triton": refuse("op: needs a GPU")})
 
 
 def test_a_fallback_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="msformer_fast"):
         for _ in range(2):
-            choose("logged_once", None, {"triton": refuse("logged_once: no GPU")})
+            choose("logged_once", None, GPU, {"torch": refuse(None), "triton": refuse("logged_once: no GPU")})
     assert [record.message for record in caplog.records] == ["logged_once: no GPU"]
 
 
 def test_an_unknown_name_lists_the_known() -> None:
     with pytest.raises(InputError, match="triton, torch, reference; got 'cuda'"):
-        choose("op", "cuda", {})
+        choose("op", "cuda", CPU, {})
 
 
 def test_every_op_runs_its_reference_or_says_why_not() -> None:
     table = backends("cpu")
-    assert len(table) == 6
+    assert len(table) == 7
     for op, states in table.items():
         assert list(states) == list(BACKENDS)
         assert states["reference"] == "runs"

@@ -5,8 +5,9 @@ from msformer_fast.nn.clustering_loss import ClusteringLoss
 from msformer_fast.nn.efficient_attention import EfficientAttention
 from msformer_fast.nn.mix_ffn import MixFFN
 from msformer_fast.nn.overlap_embedding import OverlapEmbedding
+from msformer_fast.nn.patch_embedding import PatchEmbedding
 from msformer_fast.nn.score_map import ScoreMap
-from msformer_fast.nn.stability_loss import PatchEmbedding, SpatialStabilityLoss
+from msformer_fast.nn.stability_loss import SpatialStabilityLoss
 
 __all__ = [
     "ClusteringLoss",

@@ -2,45 +2,103 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
+import os
 from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
 
 from msformer_fast.errors import BackendError, InputError
 
-#: Every backend, the fastest first.
+#: Every backend, the fastest on a GPU first.
 BACKENDS = ("triton", "torch", "reference")
 
+#: dtypes that the kernels take on a GPU.
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+Refusal = Callable[[], str | None]
+
 _log = logging.getLogger("msformer_fast")
-_logged: set[tuple[str, str]] = set()
+_logged: set[str] = set()
 
 
-def not_built(op: str, backend: str) -> Callable[[], str]:
-    """A refusal for a body that this version does not have."""
-    return lambda: f'{op}: this version has no "{backend}" backend for this op; use backend="reference" or None'
-
-
-def choose(op: str, backend: str | None, why_not: Mapping[str, Callable[[], str | None]]) -> str:
+def choose(op: str, backend: str | None, device: torch.device, why_not: Mapping[str, Refusal]) -> str:
     """Name of the backend that will run.
 
     Args:
         op: name of the op, for messages.
-        backend: one of :data:`BACKENDS`, or ``None`` for the fastest that can run.
+        backend: one of :data:`BACKENDS`, or ``None`` for the fastest that can run. On the CPU ``None`` never takes
+            ``"triton"``, whose interpreter is for tests.
+        device: of the op's tensors.
         why_not: for each backend but ``"reference"`` (which always can) a function that gives its refusal in
-            one sentence, or ``None`` if it can run.
+            one sentence, or ``None`` if it can run. A backend without one is not built.
 
     Raises:
         InputError: ``backend`` is no known name.
         BackendError: the backend asked for by name refuses.
     """
-    if backend is not None and backend not in BACKENDS:
+    if backend is None:
+        for name in BACKENDS[1:] if device.type == "cpu" else BACKENDS:
+            refusal = _refusal(op, name, why_not)
+            if refusal is None:
+                return name
+            _log_once(refusal)
+    if backend not in BACKENDS:
         raise InputError(f"{op}: backend must be None or one of {', '.join(BACKENDS)}; got {backend!r}")
-    for name in BACKENDS if backend is None else (backend,):
-        refusal = why_not[name]() if name in why_not else None
-        if refusal is None:
-            return name
-        if backend is not None:
-            raise BackendError(refusal)
-        if (op, refusal) not in _logged:
-            _logged.add((op, refusal))
-            _log.info(refusal)
-    raise AssertionError("the reference refuses nothing")
+    refusal = _refusal(op, backend, why_not)
+    if refusal is not None:
+        raise BackendError(refusal)
+    return backend
+
+
+def why_not_triton(op: str, *tensors: Tensor | None) -> str | None:
+    """Why the kernels cannot run on these tensors, or ``None``: what every op asks before limits of its own."""
+    given = [tensor for tensor in tensors if tensor is not None]
+    device = given[0].device
+    if not _installed():
+        return f'{op}: backend="triton" needs the package triton, which is not installed'
+    if device.type not in ("cuda", "cpu"):
+        return f'{op}: backend="triton" needs a CUDA or HIP device; the tensors are on {device}'
+    if device.type == "cpu" and not interpreting():
+        return (
+            f'{op}: backend="triton" needs a CUDA or HIP device; the tensors are on the CPU, where kernels run only in '
+            "Triton's interpreter (TRITON_INTERPRET=1 before triton is imported), for tests"
+        )
+    dtypes = {tensor.dtype for tensor in given}
+    if len(dtypes) > 1:
+        names = ", ".join(sorted(str(dtype) for dtype in dtypes))
+        return f'{op}: backend="triton" needs all tensors in one dtype; got {names}'
+    (dtype,) = dtypes
+    if dtype == torch.float64 and device.type == "cpu":
+        return None
+    if dtype not in KERNEL_DTYPES:
+        return f'{op}: backend="triton" takes float32, bfloat16 and float16; got {dtype}'
+    return None
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def interpreting() -> bool:
+    """Whether kernels run in Triton's interpreter, on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _refusal(op: str, backend: str, why_not: Mapping[str, Refusal]) -> str | None:
+    if backend == "reference":
+        return None
+    if backend not in why_not:
+        return f'{op}: this version has no "{backend}" backend for this op; use backend="reference" or None'
+    return why_not[backend]()
+
+
+def _log_once(refusal: str) -> None:
+    """Not while compiling: a log call would break the graph."""
+    if not torch.compiler.is_compiling() and refusal not in _logged:
+        _logged.add(refusal)
+        _log.info(refusal)

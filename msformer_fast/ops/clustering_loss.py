@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import torch
 from torch import Tensor
 
+from msformer_fast.dtypes import label_dtype, sum_dtype
 from msformer_fast.errors import InputError
-from msformer_fast.ops.backend import choose, not_built
+from msformer_fast.ops.backend import choose, why_not_triton
 from msformer_fast.ops.shapes import Shapes
+from msformer_fast.profiling import nvtx_range
 from msformer_fast.reference.clustering_loss import clustering_loss as _reference
 
+OP = "clustering_loss"
 REDUCTIONS = ("mean", "sum", "none")
-_WHY_NOT = {name: not_built("clustering_loss", name) for name in ("triton", "torch")}
+MAX_CLUSTERS = 1024
 
 
 def clustering_loss(
@@ -34,15 +41,74 @@ def clustering_loss(
         InputError: a shape or an option that does not fit, named.
         BackendError: the backend asked for cannot run this call; the message says why.
 
+    The kernels' gradient cannot be differentiated again; the reference's can.
+
     Source: MS-Former, clustering loss; Kim et al., IEEE TIP 2020, equation 1.
     """
     if cluster_dim not in (1, -1):
-        raise InputError(f"clustering_loss: cluster_dim must be 1 or -1, got {cluster_dim}")
+        raise InputError(f"{OP}: cluster_dim must be 1 or -1, got {cluster_dim}")
     if reduction not in REDUCTIONS:
-        raise InputError(f"clustering_loss: reduction must be one of {', '.join(REDUCTIONS)}; got {reduction!r}")
-    shapes = Shapes("clustering_loss")
+        raise InputError(f"{OP}: reduction must be one of {', '.join(REDUCTIONS)}; got {reduction!r}")
+    shapes = Shapes(OP)
     shapes("logits", logits, "B K H W" if cluster_dim == 1 else "B H W K")
     if shapes["K"] < 2:
-        raise InputError(f"clustering_loss: logits must have at least 2 clusters, got {shapes['K']}")
-    choose("clustering_loss", backend, _WHY_NOT)
+        raise InputError(f"{OP}: logits must have at least 2 clusters, got {shapes['K']}")
+    chosen = choose(OP, backend, logits.device, {"triton": lambda: _why_not_triton(logits, shapes["K"])})
+    if chosen == "triton":
+        loss, labels, label_count = _forward(logits, reduction, cluster_dim)
+        return loss, labels, label_count
     return _reference(logits, cluster_dim, reduction)
+
+
+def _why_not_triton(logits: Tensor, clusters: int) -> str | None:
+    if clusters > MAX_CLUSTERS:
+        return f'{OP}: backend="triton" takes at most {MAX_CLUSTERS} clusters, got {clusters}'
+    return why_not_triton(OP, logits)
+
+
+@torch.library.custom_op("msformer_fast::clustering_loss", mutates_args=())
+def _forward(logits: Tensor, reduction: str, cluster_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    from msformer_fast.kernels.clustering_loss import clustering_loss_forward
+
+    with nvtx_range("clustering_loss.forward"):
+        return clustering_loss_forward(logits, reduction, cluster_dim)
+
+
+@_forward.register_fake
+def _(logits: Tensor, reduction: str, cluster_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    shape = list(logits.shape)
+    clusters = shape.pop(cluster_dim)
+    return fake_results(logits, shape, clusters, reduction)
+
+
+def fake_results(like: Tensor, shape: Sequence[int], clusters: int, reduction: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Empty loss, labels (of ``shape``) and label count (of its first axis), for tracing."""
+    loss = like.new_empty(shape if reduction == "none" else (), dtype=sum_dtype(like.dtype))
+    count = like.new_empty(shape[0], dtype=torch.int32)
+    return loss, like.new_empty(shape, dtype=label_dtype(clusters)), count
+
+
+@torch.library.custom_op("msformer_fast::clustering_loss_backward", mutates_args=())
+def _backward(grad_loss: Tensor, logits: Tensor, reduction: str, cluster_dim: int) -> Tensor:
+    from msformer_fast.kernels.clustering_loss import clustering_loss_backward
+
+    with nvtx_range("clustering_loss.backward"):
+        return clustering_loss_backward(logits, grad_loss, reduction, cluster_dim)
+
+
+@_backward.register_fake
+def _(grad_loss: Tensor, logits: Tensor, reduction: str, cluster_dim: int) -> Tensor:
+    return torch.empty_like(logits)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Tensor, str, int], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    logits, ctx.reduction, ctx.cluster_dim = inputs
+    ctx.save_for_backward(logits)
+
+
+def _differentiate(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor, None, None]:
+    (logits,) = ctx.saved_tensors
+    return _backward(grad_loss, logits, ctx.reduction, ctx.cluster_dim), None, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_setup_context)

@@ -5,11 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from msformer_fast.errors import InputError
-from msformer_fast.ops.backend import choose, not_built
+from msformer_fast.ops.backend import choose
 from msformer_fast.ops.shapes import Shapes
 from msformer_fast.reference.efficient_attention import efficient_attention as _reference
-
-_WHY_NOT = {name: not_built("efficient_attention", name) for name in ("triton", "torch")}
 
 
 def efficient_attention(
@@ -78,7 +76,7 @@ def efficient_attention(
         )
     if not norm and (norm_weight is not None or norm_bias is not None):
         raise InputError("efficient_attention: norm_weight and norm_bias need norm=True; pass None for both")
-    choose("efficient_attention", backend, _WHY_NOT)
+    choose("efficient_attention", backend, x.device, {})
     return _reference(
         x,
         key_weight,

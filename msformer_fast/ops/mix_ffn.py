@@ -5,11 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from msformer_fast.errors import InputError
-from msformer_fast.ops.backend import choose, not_built
+from msformer_fast.ops.backend import choose
 from msformer_fast.ops.shapes import Shapes
 from msformer_fast.reference.mix_ffn import mix_ffn as _reference
-
-_WHY_NOT = {name: not_built("mix_ffn", name) for name in ("triton", "torch")}
 
 
 def mix_ffn(
@@ -75,7 +73,7 @@ def mix_ffn(
         affine = (norm_weight, norm_bias) if name == "norm" else (inner_norm_weight, inner_norm_bias)
         if not flag and affine != (None, None):
             raise InputError(f"mix_ffn: {name}_weight and {name}_bias need {name}=True; pass None for both")
-    choose("mix_ffn", backend, _WHY_NOT)
+    choose("mix_ffn", backend, t.device, {})
     return _reference(
         t,
         fc1_weight,

@@ -5,11 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from msformer_fast.errors import InputError
-from msformer_fast.ops.backend import choose, not_built
+from msformer_fast.ops.backend import choose
 from msformer_fast.ops.shapes import Shapes
 from msformer_fast.reference.score_map import score_map as _reference
-
-_WHY_NOT = {name: not_built("score_map", name) for name in ("triton", "torch")}
 
 
 def score_map(
@@ -52,5 +50,5 @@ def score_map(
             f"score_map: up_weight must be (4C, C) and head_weight (K, 2C) with C = {channels}; "
             f"got {tuple(up_weight.shape)} and {tuple(head_weight.shape)}"
         )
-    choose("score_map", backend, _WHY_NOT)
+    choose("score_map", backend, fine.device, {})
     return _reference(coarse, fine, up_weight, head_weight)

@@ -1,95 +1,22 @@
-"""The spatial stability loss, and the patch embedding in front of it."""
+"""The spatial stability loss of two patch embeddings, flash-style: no T x T matrix."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
+from msformer_fast.dtypes import sum_dtype
 from msformer_fast.errors import InputError
-from msformer_fast.ops.backend import choose, not_built
+from msformer_fast.ops.backend import choose, why_not_triton
+from msformer_fast.ops.precision import cast_product, input_precision
 from msformer_fast.ops.shapes import Shapes
+from msformer_fast.profiling import nvtx_range
 from msformer_fast.reference import stability_loss as _reference
 
-_WHY_NOT = {name: not_built("stability_loss", name) for name in ("triton", "torch")}
-_WHY_NOT_EMBEDDING = {name: not_built("patch_embedding", name) for name in ("triton", "torch")}
-
-
-def patch_embedding(
-    logits: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    norm_weight: Tensor | None = None,
-    norm_bias: Tensor | None = None,
-    running_mean: Tensor | None = None,
-    running_var: Tensor | None = None,
-    *,
-    patch: int = 32,
-    training: bool = True,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-    backend: str | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Queries and keys of the stability loss: patches of the batch-normed logits, one diagonal step apart.
-
-    Queries are cut from the map without its first row and column, keys from the map without its last row and
-    column, both into ``T = ((H - 1) // patch) * ((W - 1) // patch)`` patches in row order; what is left at the
-    far edge is cropped. A patch is flattened in the order (row, column, cluster) and projected.
-
-    Args:
-        logits: (B, K, H, W), floating point, any strides; H and W at least ``patch + 1``.
-        weight: (C, patch * patch * K); bias: (C) or ``None``. Shared by queries and keys.
-        norm_weight, norm_bias: (K) or ``None``, the batch norm's affine parameters.
-        running_mean, running_var: (K) or ``None``; updated in place when ``training``, used when not.
-        patch: side of a patch in pixels.
-        training: normalise by the batch's own statistics.
-        momentum: weight of this batch in the running statistics.
-        eps: added to the variance.
-        backend: ``"triton"``, ``"torch"``, ``"reference"`` or ``None`` for the fastest that can run.
-
-    Returns:
-        queries and keys, both (B, T, C).
-
-    Raises:
-        InputError: a shape or an option that does not fit, named.
-        BackendError: the backend asked for cannot run this call; the message says why.
-
-    Source: MS-Former, intra-scale loss; the authors' ``bn3`` and ``to_patch_embedding``.
-    """
-    if patch < 1:
-        raise InputError(f"patch_embedding: patch must be at least 1 pixel, got {patch}")
-    shapes = Shapes("patch_embedding")
-    shapes("logits", logits, "B K H W")
-    shapes("weight", weight, "C L")
-    shapes("bias", bias, "C")
-    shapes("norm_weight", norm_weight, "K")
-    shapes("norm_bias", norm_bias, "K")
-    shapes("running_mean", running_mean, "K")
-    shapes("running_var", running_var, "K")
-    if min(shapes["H"], shapes["W"]) < patch + 1:
-        raise InputError(
-            f"patch_embedding: logits must be at least patch + 1 = {patch + 1} pixels high and wide; "
-            f"got {shapes['H']} x {shapes['W']}"
-        )
-    if shapes["L"] != patch * patch * shapes["K"]:
-        raise InputError(
-            f"patch_embedding: weight must be (C, patch * patch * K) = (C, {patch * patch * shapes['K']}); "
-            f"got {tuple(weight.shape)}"
-        )
-    if not training and (running_mean is None or running_var is None):
-        raise InputError("patch_embedding: training=False needs running_mean and running_var")
-    choose("patch_embedding", backend, _WHY_NOT_EMBEDDING)
-    return _reference.patch_embedding(
-        logits,
-        weight,
-        bias,
-        norm_weight,
-        norm_bias,
-        running_mean,
-        running_var,
-        patch,
-        training,
-        momentum,
-        eps,
-    )
+OP = "stability_loss"
+MAX_CHANNELS = 256
 
 
 def stability_loss(queries: Tensor, keys: Tensor, *, scale: float = 8.0, backend: str | None = None) -> Tensor:
@@ -103,16 +30,20 @@ def stability_loss(queries: Tensor, keys: Tensor, *, scale: float = 8.0, backend
         backend: ``"triton"``, ``"torch"``, ``"reference"`` or ``None`` for the fastest that can run.
 
     Returns:
-        scalar.
+        scalar; float32 for half precision, else the queries' dtype.
 
     Raises:
         InputError: a shape or an option that does not fit, named.
         BackendError: the backend asked for cannot run this call; the message says why.
 
+    The kernels' gradient cannot be differentiated again; the reference's can.
+
     Source: MS-Former, intra-scale (spatial stability) loss.
     """
-    _check_pair("stability_loss", queries, keys, scale)
-    choose("stability_loss", backend, _WHY_NOT)
+    _check_pair(OP, queries, keys, scale)
+    queries, keys = cast_product(queries), cast_product(keys)
+    if choose(OP, backend, queries.device, {"triton": lambda: _why_not_triton(queries, keys)}) == "triton":
+        return _forward(queries, keys, scale)[0]
     return _reference.stability_loss(queries, keys, scale)
 
 
@@ -133,3 +64,55 @@ def _check_pair(op: str, queries: Tensor, keys: Tensor, scale: float) -> None:
         raise InputError(f"{op}: queries must hold at least one patch, got {tuple(queries.shape)}")
     if not scale > 0:
         raise InputError(f"{op}: scale must be positive, got {scale}")
+
+
+def _why_not_triton(queries: Tensor, keys: Tensor) -> str | None:
+    if queries.shape[-1] > MAX_CHANNELS:
+        return f'{OP}: backend="triton" takes at most {MAX_CHANNELS} channels, got {queries.shape[-1]}'
+    return why_not_triton(OP, queries, keys)
+
+
+@torch.library.custom_op("msformer_fast::stability_loss", mutates_args=())
+def _forward(queries: Tensor, keys: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    from msformer_fast.kernels.stability_loss import stability_loss_forward
+
+    with nvtx_range("stability_loss.forward"):
+        return stability_loss_forward(queries, keys, scale, input_precision(queries.dtype))
+
+
+@_forward.register_fake
+def _(queries: Tensor, keys: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    dtype, rows = sum_dtype(queries.dtype), queries.shape[:2]
+    others = queries.new_empty(rows, dtype=dtype)
+    return queries.new_empty((), dtype=dtype), others, torch.empty_like(others)
+
+
+@torch.library.custom_op("msformer_fast::stability_loss_backward", mutates_args=())
+def _backward(
+    grad_loss: Tensor, queries: Tensor, keys: Tensor, others: Tensor, diagonal: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    from msformer_fast.kernels.stability_loss import stability_loss_backward
+
+    with nvtx_range("stability_loss.backward"):
+        return stability_loss_backward(
+            queries, keys, others, diagonal, grad_loss, scale, input_precision(queries.dtype)
+        )
+
+
+@_backward.register_fake
+def _(
+    grad_loss: Tensor, queries: Tensor, keys: Tensor, others: Tensor, diagonal: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    return queries.new_empty(queries.shape), keys.new_empty(keys.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    queries, keys, ctx.scale = inputs
+    ctx.save_for_backward(queries, keys, output[1], output[2])
+
+
+def _differentiate(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, None]:
+    return *_backward(grad_loss, *ctx.saved_tensors, ctx.scale), None
+
+
+_forward.register_autograd(_differentiate, setup_context=_setup_context)

@@ -7,12 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-
-def label_dtype(clusters: int) -> torch.dtype:
-    """Smallest integer dtype of PyTorch that holds the labels ``0 .. clusters - 1``."""
-    if clusters <= 256:
-        return torch.uint8
-    return torch.int16 if clusters <= 2**15 else torch.int32
+from msformer_fast.dtypes import label_dtype
 
 
 def clustering_loss(logits: Tensor, cluster_dim: int, reduction: str) -> tuple[Tensor, Tensor, Tensor]:

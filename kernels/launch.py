@@ -1,0 +1,61 @@
+"""What every launcher shares: names of cards, dtypes of sums, kinds of products, widths of accesses. No kernels."""
+
+from __future__ import annotations
+
+import math
+from typing import TypeAlias
+
+import torch
+import triton
+import triton.language as tl
+
+Row: TypeAlias = tuple[int, ...]
+
+
+def target_of(device: torch.device) -> str | None:
+    """Name of a device's architecture, as launch tables spell it (``sm_90``, ``gfx942``); None on the CPU."""
+    if device.type != "cuda":
+        return None
+    if torch.version.hip:
+        return torch.cuda.get_device_properties(device).gcnArchName.partition(":")[0]
+    return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+
+
+def processors_of(device: torch.device) -> int:
+    """Multiprocessors of a device; 1 on the CPU, where programs run one after another."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def accumulator(dtype: torch.dtype) -> tl.dtype:
+    """What sums of a dtype are taken in (see ``sum_dtype``), as a kernel spells it."""
+    return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def product_kind(dtype: torch.dtype, input_precision: str) -> str:
+    """Row of a launch table that serves a product: "half" (16 bit), "tf32" or "ieee" (also tf32x3 and float64)."""
+    if dtype.itemsize == 2:
+        return "half"
+    return "tf32" if input_precision == "tf32" else "ieee"
+
+
+def vector_length(dtype: torch.dtype, *divided: int) -> int:
+    """Elements that a 128-bit access holds, or the largest lower power of 2 that divides all these numbers."""
+    return math.gcd(16 // dtype.itemsize, *divided)
+
+
+def padded(size: int) -> int:
+    """The block that holds all of a dimension: a power of 2, and no less than a product takes."""
+    return max(16, triton.next_power_of_2(size))
+
+
+def choose(rows: dict[tuple[str, int], Row], size: int, target: str | None) -> Row:
+    """The row of a launch table ``{(targets, largest size): row}`` that serves a size on a card.
+
+    A row that names the target goes before one for any (``""``), then the narrowest that fits.
+    """
+    fits = [
+        (not targets, limit, row)
+        for (targets, limit), row in rows.items()
+        if size <= limit and target in (targets.split() or [target])
+    ]
+    return min(fits)[2]

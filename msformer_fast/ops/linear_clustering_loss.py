@@ -1,0 +1,124 @@
+"""The clustering loss fused with the projection that makes the scores: the scores are never stored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from msformer_fast.errors import InputError
+from msformer_fast.ops.backend import choose, why_not_triton
+from msformer_fast.ops.clustering_loss import REDUCTIONS, fake_results
+from msformer_fast.ops.precision import cast_product, input_precision
+from msformer_fast.ops.shapes import Shapes
+from msformer_fast.profiling import nvtx_range
+from msformer_fast.reference.linear_clustering_loss import linear_clustering_loss as _reference
+
+OP = "linear_clustering_loss"
+
+
+def linear_clustering_loss(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    reduction: str = "mean",
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`clustering_loss` of ``features @ weight.T + bias``, for callers who do not need these scores.
+
+    Args:
+        features: (B, H, W, D), floating point, any strides.
+        weight: (K, D), K >= 2; bias: (K) or ``None``.
+        reduction: ``"mean"`` or ``"sum"`` over every pixel of the batch, or ``"none"``.
+        backend: ``"triton"``, ``"torch"``, ``"reference"`` or ``None`` for the fastest that can run.
+
+    Returns:
+        loss, labels (B, H, W) and label_count (B), as :func:`clustering_loss` returns them.
+
+    Raises:
+        InputError: a shape or an option that does not fit, named.
+        BackendError: the backend asked for cannot run this call; the message says why.
+
+    The kernels keep the scores in float32, also for half-precision features; the reference rounds them to the
+    features' dtype, as a linear layer does, so the two may label a pixel differently whose best two scores round to
+    one number. The kernels' gradient cannot be differentiated again; the reference's can.
+
+    Source: MS-Former, clustering loss on the head's output.
+    """
+    if reduction not in REDUCTIONS:
+        raise InputError(f"{OP}: reduction must be one of {', '.join(REDUCTIONS)}; got {reduction!r}")
+    shapes = Shapes(OP)
+    shapes("features", features, "B H W D")
+    shapes("weight", weight, "K D")
+    shapes("bias", bias, "K")
+    if shapes["K"] < 2:
+        raise InputError(f"{OP}: weight must have at least 2 clusters, got {shapes['K']}")
+    features, weight, bias = cast_product(features), cast_product(weight), cast_product(bias)
+    chosen = choose(OP, backend, features.device, {"triton": lambda: why_not_triton(OP, features, weight, bias)})
+    if chosen == "triton":
+        loss, labels, label_count, _ = _forward(features, weight, bias, reduction)
+        return loss, labels, label_count
+    return _reference(features, weight, bias, reduction)
+
+
+@torch.library.custom_op("msformer_fast::linear_clustering_loss", mutates_args=())
+def _forward(
+    features: Tensor, weight: Tensor, bias: Tensor | None, reduction: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from msformer_fast.kernels.linear_clustering_loss import linear_clustering_loss_forward
+
+    with nvtx_range("linear_clustering_loss.forward"):
+        return linear_clustering_loss_forward(features, weight, bias, reduction, input_precision(features.dtype))
+
+
+@_forward.register_fake
+def _(features: Tensor, weight: Tensor, bias: Tensor | None, reduction: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    loss, labels, count = fake_results(features, features.shape[:-1], weight.shape[0], reduction)
+    return loss, labels, count, features.new_empty((2, *features.shape[:-1]), dtype=loss.dtype)
+
+
+@torch.library.custom_op("msformer_fast::linear_clustering_loss_backward", mutates_args=())
+def _backward(
+    grad_loss: Tensor,
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    statistics: Tensor,
+    reduction: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    from msformer_fast.kernels.linear_clustering_loss import linear_clustering_loss_backward
+
+    with nvtx_range("linear_clustering_loss.backward"):
+        return linear_clustering_loss_backward(
+            features, weight, bias, labels, statistics, grad_loss, reduction, input_precision(features.dtype)
+        )
+
+
+@_backward.register_fake
+def _(
+    grad_loss: Tensor,
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    statistics: Tensor,
+    reduction: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(features), weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    features, weight, bias, ctx.reduction = inputs
+    ctx.save_for_backward(features, weight, bias, output[1], output[3])
+
+
+def _differentiate(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    features, weight, bias, labels, statistics = ctx.saved_tensors
+    gradients = _backward(grad_loss, features, weight, bias, labels, statistics, ctx.reduction)
+    return gradients[0], gradients[1], None if bias is None else gradients[2], None
+
+
+_forward.register_autograd(_differentiate, setup_context=_setup_context)

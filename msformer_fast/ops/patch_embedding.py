@@ -1,0 +1,237 @@
+"""The patch embedding in front of the stability loss: batch norm, two shifted patch grids, one projection."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from msformer_fast.dtypes import sum_dtype
+from msformer_fast.errors import InputError
+from msformer_fast.ops.backend import choose, why_not_triton
+from msformer_fast.ops.precision import cast_product, input_precision
+from msformer_fast.ops.shapes import Shapes
+from msformer_fast.profiling import nvtx_range
+from msformer_fast.reference.patch_embedding import patch_embedding as _reference
+
+OP = "patch_embedding"
+MAX_CHANNELS, MAX_CLUSTERS = 256, 1024
+
+
+def patch_embedding(
+    logits: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    *,
+    patch: int = 32,
+    training: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Queries and keys of the stability loss: patches of the batch-normed logits, one diagonal step apart.
+
+    Queries are cut from the map without its first row and column, keys from the map without its last row and
+    column, both into ``T = ((H - 1) // patch) * ((W - 1) // patch)`` patches in row order; what is left at the
+    far edge is cropped. A patch is flattened in the order (row, column, cluster) and projected.
+
+    Args:
+        logits: (B, K, H, W), floating point, any strides; H and W at least ``patch + 1``.
+        weight: (C, patch * patch * K); bias: (C) or ``None``. Shared by queries and keys.
+        norm_weight, norm_bias: (K) or ``None``, the batch norm's affine parameters.
+        running_mean, running_var: (K) or ``None``; updated in place when ``training``, used when not.
+        patch: side of a patch in pixels.
+        training: normalise by the batch's own statistics.
+        momentum: weight of this batch in the running statistics.
+        eps: added to the variance.
+        backend: ``"triton"``, ``"torch"``, ``"reference"`` or ``None`` for the fastest that can run.
+
+    Returns:
+        queries and keys, both (B, T, C).
+
+    Raises:
+        InputError: a shape or an option that does not fit, named.
+        BackendError: the backend asked for cannot run this call; the message says why.
+
+    Source: MS-Former, intra-scale loss; the authors' ``bn3`` and ``to_patch_embedding``.
+    """
+    if patch < 1:
+        raise InputError(f"patch_embedding: patch must be at least 1 pixel, got {patch}")
+    shapes = Shapes("patch_embedding")
+    shapes("logits", logits, "B K H W")
+    shapes("weight", weight, "C L")
+    shapes("bias", bias, "C")
+    shapes("norm_weight", norm_weight, "K")
+    shapes("norm_bias", norm_bias, "K")
+    shapes("running_mean", running_mean, "K")
+    shapes("running_var", running_var, "K")
+    if min(shapes["H"], shapes["W"]) < patch + 1:
+        raise InputError(
+            f"patch_embedding: logits must be at least patch + 1 = {patch + 1} pixels high and wide; "
+            f"got {shapes['H']} x {shapes['W']}"
+        )
+    if shapes["L"] != patch * patch * shapes["K"]:
+        raise InputError(
+            f"patch_embedding: weight must be (C, patch * patch * K) = (C, {patch * patch * shapes['K']}); "
+            f"got {tuple(weight.shape)}"
+        )
+    if not training and (running_mean is None or running_var is None):
+        raise InputError("patch_embedding: training=False needs running_mean and running_var")
+    logits, weight, bias = cast_product(logits), cast_product(weight), cast_product(bias)
+    if choose(OP, backend, logits.device, {"triton": lambda: _why_not_triton(logits, weight, bias)}) == "triton":
+        mean, rstd = _norm_of(logits, running_mean, running_var, training, momentum, eps)
+        gamma = mean.new_ones(shapes["K"]) if norm_weight is None else norm_weight
+        beta = mean.new_zeros(shapes["K"]) if norm_bias is None else norm_bias
+        queries, keys = _forward(logits, mean, rstd, gamma, beta, weight, bias, patch, training)
+        return queries, keys
+    return _reference(
+        logits, weight, bias, norm_weight, norm_bias, running_mean, running_var, patch, training, momentum, eps
+    )
+
+
+def _norm_of(
+    logits: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """Mean and reciprocal standard deviation to normalise by; the running ones are updated as batch norm does."""
+    if not training:
+        assert running_mean is not None and running_var is not None
+        return running_mean, (running_var + eps).rsqrt()
+    with torch.no_grad():
+        mean, var = _statistics(logits.detach())
+        if running_mean is not None:
+            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+        if running_var is not None:
+            values = logits.numel() // logits.shape[1]
+            running_var.lerp_((var * (values / max(values - 1, 1))).to(running_var.dtype), momentum)
+        return mean, (var + eps).rsqrt()
+
+
+def _why_not_triton(logits: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
+    for name, size, most in (("clusters", logits.shape[1], MAX_CLUSTERS), ("channels", weight.shape[0], MAX_CHANNELS)):
+        if size > most:
+            return f'{OP}: backend="triton" takes at most {most} {name}, got {size}'
+    return why_not_triton(OP, logits, weight, bias)
+
+
+@torch.library.custom_op("msformer_fast::batch_statistics", mutates_args=())
+def _statistics(logits: Tensor) -> tuple[Tensor, Tensor]:
+    from msformer_fast.kernels.batch_statistics import batch_statistics
+
+    with nvtx_range("patch_embedding.statistics"):
+        return batch_statistics(logits)
+
+
+@_statistics.register_fake
+def _(logits: Tensor) -> tuple[Tensor, Tensor]:
+    mean = logits.new_empty(logits.shape[1], dtype=sum_dtype(logits.dtype))
+    return mean, torch.empty_like(mean)
+
+
+@torch.library.custom_op("msformer_fast::patch_embedding", mutates_args=())
+def _forward(
+    logits: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    patch: int,
+    training: bool,
+) -> tuple[Tensor, Tensor]:
+    from msformer_fast.kernels.patch_embedding import patch_embedding_forward
+
+    with nvtx_range("patch_embedding.forward"):
+        return patch_embedding_forward(
+            logits, mean, rstd, gamma, beta, weight, bias, patch, input_precision(logits.dtype)
+        )
+
+
+@_forward.register_fake
+def _(
+    logits: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    patch: int,
+    training: bool,
+) -> tuple[Tensor, Tensor]:
+    patches = ((logits.shape[2] - 1) // patch) * ((logits.shape[3] - 1) // patch)
+    queries = logits.new_empty(logits.shape[0], patches, weight.shape[0])
+    return queries, torch.empty_like(queries)
+
+
+@torch.library.custom_op("msformer_fast::patch_embedding_backward", mutates_args=())
+def _backward(
+    grad_queries: Tensor,
+    grad_keys: Tensor,
+    logits: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    weight: Tensor,
+    patch: int,
+    training: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    from msformer_fast.kernels.patch_embedding import patch_embedding_backward
+
+    with nvtx_range("patch_embedding.backward"):
+        precision = input_precision(logits.dtype)
+        gradients = (grad_queries, grad_keys)
+        return patch_embedding_backward(
+            *gradients, logits, mean, rstd, gamma, beta, weight, patch, precision, batch_stats=training
+        )
+
+
+@_backward.register_fake
+def _(
+    grad_queries: Tensor,
+    grad_keys: Tensor,
+    logits: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    weight: Tensor,
+    patch: int,
+    training: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def per_channel(channels: int) -> Tensor:
+        return logits.new_empty(channels, dtype=sum_dtype(logits.dtype))
+
+    clusters = logits.shape[1]
+    channel_sums = per_channel(weight.shape[0]), per_channel(clusters), per_channel(clusters)
+    return torch.empty_like(logits), weight.new_empty(weight.shape), *channel_sums
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    logits, mean, rstd, gamma, beta, weight, bias, ctx.patch, ctx.training = inputs
+    ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.save_for_backward(logits, mean, rstd, gamma, beta, weight)
+
+
+def _differentiate(ctx: Any, grad_queries: Tensor, grad_keys: Tensor) -> tuple[Tensor | None, ...]:
+    """The statistics' own dependence on the logits is in the gradient of the logits, so theirs is none."""
+    logits, mean, rstd, gamma, beta, weight = ctx.saved_tensors
+    d_logits, d_weight, d_bias, d_gamma, d_beta = _backward(
+        grad_queries, grad_keys, logits, mean, rstd, gamma, beta, weight, ctx.patch, ctx.training
+    )
+    bias = None if ctx.bias_dtype is None else d_bias.to(ctx.bias_dtype)
+    return d_logits, None, None, d_gamma.to(gamma.dtype), d_beta.to(beta.dtype), d_weight, bias, None, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_setup_context)

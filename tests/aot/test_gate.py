@@ -1,0 +1,48 @@
+"""Every kernel compiles for every supported card without a spill, and as the committed tables say."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+from tests.conftest import ROOT
+from tests.harness.aot_table import FOLDER, read_table
+
+OPS = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith(("_", "test_")))
+
+
+def gate(*arguments: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.harness.aot_table", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=3600)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_the_papers_widths_on_three_generations(op: str) -> None:
+    gate(op, "--small", "--targets", "sm_80,sm_90,gfx942")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", OPS)
+def test_everything_on_every_card(op: str) -> None:
+    gate(op)
+
+
+def test_every_kernel_module_has_its_cases() -> None:
+    helpers = {"__init__", "launch", "pixel_rows"}
+    assert set(OPS) == {path.stem for path in Path(ROOT / "kernels").glob("*.py")} - helpers
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_the_table_names_every_card(op: str) -> None:
+    from tests.harness.aot import TARGETS
+
+    _, table = read_table(op)
+    assert {target for _, target in table} == set(TARGETS)

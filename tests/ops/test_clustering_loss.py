@@ -1,0 +1,205 @@
+"""Special cases of the clustering loss and of its fused form, beyond the contract."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from msformer_fast import BackendError, ops
+from msformer_fast.floors import clustering_loss as floor
+from msformer_fast.floors import linear_clustering_loss as linear_floor
+
+pytest.importorskip("triton")
+pytestmark = pytest.mark.usefixtures("strict_kernels")
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+interpreted = pytest.mark.skipif(DEVICE != "cpu", reason="bytes are counted in the interpreter")
+
+
+def rand(*shape: int, scale: float = 3.0) -> Tensor:
+    return scale * torch.randn(*shape, device=DEVICE)
+
+
+def both(logits: Tensor, cluster_dim: int = -1, grad: Tensor | None = None) -> list[tuple[Tensor, ...]]:
+    """Loss of every pixel, labels, count and gradient: of the kernels, and of the reference in float64."""
+    results = []
+    for backend, given in (("triton", logits), ("reference", logits.double())):
+        leaf = given.detach().requires_grad_()
+        loss, labels, count = ops.clustering_loss(leaf, cluster_dim=cluster_dim, reduction="none", backend=backend)
+        weights = torch.ones_like(loss) if grad is None else grad.to(loss)
+        results.append((loss, labels, count, torch.autograd.grad(loss, leaf, weights)[0]))
+    return results
+
+
+def check(logits: Tensor, cluster_dim: int = -1, grad: Tensor | None = None) -> tuple[Tensor, ...]:
+    ours, truth = both(logits, cluster_dim, grad)
+    torch.testing.assert_close(ours[0].double(), truth[0], rtol=1e-5, atol=1e-6)
+    assert torch.equal(ours[1], truth[1])
+    assert torch.equal(ours[2], truth[2])
+    torch.testing.assert_close(ours[3].double(), truth[3], rtol=1e-5, atol=1e-6)
+    return ours
+
+
+def test_the_first_of_equal_maxima_is_the_label() -> None:
+    check(torch.randint(0, 3, (2, 5, 6, 100), device=DEVICE).float())
+    loss, labels, count, _ = check(torch.zeros(1, 100, 5, 6, device=DEVICE), 1)
+    assert count.tolist() == [1]
+    assert not labels.any()
+    torch.testing.assert_close(loss, torch.full_like(loss, 100.0).log())
+
+
+@pytest.mark.parametrize("gap", [15.0, 60.0, 1e4])
+def test_digits_are_kept_when_one_cluster_dominates(gap: float) -> None:
+    """A loss and gradients far below the rounding of 1; the reference in float64 loses them too, so by formula."""
+    logits = rand(1, 5, 6, 7, scale=1.0)
+    logits[..., 3] += gap
+    (loss, _, _, gradient), _ = both(logits)
+    others = (logits.double() - logits.double()[..., 3:4]).exp()
+    others[..., 3] = 0
+    others = others.sum(-1)
+    torch.testing.assert_close(loss.double(), others.log1p(), rtol=2e-5, atol=1e-38)
+    torch.testing.assert_close(gradient[..., 3].double(), -others / (1 + others), rtol=2e-5, atol=1e-38)
+    if gap < 100:
+        assert (gradient[..., 3] < 0).all()
+
+
+@pytest.mark.parametrize("offset", [1e4, -1e4])
+def test_a_large_offset_changes_nothing(offset: float) -> None:
+    logits = (rand(1, 5, 6, 100) * 16).round() / 16  # exact beside the offset
+    plain, shifted = both(logits)[0], both(logits + offset)[0]
+    for ours, wanted in zip(shifted, plain, strict=True):
+        assert torch.equal(ours, wanted)
+
+
+LAYOUTS = {
+    "planes": lambda: (rand(2, 30, 5, 9), 1),
+    "channels-last memory": lambda: (rand(2, 30, 5, 9).to(memory_format=torch.channels_last), 1),
+    "planes seen channels last": lambda: (rand(2, 30, 5, 9).permute(0, 2, 3, 1), -1),
+    "every second cluster": lambda: (rand(2, 5, 9, 60)[..., ::2], -1),
+    "cut from a larger map": lambda: (rand(2, 8, 12, 32)[:, 1:6, 2:11, 1:31], -1),
+    "cut from larger planes": lambda: (rand(2, 32, 8, 12)[:, 1:31, 1:6, 2:11], 1),
+    "transposed image": lambda: (rand(2, 9, 5, 32).transpose(1, 2), -1),
+    "one column": lambda: (rand(2, 30, 5, 1), 1),
+    "one image, expanded": lambda: (rand(1, 5, 9, 32).expand(3, 5, 9, 32), -1),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_layout(layout: str) -> None:
+    logits, cluster_dim = LAYOUTS[layout]()
+    check(logits, cluster_dim, rand(*logits.movedim(cluster_dim, -1).shape[:-1]))
+
+
+@pytest.mark.parametrize("clusters", [2, 7, 130, 256, 257, 1000])
+def test_few_and_many_clusters(clusters: int) -> None:
+    labels = check(rand(3, 4, 7, clusters))[1]
+    assert labels.dtype == (torch.uint8 if clusters <= 256 else torch.int16)
+    check(rand(3, clusters, 4, 7), 1)
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 6, 7), (2, 0, 6, 7)])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_the_sum_of_nothing_is_0_and_its_mean_nan(shape: tuple[int, ...], reduction: str) -> None:
+    logits = torch.zeros(shape, device=DEVICE, requires_grad=True)
+    loss, labels, count = ops.clustering_loss(logits, cluster_dim=-1, reduction=reduction, backend="triton")
+    assert labels.shape == shape[:-1]
+    assert count.tolist() == [0] * shape[0]
+    if reduction == "none":
+        assert loss.shape == shape[:-1]
+    else:
+        assert loss.isnan() if reduction == "mean" else loss == 0
+    loss.sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.shape == shape
+
+
+def test_what_is_not_finite_stays_in_its_pixel() -> None:
+    nan, inf = float("nan"), float("inf")
+    rows = [[nan, 1, 2], [2, nan, 1], [nan] * 3, [inf, 1, 2], [inf, inf, 1], [-inf] * 3, [1, -inf, 0], [3, 1, 2]]
+    logits = torch.tensor(rows, device=DEVICE).view(1, 2, 4, 3)
+    (loss, labels, _, gradient), (true_loss, _, _, true_gradient) = both(logits)
+    torch.testing.assert_close(loss.double(), true_loss, equal_nan=True)
+    torch.testing.assert_close(gradient.double(), true_gradient, equal_nan=True, rtol=1e-5, atol=1e-6)
+    assert int(loss.isnan().sum()) == 6
+    assert labels.flatten().tolist() == [2, 0, 0, 0, 0, 0, 0, 0]
+    assert ops.clustering_loss(logits, cluster_dim=-1, backend="triton")[0].isnan()
+
+
+def test_too_many_clusters_are_refused() -> None:
+    with pytest.raises(BackendError, match="at most 1024 clusters, got 1025"):
+        ops.clustering_loss(torch.zeros(1, 1025, 1, 1, device=DEVICE), backend="triton")
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("cluster_dim", [1, -1])
+def test_bytes_are_within_a_tenth_of_the_floor(dtype: torch.dtype, cluster_dim: int) -> None:
+    from tests.harness.traffic import count_traffic
+
+    height, width, clusters = 31, 33, 100
+    shape = (1, clusters, height, width) if cluster_dim == 1 else (1, height, width, clusters)
+    logits = rand(*shape).to(dtype).requires_grad_()
+    least = floor.bytes_moved(height * width, clusters, dtype)
+    with count_traffic() as forward:
+        loss, _, _ = ops.clustering_loss(logits, cluster_dim=cluster_dim, backend="triton")
+    with count_traffic() as backward:
+        loss.backward()
+    for counted, floor_bytes in ((forward, least["forward"]), (backward, least["backward"])):
+        unique = counted.unique_bytes_loaded + counted.bytes_stored
+        assert floor_bytes <= unique <= counted.bytes_loaded + counted.bytes_stored <= 1.1 * floor_bytes
+
+
+@interpreted
+def test_the_fused_forward_reads_its_features_once() -> None:
+    from tests.harness.traffic import count_traffic
+
+    features, weight, bias = rand(1, 13, 33, 100, scale=1.0), rand(100, 100, scale=0.3), rand(100)
+    least = linear_floor.bytes_moved(13 * 33, 100, 100, torch.float32)
+    leaves = [tensor.requires_grad_() for tensor in (features, weight, bias)]
+    with count_traffic() as forward:
+        loss, _, _ = ops.linear_clustering_loss(*leaves, backend="triton")
+    with count_traffic() as backward:
+        loss.backward()
+    assert forward.unique_bytes_loaded + forward.bytes_stored <= 1.1 * least["forward"]
+    # Two kernels, for the features' gradient and for the weight's: the features are read once more than they must be,
+    # and the weight's gradient goes through one slot a program.
+    extra = features.numel() * 4 + 2 * weight.numel() * 4
+    assert backward.unique_bytes_loaded + backward.bytes_stored <= 1.1 * (least["backward"] + extra)
+
+
+def test_fused_clusters_that_are_taken_out_and_ties() -> None:
+    """A bias of minus infinity takes clusters out, a whole block too; of equal weights the first is the label."""
+    features, weight, bias = rand(1, 3, 5, 24, scale=1.0), rand(300, 24, scale=0.6), rand(300, scale=1.0)
+    bias[:130] = -float("inf")
+    weight[215:], bias[215:] = weight[130:215], bias[130:215]
+    _, labels, count = ops.linear_clustering_loss(features, weight, bias, backend="triton")
+    assert 130 <= int(labels.min()) <= int(labels.max()) < 215
+    assert count.tolist() == [labels.unique().numel()]
+    features[0, 1, 2, 3] = float("nan")
+    loss = ops.linear_clustering_loss(features, weight, bias, reduction="none", backend="triton")[0]
+    assert loss.isnan().nonzero().tolist() == [[0, 1, 2]]
+
+
+def test_tf32_is_off_by_what_tf32_is_off_by() -> None:
+    from tests.harness.interpreter import fixed
+
+    inputs = rand(1, 5, 9, 100, scale=1.0), rand(100, 100, scale=0.3), rand(100, scale=1.0)
+
+    def gradient(backend: str, *leaves: Tensor) -> Tensor:
+        leaves = tuple(leaf.detach().requires_grad_() for leaf in leaves)
+        loss = ops.linear_clustering_loss(*leaves, backend=backend)[0]
+        return torch.autograd.grad(loss, leaves[0])[0].double()
+
+    truth = gradient("reference", *(tensor.double() for tensor in inputs))
+    before = torch.get_float32_matmul_precision()
+    try:
+        with fixed(tf32=True):
+            torch.set_float32_matmul_precision("highest")
+            exact = (gradient("triton", *inputs) - truth).norm() / truth.norm()
+            torch.set_float32_matmul_precision("high")
+            rounded = (gradient("triton", *inputs) - truth).norm() / truth.norm()
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert exact < 2e-6
+    assert 1e-5 < rounded < 2e-2

@@ -1,0 +1,249 @@
+"""The contract of an op, for every row of the table: values, gradients, compilation, memory, repeatability.
+
+Without a GPU the kernels run in Triton's interpreter on CPU tensors, mended and bounded (``tests/harness``); every
+access outside a tensor fails, and fresh memory and masked-off lanes hold NaN.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from tests.harness.error_rule import Error, assert_no_worse
+from tests.ops.cases import OPS, Inputs, Op, Sizes
+
+pytestmark = pytest.mark.usefixtures("strict_kernels")
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+VARIANTS = [(op, name) for op in OPS.values() for name in op.sizes]
+every_op = pytest.mark.parametrize("op", OPS.values(), ids=lambda op: op.name)
+every_variant = pytest.mark.parametrize(("op", "variant"), VARIANTS, ids=lambda v: v if isinstance(v, str) else v.name)
+on_cpu = pytest.mark.skipif(DEVICE != "cpu", reason="float64 runs on kernels in the interpreter alone")
+
+
+def leaves(inputs: Inputs, dtype: torch.dtype) -> Inputs:
+    return {name: value.to(DEVICE, dtype).requires_grad_() for name, value in inputs.items()}
+
+
+def gradient_weights(outputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """Fixed random gradients for the outputs, the same for every backend."""
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o) for o in outputs]
+
+
+def run(op: Op, inputs: Inputs, sizes: Sizes, backend: str) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """Outputs, and the gradient of every input."""
+    outputs = op.run(inputs, sizes, backend)
+    wanted = outputs[: op.differentiable]
+    gradients = torch.autograd.grad(wanted, list(inputs.values()), gradient_weights(wanted))
+    return outputs, dict(zip(inputs, gradients, strict=True))
+
+
+@every_variant
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_error_is_no_larger_than_pytorchs(op: Op, variant: str, dtype: torch.dtype) -> None:
+    sizes = op.sizes[variant]
+    inputs = {name: value.to(dtype) for name, value in op.draw(sizes).items()}
+    ours, our_gradients = run(op, leaves(inputs, dtype), sizes, "triton")
+    theirs, their_gradients = run(op, leaves(inputs, dtype), sizes, "reference")
+    truth, true_gradients = run(op, leaves(inputs, torch.float64), sizes, "reference")
+    for index in range(len(ours)):
+        if index < op.differentiable:
+            assert_no_worse(f"output {index}", ours[index], theirs[index], truth[index])
+        else:
+            assert ours[index].dtype == theirs[index].dtype
+    for name in inputs:
+        assert_no_worse(f"gradient of {name}", our_gradients[name], their_gradients[name], true_gradients[name])
+
+
+@on_cpu
+@every_variant
+def test_float64_equals_the_reference(op: Op, variant: str) -> None:
+    sizes = op.sizes[variant]
+    inputs = op.draw(sizes)
+    ours, our_gradients = run(op, leaves(inputs, torch.float64), sizes, "triton")
+    truth, true_gradients = run(op, leaves(inputs, torch.float64), sizes, "reference")
+    for index, (value, wanted) in enumerate(zip(ours, truth, strict=True)):
+        if index < op.differentiable:
+            assert Error.of(value, wanted).whole < 1e-11, f"output {index}"
+        else:
+            assert torch.equal(value, wanted), f"output {index}"
+    for name, gradient in our_gradients.items():
+        assert Error.of(gradient, true_gradients[name]).whole < 1e-11, name
+        assert Error.of(gradient, true_gradients[name]).row < 1e-10, name
+
+
+@on_cpu
+@every_op
+def test_gradcheck(op: Op) -> None:
+    inputs = leaves(op.draw(op.tiny), torch.float64)
+
+    def call(*values: Tensor) -> tuple[Tensor, ...]:
+        return op.run(dict(zip(inputs, values, strict=True)), op.tiny, "triton")[: op.differentiable]
+
+    assert torch.autograd.gradcheck(call, tuple(inputs.values()), fast_mode=True)
+
+
+@every_op
+def test_registration(op: Op, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``opcheck`` of every registered op that the call and its backward make, on the arguments they make it with."""
+    calls: list[tuple[Any, tuple[Any, ...]]] = []
+
+    class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.namespace == "msformer_fast":
+                calls.append((func, args))
+            return func(*args, **(kwargs or {}))
+
+    inputs = leaves(op.draw(op.tiny), torch.float32)
+    with Recorder():
+        run(op, inputs, op.tiny, "triton")
+    names = {func.name() for func, _ in calls}
+    assert any(name.endswith("_backward") for name in names), names
+    for func, args in calls:
+        fresh = tuple(
+            a.detach().clone().requires_grad_(a.is_floating_point()) if isinstance(a, Tensor) else a for a in args
+        )
+        if func.name().endswith(("_backward", "_statistics")):  # these have no derivative of their own
+            fresh = tuple(a.detach() if isinstance(a, Tensor) else a for a in fresh)
+        torch.library.opcheck(func, fresh)
+
+
+@every_op
+@pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_equals_eager(op: Op, compiler: str) -> None:
+    """With ``fullgraph=True``; a second and third size compile at most once more, for the dynamic shapes."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend(compiler)
+
+    def call(inputs: Inputs) -> tuple[Tensor, ...]:
+        return op.run(inputs, op.tiny, "triton")
+
+    compiled = torch.compile(call, fullgraph=True, backend=counter)
+    for sizes in (op.tiny, *op.other):
+        inputs = leaves(op.draw(sizes), torch.float32)
+        eager, compiled_out = call(inputs), compiled(inputs)
+        for value, wanted in zip(compiled_out, eager, strict=True):
+            torch.testing.assert_close(value, wanted)
+        weights = gradient_weights(eager[: op.differentiable])
+        wanted = torch.autograd.grad(eager[: op.differentiable], list(inputs.values()), weights)
+        got = torch.autograd.grad(compiled_out[: op.differentiable], list(inputs.values()), weights)
+        for value, truth in zip(got, wanted, strict=True):
+            torch.testing.assert_close(value, truth)
+    assert counter.frame_count <= 2
+
+
+@every_op
+def test_a_new_size_compiles_no_kernel(op: Op) -> None:
+    """Every launch of another size has the constexprs of the first: shapes and batch are never among them."""
+    from tests.harness.launches import constexprs_of_launches
+
+    with constexprs_of_launches() as first:
+        run(op, leaves(op.draw(op.other[0]), torch.float32), op.other[0], "triton")
+    with constexprs_of_launches() as second:
+        run(op, leaves(op.draw(op.other[1]), torch.float32), op.other[1], "triton")
+    assert first
+    assert second <= first
+
+
+@every_op
+def test_backward_twice_and_inputs_untouched(op: Op) -> None:
+    inputs = leaves(op.draw(op.tiny), torch.float32)
+    before = {name: value.detach().clone() for name, value in inputs.items()}
+    outputs = op.run(inputs, op.tiny, "triton")[: op.differentiable]
+    weights = gradient_weights(outputs)
+    first = torch.autograd.grad(outputs, list(inputs.values()), weights, retain_graph=True)
+    second = torch.autograd.grad(outputs, list(inputs.values()), weights)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert all(torch.equal(inputs[name].detach(), value) for name, value in before.items())
+
+
+@every_op
+def test_two_runs_are_bitwise_equal(op: Op) -> None:
+    sizes = next(iter(op.sizes.values()))
+    inputs = leaves(op.draw(sizes), torch.float32)
+    outputs, gradients = run(op, inputs, sizes, "triton")
+    again, again_gradients = run(op, inputs, sizes, "triton")
+    assert all(torch.equal(a, b) for a, b in zip(outputs, again, strict=True))
+    assert all(torch.equal(gradients[name], again_gradients[name]) for name in gradients)
+
+
+@every_op
+@pytest.mark.parametrize("layout", ["every second", "reversed axes", "offset"])
+def test_strides_as_they_come(op: Op, layout: str) -> None:
+    def strided(value: Tensor) -> Tensor:
+        if layout == "every second":
+            wide = torch.full([2 * size for size in value.shape], float("nan"), dtype=value.dtype, device=value.device)
+            view = wide[tuple(slice(None, None, 2) for _ in value.shape)]
+        elif layout == "reversed axes":
+            view = torch.empty(value.shape[::-1], dtype=value.dtype, device=value.device).permute(
+                *range(value.ndim - 1, -1, -1)
+            )
+        else:
+            view = torch.empty(value.numel() + 3, dtype=value.dtype, device=value.device)[3:].view(value.shape)
+        return view.copy_(value)
+
+    sizes = next(iter(op.sizes.values()))
+    plain = leaves(op.draw(sizes), torch.float32)
+    wanted, wanted_gradients = run(op, plain, sizes, "triton")
+    odd = {name: strided(value.detach()).requires_grad_() for name, value in plain.items()}
+    outputs, gradients = run(op, odd, sizes, "triton")
+    for value, truth in zip(outputs[: op.differentiable], wanted, strict=False):
+        torch.testing.assert_close(value, truth)
+    for name in gradients:
+        torch.testing.assert_close(gradients[name], wanted_gradients[name], msg=name)
+
+
+@every_op
+@pytest.mark.parametrize("kind", ["expanded", "permuted"])
+def test_gradients_that_arrive_expanded_or_permuted(op: Op, kind: str) -> None:
+    sizes = next((s for s in op.sizes.values() if s.get("reduction") == "none"), next(iter(op.sizes.values())))
+    inputs = leaves(op.draw(sizes), torch.float32)
+    outputs = op.run(inputs, sizes, "triton")[: op.differentiable]
+
+    def odd(output: Tensor) -> Tensor:
+        if kind == "expanded":
+            return torch.full((), 0.7, dtype=output.dtype, device=output.device).expand(output.shape)
+        return torch.randn(output.shape[::-1]).to(output).permute(list(range(output.ndim))[::-1])
+
+    given = [odd(output) for output in outputs]
+    got = torch.autograd.grad(outputs, list(inputs.values()), given, retain_graph=True)
+    wanted = torch.autograd.grad(outputs, list(inputs.values()), [g.contiguous() for g in given])
+    for value, truth in zip(got, wanted, strict=True):
+        torch.testing.assert_close(value, truth)
+
+
+@every_op
+def test_autocast_casts_as_the_reference_does(op: Op) -> None:
+    inputs = leaves(op.draw(op.tiny), torch.float32)
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        ours, our_gradients = run(op, inputs, op.tiny, "triton")
+        theirs, their_gradients = run(op, inputs, op.tiny, "reference")
+    for value, wanted in zip(ours, theirs, strict=True):
+        assert value.dtype == wanted.dtype
+    for name, gradient in our_gradients.items():
+        assert gradient.dtype == their_gradients[name].dtype == torch.float32
+        torch.testing.assert_close(gradient, their_gradients[name], rtol=0.1, atol=0.1 * float(gradient.abs().max()))
+
+
+@every_op
+def test_what_the_kernels_refuse(op: Op, monkeypatch: pytest.MonkeyPatch) -> None:
+    from msformer_fast import BackendError
+
+    inputs = op.draw(op.tiny)
+    integers = {name: value.to(torch.float8_e4m3fn) for name, value in inputs.items()}
+    with pytest.raises(BackendError, match=rf"{op.name}: .*takes float32, bfloat16 and float16"):
+        op.run(integers, op.tiny, "triton")
+    if len(inputs) > 1:
+        mixed = dict(inputs)
+        mixed[next(iter(mixed))] = next(iter(mixed.values())).float()
+        with pytest.raises(BackendError, match=rf"{op.name}: .*one dtype"):
+            op.run(mixed, op.tiny, "triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(BackendError, match=rf"{op.name}: .*needs a CUDA or HIP device"):
+        op.run({name: value.cpu() for name, value in inputs.items()}, op.tiny, "triton")
