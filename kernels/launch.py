@@ -22,8 +22,8 @@ def target_of(device: torch.device) -> str | None:
 
 
 def processors_of(device: torch.device) -> int:
-    """Multiprocessors of a device; 1 on the CPU, where programs run one after another."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+    """Multiprocessors of a device; a few on the CPU, so that tests in the interpreter see several slots."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
 
 
 def accumulator(dtype: torch.dtype) -> tl.dtype:

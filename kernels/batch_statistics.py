@@ -1,0 +1,148 @@
+"""Mean and variance of every channel of a map in one read: BatchNorm2d's statistics in training mode.
+
+Programs share the pixels; each merges its blocks as it goes and writes one slot. A second kernel merges the slots in
+order. Shapes in comments: n pixels, k channels. `b_` value of a block, `p_` pointer, `o_` offsets, `m_` masks.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from msformer_fast.dtypes import sum_dtype
+from msformer_fast.kernels.launch import accumulator, padded, processors_of
+
+SIZES = ("B", "H", "W", "slots")  # never specialised: a new size runs the code of the old one
+BLOCK_N, BLOCK_K, WARPS = 64, 64, 8  # the most pixels and channels of a block
+
+
+@triton.jit
+def _chan(n, b_mean, b_m2, more, b_mean_more, b_m2_more):
+    """Statistics of two sets as one: counts, means, sums of squared deviations (Chan et al.); a set may be empty."""
+    total = tl.maximum(n + more, 1.0)
+    b_delta = b_mean_more - b_mean
+    return b_mean + b_delta * (more / total), b_m2 + b_m2_more + b_delta * b_delta * (n * (more / total))
+
+
+@triton.jit
+def _first_pixel(p_logits, o_k, B, K, stride_lk, ACC: tl.constexpr):
+    return tl.load(p_logits + o_k.to(tl.int64) * stride_lk, mask=o_k < tl.minimum(B, 1) * K, other=0.0).to(ACC)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def moments_kernel(
+    p_logits,
+    p_parts,
+    B,
+    K,
+    H,
+    W,
+    stride_lb,
+    stride_lk,
+    stride_lh,
+    stride_lw,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """Count, mean and squared deviations of this program's pixels, to p_parts (programs, 3, K).
+
+    Grid: programs, blocks of channels.
+    Relative to the first pixel, the same for all: a nearly constant channel far from 0 keeps its digits.
+    """
+    o_k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    b_shift = _first_pixel(p_logits, o_k, B, K, stride_lk, ACC)
+    blocks = tl.cdiv(W, BLOCK_N)
+    n = tl.zeros((), ACC)
+    b_mean, b_m2 = tl.zeros((BLOCK_K,), ACC), tl.zeros((BLOCK_K,), ACC)
+    for index in range(tl.program_id(0), B * H * blocks, tl.num_programs(0)):
+        line, o_x = (index // blocks).to(tl.int64), index % blocks * BLOCK_N + tl.arange(0, BLOCK_N)
+        m_x = (o_x < W)[:, None] & (o_k < K)[None, :]
+        p_line = p_logits + (line // H) * stride_lb + (line % H) * stride_lh
+        b_x = tl.load(
+            p_line + (o_x.to(tl.int64) * stride_lw)[:, None] + (o_k.to(tl.int64) * stride_lk)[None, :],
+            mask=m_x,
+            other=0.0,
+        ).to(ACC)
+        more = tl.minimum(W - index % blocks * BLOCK_N, BLOCK_N).to(ACC)
+        b_x = tl.where(m_x, b_x - b_shift[None, :], 0.0)
+        b_mean_more = tl.sum(b_x, 0) / more
+        b_x = tl.where(m_x, b_x - b_mean_more[None, :], 0.0)
+        b_mean, b_m2 = _chan(n, b_mean, b_m2, more, b_mean_more, tl.sum(b_x * b_x, 0))
+        n += more
+    p_parts += tl.program_id(0).to(tl.int64) * 3 * K + o_k
+    tl.store(p_parts, tl.zeros((BLOCK_K,), ACC) + n, mask=o_k < K)
+    tl.store(p_parts + K, b_mean, mask=o_k < K)
+    tl.store(p_parts + 2 * K, b_m2, mask=o_k < K)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def merge_moments_kernel(
+    p_logits,
+    p_parts,
+    p_mean,
+    p_var,
+    slots,
+    B,
+    K,
+    stride_lk,
+    BLOCK_S: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """mean and biased variance (K) of all slots. Grid: blocks of channels."""
+    o_k = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
+    n, b_mean, b_m2 = tl.zeros((BLOCK_K,), ACC), tl.zeros((BLOCK_K,), ACC), tl.zeros((BLOCK_K,), ACC)
+    for start in range(0, slots, BLOCK_S):
+        o_s = start + tl.arange(0, BLOCK_S)
+        m_s = (o_s < slots)[:, None] & (o_k < K)[None, :]
+        p_s = p_parts + (o_s.to(tl.int64) * 3 * K)[:, None] + o_k[None, :]
+        b_n = tl.load(p_s, mask=m_s, other=0.0)  # (slots, k)
+        b_mean_s, b_m2_s = tl.load(p_s + K, mask=m_s, other=0.0), tl.load(p_s + 2 * K, mask=m_s, other=0.0)
+        more = tl.sum(b_n, 0)
+        b_mean_more = tl.sum(b_n * b_mean_s, 0) / tl.maximum(more, 1.0)
+        b_mean_s -= b_mean_more[None, :]
+        b_mean, b_m2 = _chan(n, b_mean, b_m2, more, b_mean_more, tl.sum(b_m2_s + b_n * b_mean_s * b_mean_s, 0))
+        n += more
+    tl.store(p_mean + o_k, b_mean + _first_pixel(p_logits, o_k, B, K, stride_lk, ACC), mask=o_k < K)
+    tl.store(p_var + o_k, b_m2 / tl.maximum(n, 1.0), mask=o_k < K)
+
+
+def batch_statistics(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each channel over batch and pixels, (K) each, float32 or better.
+
+    Args:
+        logits: (B, K, H, W), any strides. An empty batch has zeros.
+    """
+    B, K, H, W = logits.shape
+    stride_b, stride_k, stride_h, stride_w = logits.stride()
+    if stride_h == W * stride_w:  # rows follow one another: one long row
+        H, W = 1, H * W
+    block_k, acc, dtype = min(BLOCK_K, padded(K)), accumulator(logits.dtype), sum_dtype(logits.dtype)
+    k_blocks = triton.cdiv(K, block_k)
+    programs = max(1, min(2 * processors_of(logits.device) // k_blocks, B * H * triton.cdiv(W, BLOCK_N)))
+    parts, mean, var = (
+        torch.empty(shape, dtype=dtype, device=logits.device) for shape in ((programs, 3, K), (K,), (K,))
+    )
+    moments_kernel[programs, k_blocks](
+        logits,
+        parts,
+        B,
+        K,
+        H,
+        W,
+        stride_b,
+        stride_k,
+        stride_h,
+        stride_w,
+        BLOCK_N=BLOCK_N,
+        BLOCK_K=block_k,
+        ACC=acc,
+        num_warps=WARPS,
+    )
+    merge_moments_kernel[(triton.cdiv(K, 16),)](
+        logits, parts, mean, var, programs, B, K, stride_k, BLOCK_S=128, BLOCK_K=16, ACC=acc, num_warps=4
+    )
+    return mean, var

@@ -1,0 +1,34 @@
+"""Compilations of the batch norm's statistics."""
+
+from __future__ import annotations
+
+import torch
+import triton.language as tl
+
+from msformer_fast.kernels import batch_statistics as kernels
+from tests.harness.aot import Case, short
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def cases(target: str, small: bool) -> list[Case]:
+    """Both kernels, in both layouts, with strides that 16 divides and strides that it does not."""
+    found = []
+    for dtype in DTYPES[:2] if small else DTYPES:
+        for unit, stride in (
+            ("stride_lk", "i32"),
+            ("stride_lk", "i32:16"),
+            ("stride_lw", "i32"),
+            ("stride_lw", "i32:16"),
+        ):
+            constexprs = {"BLOCK_N": kernels.BLOCK_N, "BLOCK_K": kernels.BLOCK_K, "ACC": tl.float32, unit: 1}
+            types = {name: stride for name in kernels.moments_kernel.arg_names if name.startswith("stride")}
+            layout = f"{'channels last' if unit == 'stride_lk' else 'planes'}, {stride}"
+            settings = {"num_warps": kernels.WARPS}
+            name = f"moments, {short(dtype)}, {layout}"
+            found.append(Case.of(name, kernels.moments_kernel, settings, dtype, constexprs, p_parts="*fp32", **types))
+        settings = {"BLOCK_S": 128, "BLOCK_K": 16, "num_warps": 4}
+        pointers = {"p_parts": "*fp32", "p_mean": "*fp32", "p_var": "*fp32"}
+        name = f"merge, {short(dtype)}"
+        found.append(Case.of(name, kernels.merge_moments_kernel, settings, dtype, {"ACC": tl.float32}, **pointers))
+    return found

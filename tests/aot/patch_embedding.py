@@ -1,0 +1,55 @@
+"""Compilations of the patch embedding."""
+
+from __future__ import annotations
+
+import torch
+import triton.language as tl
+
+from msformer_fast.kernels import patch_embedding as launch
+from msformer_fast.kernels import patch_embedding_kernels as kernels
+from tests.harness.aot import Case, short
+
+PRODUCTS = ((torch.float32, "ieee"), (torch.float32, "tf32"), (torch.bfloat16, "ieee"), (torch.float16, "ieee"))
+PATCH = 32
+
+#: Part of the launch table: kernel, further constexprs.
+PARTS = {
+    "embed": (kernels.embed_kernel, ({},)),
+    "weight_grads": (kernels.weight_gradient_kernel, ({},)),
+    "logit_grads": (kernels.logits_gradient_kernel, ({"BATCH_STATS": True}, {"BATCH_STATS": False})),
+}
+
+
+def cases(target: str, small: bool) -> list[Case]:
+    """Every kernel, product, layout and row of the launch table; small: the paper's widths."""
+    found = []
+    for product in PRODUCTS[:3] if small else PRODUCTS:
+        widths = (
+            [(100, 100)] if small or product[0] == torch.float16 else [(100, 100), (128, 128), (130, 64), (1024, 256)]
+        )
+        for K, C in widths:
+            for channels_last in (True, False):
+                for part, (kernel, variants) in PARTS.items():
+                    for flags in variants[: 2 if K == 100 else 1]:
+                        found.append(_case(part, kernel, flags, K, C, product, channels_last, target))
+    return found
+
+
+def _case(part, kernel, flags, K, C, product, channels_last, target) -> Case:  # type: ignore[no-untyped-def]
+    dtype, precision = product
+    settings = launch.launch_settings(part, K, C, PATCH, dtype, precision, channels_last, target)
+    unit = ("stride_lk", "stride_gk", "stride_wj") if channels_last else ("stride_lw", "stride_gw", "stride_wj")
+    constexprs = {name: 1 for name in unit if name in kernel.arg_names}
+    constexprs |= {"K": K, "C": C, "ACC": tl.float32, "PREC": precision, **flags}
+    # A launch specialises strides on divisibility by 16: with channels last, those of the map are as round as K.
+    types = {name: "*fp32" for name in FLOAT32}
+    for name in kernel.arg_names:
+        if name.startswith("stride_w") or (name.startswith(("stride_l", "stride_g")) and K % 16 == 0):
+            types[name] = "i32" if name == "stride_wd" and K == 130 else "i32:16"
+    layout = "channels last" if channels_last else "planes"
+    name = f"{part}, K {K}, C {C}, {short(dtype)} {precision}, {layout}" + (", constants" * (flags == CONSTANT))
+    return Case.of(name, kernel, settings, dtype, constexprs, **types)
+
+
+FLOAT32 = ("p_mean", "p_rstd", "p_gamma", "p_beta", "p_dbias", "p_dbeta", "p_dgamma", "p_parts")
+CONSTANT = {"BATCH_STATS": False}
