@@ -1,0 +1,47 @@
+"""CONTRIBUTING.md's worked example, followed as written in a copy of the project."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .conftest import ROOT
+
+pytest.importorskip("triton")
+STEP = re.compile(r"\*\*\d\. [^`]*`([\w/]+\.py)`.*?```python\n(.*?)```", re.DOTALL)
+
+
+def run(folder: Path, *command: str, **variables: str) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(folder), **variables}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def test_a_new_op_by_the_book(tmp_path: Path) -> None:
+    for name in ("msformer_fast", "kernels", "tests", "pyproject.toml"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    # What an editable install maps: the copy's own kernels as msformer_fast.kernels.
+    (tmp_path / "msformer_fast" / "kernels").symlink_to(tmp_path / "kernels")
+
+    steps = STEP.findall((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+    assert len(steps) == 5
+    for name, code in steps:
+        path = tmp_path / name
+        path.write_text((path.read_text() + "\n\n" if path.exists() else "") + code, encoding="utf-8")
+    with open(tmp_path / "msformer_fast/ops/__init__.py", "a") as file:
+        file.write("\nfrom msformer_fast.ops.token_energy import token_energy\n")
+
+    run(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/ops/test_contract.py", "-k", "token_energy")
+    gate = ("-m", "tests.harness.aot_table", "token_energy", "--small", "--targets", "sm_90")
+    run(tmp_path, *gate, "--write", TRITON_INTERPRET="0")
+    assert (tmp_path / "tests/aot/token_energy.csv").read_text().count("sm_90") == 4
+    run(tmp_path, *gate, TRITON_INTERPRET="0")
