@@ -82,9 +82,9 @@ def _stability_loss(inputs: Inputs, **options: Any) -> tuple[Tensor, ...]:
 
 
 def _draw_patches(s: Sizes) -> Inputs:
-    """Score maps with an offset and a near-constant channel, for the statistics."""
+    """Score maps with offsets, and a channel whose spread is small beside its mean."""
     logits = rand(s["B"], s["K"], s["H"], s["W"]) + 2 * rand(s["K"], 1, 1)
-    logits[:, 0] = 5 + 1e-2 * logits[:, 0]
+    logits[:, 0] = 5 + 0.2 * logits[:, 0]
     length = s["patch"] ** 2 * s["K"]
     inputs = {"logits": logits, "weight": rand(s["C"], length, scale=length**-0.5), "bias": rand(s["C"])}
     return inputs | {"norm_weight": 1 + 0.3 * rand(s["K"]), "norm_bias": rand(s["K"])}
