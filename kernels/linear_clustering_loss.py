@@ -219,32 +219,29 @@ def linear_clustering_loss_forward(
     """The forward of clustering_loss for logits ``features @ weight.T + bias``.
 
     Args:
-        features: (B, H, W, D), or (B, ..., D) with any number of axes between, or (N, D) as one image; any strides.
+        features: (B, H, W, D), any strides.
         weight: (K, D), of the features' dtype.
         bias: (K), or None.
         reduction: ``"mean"`` or ``"sum"`` over all pixels, or ``"none"``.
         input_precision: of float32 products: ``"ieee"``, ``"tf32"`` or ``"tf32x3"``.
 
     Returns:
-        loss, labels, label_count: as of clustering_loss; labels and a loss of every pixel are (B, ...).
+        loss, labels, label_count: as of clustering_loss.
         statistics: (2, B, H, W), each pixel's maximum and sum of the other exponentials, for the backward.
     """
-    maps = as_images(features)
-    (B, H, W, D), K = maps.shape, weight.shape[0]
-    rows, weight = Rows.of(maps), weight.contiguous()
+    (B, H, W, D), K = features.shape, weight.shape[0]
+    rows, weight = Rows.of(features), weight.contiguous()
     settings = launch_settings("loss", K, features.dtype, target_of(features.device), D, input_precision)
     tiles = rows.tiles(settings["BLOCK_P"])
     results = Results.empty(features, (B, H, W), K, tiles, reduction)
     statistics = torch.empty(2, B, H, W, dtype=sum_dtype(features.dtype), device=features.device)
     if tiles:
         linear_loss_kernel[(tiles,)](
-            maps, weight, weight if bias is None else bias.contiguous(), *results, *statistics, *rows.strides[0],
+            features, weight, weight if bias is None else bias.contiguous(), *results, *statistics, *rows.strides[0],
             rows.H, rows.W, K, D,
             PER_PIXEL=reduction == "none", **_constants(rows, weight, bias, input_precision), **settings,
         )  # fmt: skip
-    loss, labels, count = results.finish(reduction)
-    shape = features.shape[:-1]
-    return loss.view(shape) if reduction == "none" else loss, labels.view(shape), count, statistics
+    return *results.finish(reduction), statistics
 
 
 def linear_clustering_loss_backward(
@@ -259,14 +256,14 @@ def linear_clustering_loss_backward(
         grad_loss: of the loss: a scalar, or of every pixel for ``"none"``; any strides.
         programs: how many share the pixels of the sums over all of them; one wave of the device if None.
     """
-    out, maps = torch.empty_like(features), as_images(features)
-    (B, H, W, D), K = maps.shape, weight.shape[0]
-    grads = grad_loss.expand(B, H, W) if reduction != "none" else as_images(grad_loss.unsqueeze(-1)).squeeze(-1)
-    rows, weight = Rows.of(maps, as_images(out), grads), weight.contiguous()
+    out = torch.empty_like(features)
+    (B, H, W, D), K = features.shape, weight.shape[0]
+    grads = grad_loss.expand(B, H, W)
+    rows, weight = Rows.of(features, out, grads), weight.contiguous()
     strides, out_strides, grad_strides = rows.strides
     target, device = target_of(features.device), features.device
     divisor = B * H * W if reduction == "mean" else 1
-    inputs = maps, weight, weight if bias is None else bias.contiguous(), *statistics, labels, grads
+    inputs = features, weight, weight if bias is None else bias.contiguous(), *statistics, labels, grads
     constants = _constants(rows, weight, bias, input_precision)
 
     settings = launch_settings("features", K, features.dtype, target, D, input_precision)
@@ -301,13 +298,6 @@ def linear_clustering_loss_backward(
         **settings,
     )
     return out, dweight.sum(0).to(weight.dtype), None if bias is None else dbias.sum(0).to(bias.dtype)
-
-
-def as_images(features: Tensor) -> Tensor:
-    """(B, H, W, D); a view but where more than two axes of pixels cannot be merged."""
-    if features.dim() == 2:
-        return features[None, None]
-    return features if features.dim() == 4 else features.flatten(1, -2).unsqueeze(1)
 
 
 def _constants(rows: Rows, weight: Tensor, bias: Tensor | None, input_precision: str) -> dict[str, object]:

@@ -29,13 +29,13 @@ def linear_clustering_loss(
     """:func:`clustering_loss` of ``features @ weight.T + bias``, for callers who do not need these scores.
 
     Args:
-        features: (B, H, W, D), floating point, any strides.
+        features: (B, ..., D) with any axes of pixels between, or (N, D) as one image; floating point, any strides.
         weight: (K, D), K >= 2; bias: (K) or ``None``.
         reduction: ``"mean"`` or ``"sum"`` over every pixel of the batch, or ``"none"``.
         backend: ``"triton"``, ``"torch"``, ``"reference"`` or ``None`` for the fastest that can run.
 
     Returns:
-        loss, labels (B, H, W) and label_count (B), as :func:`clustering_loss` returns them.
+        loss: scalar, or (B, ...) for ``"none"``; labels (B, ...), label_count (B), as of :func:`clustering_loss`.
 
     Raises:
         InputError: a shape or an option that does not fit, named.
@@ -50,6 +50,10 @@ def linear_clustering_loss(
     if reduction not in REDUCTIONS:
         raise InputError(f"{OP}: reduction must be one of {', '.join(REDUCTIONS)}; got {reduction!r}")
     shapes = Shapes(OP)
+    if not isinstance(features, Tensor) or features.ndim < 2:
+        raise InputError(f"{OP}: features must be a torch.Tensor (B, ..., D) or (N, D)")
+    pixels = features.shape[:-1]
+    features = _as_images(features)
     shapes("features", features, "B H W D")
     shapes("weight", weight, "K D")
     shapes("bias", bias, "K")
@@ -59,8 +63,16 @@ def linear_clustering_loss(
     chosen = choose(OP, backend, features.device, {"triton": lambda: why_not_triton(OP, features, weight, bias)})
     if chosen == "triton":
         loss, labels, label_count, _ = _forward(features, weight, bias, reduction)
-        return loss, labels, label_count
-    return _reference(features, weight, bias, reduction)
+    else:
+        loss, labels, label_count = _reference(features, weight, bias, reduction)
+    return loss.reshape(pixels) if reduction == "none" else loss, labels.reshape(pixels), label_count
+
+
+def _as_images(features: Tensor) -> Tensor:
+    """(B, H, W, D); a view but where more than two axes of pixels cannot be merged."""
+    if features.ndim == 2:
+        return features[None, None]
+    return features if features.ndim == 4 else features.reshape(features.shape[0], 1, -1, features.shape[-1])
 
 
 @torch.library.custom_op("msformer_fast::linear_clustering_loss", mutates_args=())

@@ -203,3 +203,18 @@ def test_tf32_is_off_by_what_tf32_is_off_by() -> None:
         torch.set_float32_matmul_precision(before)
     assert exact < 2e-6
     assert 1e-5 < rounded < 2e-2
+
+
+@pytest.mark.parametrize("pixels", [(40,), (2, 20), (2, 3, 2, 4)])
+@pytest.mark.parametrize("backend", ["triton", "reference"])
+def test_fused_with_any_axes_of_pixels(pixels: tuple[int, ...], backend: str) -> None:
+    features, weight = rand(*pixels, 24, scale=1.0).requires_grad_(), rand(20, 24, scale=0.6).requires_grad_()
+    loss, labels, count = ops.linear_clustering_loss(features, weight, reduction="none", backend=backend)
+    logits = features @ weight.T
+    torch.testing.assert_close(loss, logits.logsumexp(-1) - logits.amax(-1), rtol=1e-4, atol=1e-5)
+    assert torch.equal(labels.long(), logits.argmax(-1))
+    images = labels if len(pixels) > 1 else labels[None]
+    assert count.tolist() == [image.unique().numel() for image in images]
+    gradient = torch.autograd.grad(loss.sum(), features)[0]
+    wanted = torch.autograd.grad((logits.logsumexp(-1) - logits.amax(-1)).sum(), features)[0]
+    torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-5)
