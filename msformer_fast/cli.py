@@ -28,6 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, 2)
     except DivergenceError as error:
         return _fail(error, 1)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        return _fail("not enough memory for this size; try a smaller --size or --channels", 2)
     except OSError as error:
         if error.errno == errno.EPIPE:
             # The reader of a pipe has left; Python must not complain about it once more at exit.

@@ -182,6 +182,16 @@ def test_divergence_is_exit_1(image: Path, tmp_path: Path, capsys: pytest.Captur
     assert list(tmp_path.iterdir()) == []
 
 
+def test_too_little_memory_names_the_remedy(
+    image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def allocate(*_: object, **__: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1000000000000 bytes")
+
+    monkeypatch.setattr("msformer_fast.segmentation.segment", allocate)
+    fails(capsys, ["segment", str(image), "-o", str(tmp_path), *FAST], "memory", "--size")
+
+
 def test_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "masks").mkdir()
