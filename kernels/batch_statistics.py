@@ -15,7 +15,7 @@ from msformer_fast.dtypes import sum_dtype
 from msformer_fast.kernels.launch import accumulator, padded, processors_of
 
 SIZES = ("B", "H", "W", "slots")  # never specialised: a new size runs the code of the old one
-BLOCK_N, BLOCK_K, WARPS = 64, 64, 8  # the most pixels and channels of a block
+BLOCK_N, BLOCK_K, WARPS = 32, 64, 8  # the most pixels and channels of a block
 
 
 @triton.jit

@@ -41,7 +41,15 @@ from msformer_fast.kernels.clustering_loss import (
     top_and_others,
     whole,
 )  # fmt: skip
-from msformer_fast.kernels.launch import accumulator, processors_of, target_of, vector_length
+from msformer_fast.kernels.launch import (
+    accumulator,
+    choose,
+    padded,
+    processors_of,
+    product_kind,
+    target_of,
+    vector_length,
+)
 from msformer_fast.kernels.pixel_rows import Rows
 
 _jit = triton.jit(do_not_specialize=(*SHAPES, "D", "tiles", "programs"), do_not_specialize_on_alignment=STRIDES)
@@ -179,6 +187,44 @@ def weight_gradient_kernel(p_features, p_weight, p_bias, p_max, p_others, p_labe
             tl.store(p_dbias + slot * K + o_k, b_dbias, mask=o_k < K)
 
 
+# (part, kind of product): {(targets, largest K): (BLOCK_P, BLOCK_K, BLOCK_D, num_warps)}; "" is any target. Without
+# tensor cores, or with three products for one, a tile of the same size takes twice the registers.
+# Found by compiling ahead of time: no spill. Nobody has timed them.
+ANY = 2**31
+TABLE = {
+    ("loss", "ieee"): {
+        ("", ANY): (32, 128, 16, 8),
+        ("sm_80", ANY): (32, 64, 16, 8),
+        ("gfx942", ANY): (64, 128, 16, 8),
+    },
+    ("loss", "tf32"): {("", ANY): (64, 128, 32, 8), ("sm_80 sm_120", ANY): (32, 128, 32, 8)},
+    ("loss", "half"): {("", ANY): (64, 128, 32, 8), ("sm_80", ANY): (32, 128, 32, 8)},
+    ("features", "ieee"): {("", ANY): (32, 32, 16, 8), ("sm_86 sm_89 sm_100", ANY): (32, 32, 32, 8)},
+    ("features", "tf32"): {
+        ("", ANY): (64, 64, 32, 8),
+        ("sm_86 sm_89 sm_120", ANY): (64, 32, 32, 8),
+        ("sm_100", ANY): (32, 64, 32, 8),
+    },
+    ("features", "half"): {
+        ("", ANY): (64, 64, 32, 8),
+        ("sm_86 sm_89", ANY): (32, 32, 32, 8),
+        ("sm_120", ANY): (64, 32, 32, 8),
+    },
+    ("weight", "ieee"): {
+        ("", ANY): (16, 64, 16, 8),
+        ("sm_80 sm_120", ANY): (32, 32, 16, 8),
+        ("gfx942", ANY): (16, 64, 16, 4),
+    },
+    ("weight", "tf32"): {("", ANY): (32, 64, 32, 8), ("gfx942", ANY): (32, 64, 32, 4)},
+    ("weight", "half"): {
+        ("", ANY): (32, 64, 32, 8),
+        ("sm_80", ANY): (16, 64, 32, 8),
+        ("sm_120", ANY): (32, 32, 32, 8),
+        ("gfx942", ANY): (32, 64, 32, 4),
+    },
+}
+
+
 def launch_settings(
     part: str, K: int, dtype: torch.dtype, target: str | None = None, D: int = 128, input_precision: str = "ieee"
 ) -> dict[str, int]:
@@ -191,26 +237,9 @@ def launch_settings(
         target: ``"sm_90"``, ``"gfx942"`` and so on; ``None`` where it is not known (interpreter).
         input_precision: of float32 products.
     """
-    kind = "half" if dtype.itemsize == 2 else input_precision
-    # Without tensor cores, or with three products for one, a tile of the same size takes twice the registers.
-    large = kind in ("half", "tf32")
-    block_p, block_k = {"loss": (64, 128), "features": (64, 64), "weight": (32, 64)}[part] if large else {
-        "loss": (32, 128), "features": (32, 32), "weight": (16, 64)}[part]  # fmt: skip
-    if target in ("sm_86", "sm_89", "sm_120") and part == "features":
-        block_k = 32  # 64 spills a few bytes in some layouts
-    amd = (target or "").startswith("gfx")
-    if amd and part == "loss":
-        block_p = 64  # the product in float32 uses matrix cores there, and spills with 32 pixels
-    blocks = dict(
-        BLOCK_P=block_p,
-        BLOCK_K=min(max(triton.next_power_of_2(K), 16), block_k),
-        BLOCK_D=32 if large else 16,
-        num_warps=4 if part == "weight" and amd else 8,
-        num_stages=1,
-    )
-    if part != "loss":
-        blocks["BLOCK_O"] = min(max(triton.next_power_of_2(D), 16), 128)
-    return blocks
+    block_p, block_k, block_d, warps = choose(TABLE[part, product_kind(dtype, input_precision)], K, target)
+    blocks = dict(BLOCK_P=block_p, BLOCK_K=min(padded(K), block_k), BLOCK_D=block_d, num_warps=warps, num_stages=1)
+    return blocks if part == "loss" else dict(blocks, BLOCK_O=min(padded(D), 128))
 
 
 def linear_clustering_loss_forward(
