@@ -45,6 +45,7 @@ def test_sdist_can_be_tested(built: Path) -> None:
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"docs/demo.png", "tests/aot/stability_loss.csv"} <= names
     assert {"README.md", "LICENSE", "tests/conftest.py", "tests/golden/dim8_img65.npz", "kernels/__init__.py"} <= names
 
 

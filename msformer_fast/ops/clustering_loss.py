@@ -11,8 +11,8 @@ from torch import Tensor
 from msformer_fast.dtypes import label_dtype, sum_dtype
 from msformer_fast.errors import InputError
 from msformer_fast.ops.backend import choose, why_not_triton
+from msformer_fast.ops.launch import launching
 from msformer_fast.ops.shapes import Shapes
-from msformer_fast.profiling import nvtx_range
 from msformer_fast.reference.clustering_loss import clustering_loss as _reference
 
 OP = "clustering_loss"
@@ -70,7 +70,7 @@ def _why_not_triton(logits: Tensor, clusters: int) -> str | None:
 def _forward(logits: Tensor, reduction: str, cluster_dim: int) -> tuple[Tensor, Tensor, Tensor]:
     from msformer_fast.kernels.clustering_loss import clustering_loss_forward
 
-    with nvtx_range("clustering_loss.forward"):
+    with launching("clustering_loss.forward", logits):
         return clustering_loss_forward(logits, reduction, cluster_dim)
 
 
@@ -92,7 +92,7 @@ def fake_results(like: Tensor, shape: Sequence[int], clusters: int, reduction: s
 def _backward(grad_loss: Tensor, logits: Tensor, reduction: str, cluster_dim: int) -> Tensor:
     from msformer_fast.kernels.clustering_loss import clustering_loss_backward
 
-    with nvtx_range("clustering_loss.backward"):
+    with launching("clustering_loss.backward", logits):
         return clustering_loss_backward(logits, grad_loss, reduction, cluster_dim)
 
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from msformer_fast.errors import InputError
 from msformer_fast.ops.backend import choose, why_not_triton
 from msformer_fast.ops.clustering_loss import REDUCTIONS, fake_results
+from msformer_fast.ops.launch import launching
 from msformer_fast.ops.precision import cast_product, input_precision
 from msformer_fast.ops.shapes import Shapes
-from msformer_fast.profiling import nvtx_range
 from msformer_fast.reference.linear_clustering_loss import linear_clustering_loss as _reference
 
 OP = "linear_clustering_loss"
@@ -81,7 +81,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from msformer_fast.kernels.linear_clustering_loss import linear_clustering_loss_forward
 
-    with nvtx_range("linear_clustering_loss.forward"):
+    with launching("linear_clustering_loss.forward", features):
         return linear_clustering_loss_forward(features, weight, bias, reduction, input_precision(features.dtype))
 
 
@@ -103,7 +103,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     from msformer_fast.kernels.linear_clustering_loss import linear_clustering_loss_backward
 
-    with nvtx_range("linear_clustering_loss.backward"):
+    with launching("linear_clustering_loss.backward", features):
         return linear_clustering_loss_backward(
             features, weight, bias, labels, statistics, grad_loss, reduction, input_precision(features.dtype)
         )

@@ -10,9 +10,9 @@ from torch import Tensor
 from msformer_fast.dtypes import sum_dtype
 from msformer_fast.errors import InputError
 from msformer_fast.ops.backend import choose, why_not_triton
+from msformer_fast.ops.launch import launching
 from msformer_fast.ops.precision import cast_product, input_precision
 from msformer_fast.ops.shapes import Shapes
-from msformer_fast.profiling import nvtx_range
 from msformer_fast.reference.patch_embedding import patch_embedding as _reference
 
 OP = "patch_embedding"
@@ -127,7 +127,7 @@ def _why_not_triton(logits: Tensor, weight: Tensor, bias: Tensor | None) -> str 
 def _statistics(logits: Tensor) -> tuple[Tensor, Tensor]:
     from msformer_fast.kernels.batch_statistics import batch_statistics
 
-    with nvtx_range("patch_embedding.statistics"):
+    with launching("patch_embedding.statistics", logits):
         return batch_statistics(logits)
 
 
@@ -151,7 +151,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     from msformer_fast.kernels.patch_embedding import patch_embedding_forward
 
-    with nvtx_range("patch_embedding.forward"):
+    with launching("patch_embedding.forward", logits):
         return patch_embedding_forward(
             logits, mean, rstd, gamma, beta, weight, bias, patch, input_precision(logits.dtype)
         )
@@ -189,7 +189,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     from msformer_fast.kernels.patch_embedding import patch_embedding_backward
 
-    with nvtx_range("patch_embedding.backward"):
+    with launching("patch_embedding.backward", logits):
         precision = input_precision(logits.dtype)
         gradients = (grad_queries, grad_keys)
         return patch_embedding_backward(

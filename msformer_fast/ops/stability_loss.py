@@ -10,9 +10,9 @@ from torch import Tensor
 from msformer_fast.dtypes import sum_dtype
 from msformer_fast.errors import InputError
 from msformer_fast.ops.backend import choose, why_not_triton
+from msformer_fast.ops.launch import launching
 from msformer_fast.ops.precision import cast_product, input_precision
 from msformer_fast.ops.shapes import Shapes
-from msformer_fast.profiling import nvtx_range
 from msformer_fast.reference import stability_loss as _reference
 
 OP = "stability_loss"
@@ -76,7 +76,7 @@ def _why_not_triton(queries: Tensor, keys: Tensor) -> str | None:
 def _forward(queries: Tensor, keys: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     from msformer_fast.kernels.stability_loss import stability_loss_forward
 
-    with nvtx_range("stability_loss.forward"):
+    with launching("stability_loss.forward", queries):
         return stability_loss_forward(queries, keys, scale, input_precision(queries.dtype))
 
 
@@ -93,7 +93,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor]:
     from msformer_fast.kernels.stability_loss import stability_loss_backward
 
-    with nvtx_range("stability_loss.backward"):
+    with launching("stability_loss.backward", queries):
         return stability_loss_backward(
             queries, keys, others, diagonal, grad_loss, scale, input_precision(queries.dtype)
         )
