@@ -275,7 +275,7 @@ def linear_clustering_loss_forward(
 
 def linear_clustering_loss_backward(
     features: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, statistics: Tensor, grad_loss: Tensor,
-    reduction: str = "mean", input_precision: str = "ieee", programs: int | None = None,
+    reduction: str = "mean", input_precision: str = "ieee",
 ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
     """Gradients of features (in their layout), weight and bias.
 
@@ -283,7 +283,6 @@ def linear_clustering_loss_backward(
         features, weight, bias, reduction, input_precision: as they went into the forward.
         labels, statistics: what came out of it.
         grad_loss: of the loss: a scalar, or of every pixel for ``"none"``; any strides.
-        programs: how many share the pixels of the sums over all of them; one wave of the device if None.
     """
     out = torch.empty_like(features)
     (B, H, W, D), K = features.shape, weight.shape[0]
@@ -305,9 +304,7 @@ def linear_clustering_loss_backward(
     settings = launch_settings("weight", K, features.dtype, target, D, input_precision)
     tiles = rows.tiles(settings["BLOCK_P"])
     blocks = triton.cdiv(K, settings["BLOCK_K"]), triton.cdiv(D, settings["BLOCK_O"])
-    if programs is None:
-        programs = triton.cdiv(2 * processors_of(device), math.prod(blocks))
-    programs = max(1, min(programs, tiles))
+    programs = max(1, min(triton.cdiv(2 * processors_of(device), math.prod(blocks)), tiles))
     dweight = torch.empty(programs, K, D, dtype=statistics.dtype, device=device)
     dbias = torch.empty(programs, K, dtype=statistics.dtype, device=device)
     weight_gradient_kernel[(programs, *blocks)](

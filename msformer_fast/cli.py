@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DivergenceError as error:
         return _fail(error, 1)
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "memory" not in str(error):
+        # Not any "memory": an illegal access of a kernel is another matter, and must be seen as it is.
+        if not isinstance(error, MemoryError) and not re.search("out of memory|allocate memory", str(error)):
             raise
         return _fail("not enough memory for this size; try a smaller --size or --channels", 2)
     except OSError as error:

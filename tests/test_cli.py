@@ -192,6 +192,17 @@ def test_too_little_memory_names_the_remedy(
     fails(capsys, ["segment", str(image), "-o", str(tmp_path), *FAST], "memory", "--size")
 
 
+def test_an_illegal_access_is_not_taken_for_too_little_memory(
+    image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr("msformer_fast.segmentation.segment", crash)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        main(["segment", str(image), "-o", str(tmp_path), *FAST])
+
+
 def test_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "masks").mkdir()
