@@ -13,6 +13,7 @@ from msformer_fast.errors import InputError
 from msformer_fast.nn.block import EfficientTransformerBlock
 from msformer_fast.nn.overlap_embedding import OverlapEmbedding
 from msformer_fast.nn.patch_embedding import embed_patches
+from msformer_fast.ops.memory import check_memory
 
 
 class Scores(NamedTuple):
@@ -42,6 +43,8 @@ class MSFormer(nn.Module):
         patch: P, side in pixels of the stability loss's patches (paper: 32).
         seed: draws the parameters from this seed and leaves PyTorch's generators as they were; ``None`` draws
             from PyTorch's current state. The draws are PyTorch's defaults, made in the order of the authors' code.
+        memory: ``"fast"`` keeps wide maps between forward and backward, ``"lean"`` makes them again there; for the
+            ``"torch"`` backend, the CPU's.
         backend: of every op; see :mod:`msformer_fast.ops`.
 
     State dict: the authors' names and shapes, both ways.
@@ -59,6 +62,7 @@ class MSFormer(nn.Module):
         patch: int = 32,
         *,
         seed: int | None = None,
+        memory: str = "fast",
         backend: str | None = None,
     ) -> None:
         super().__init__()
@@ -74,6 +78,8 @@ class MSFormer(nn.Module):
         self.channels = channels
         self.clusters = clusters
         self.patch = patch
+        check_memory("MSFormer", memory)
+        self.memory = memory
         self.backend = backend
 
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
@@ -95,7 +101,9 @@ class MSFormer(nn.Module):
             self.bn3 = nn.BatchNorm2d(clusters)
 
     def _blocks(self, depth: int) -> nn.ModuleList:
-        return nn.ModuleList(EfficientTransformerBlock(self.channels, backend=self.backend) for _ in range(depth))
+        return nn.ModuleList(
+            EfficientTransformerBlock(self.channels, self.memory, self.backend) for _ in range(depth)
+        )
 
     def forward(self, image: Tensor, *, stability: bool = True) -> Scores:
         """Score every pixel.
@@ -141,7 +149,10 @@ class MSFormer(nn.Module):
             )
 
     def extra_repr(self) -> str:
-        return f"channels={self.channels}, clusters={self.clusters}, patch={self.patch}, backend={self.backend!r}"
+        return (
+            f"channels={self.channels}, clusters={self.clusters}, patch={self.patch}, memory={self.memory!r}, "
+            f"backend={self.backend!r}"
+        )
 
 
 def _norm_tokens(tokens: Tensor, norm: nn.Module) -> Tensor:

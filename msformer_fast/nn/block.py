@@ -13,17 +13,18 @@ class EfficientTransformerBlock(nn.Module):
 
     Args:
         channels: C.
+        memory: ``"fast"`` or ``"lean"``, see :mod:`msformer_fast.ops`.
         backend: see :mod:`msformer_fast.ops`.
 
     Shape: (B, H, W, C) -> y (B, H, W, C) and the attention's context (B, C, C).
     """
 
-    def __init__(self, channels: int, backend: str | None = None) -> None:
+    def __init__(self, channels: int, memory: str = "fast", backend: str | None = None) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(channels)
-        self.attn = EfficientAttention(channels, backend=backend)
+        self.attn = EfficientAttention(channels, memory=memory, backend=backend)
         self.norm2 = nn.LayerNorm(channels)
-        self.mlp = MixFFN(channels, backend=backend)
+        self.mlp = MixFFN(channels, memory=memory, backend=backend)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         t, context = self.attn.tokens(x, norm=self.norm1, residual=True)

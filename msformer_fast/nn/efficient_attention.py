@@ -15,6 +15,7 @@ class EfficientAttention(nn.Module):
         key_channels: Ck, default C; divisible by ``heads``.
         value_channels: Cv, default C; divisible by ``heads``.
         heads: number of heads.
+        memory: ``"fast"`` or ``"lean"``, see :func:`msformer_fast.ops.efficient_attention`.
         backend: see :func:`msformer_fast.ops.efficient_attention`.
 
     Shape: (B, C, H, W) -> attention (B, C, H, W) and context (B, heads, Ck / heads, Cv / heads).
@@ -29,12 +30,14 @@ class EfficientAttention(nn.Module):
         key_channels: int | None = None,
         value_channels: int | None = None,
         heads: int = 1,
+        memory: str = "fast",
         backend: str | None = None,
     ) -> None:
         super().__init__()
         key_channels = key_channels or in_channels
         value_channels = value_channels or in_channels
         self.heads = heads
+        self.memory = memory
         self.backend = backend
         self.keys = nn.Conv2d(in_channels, key_channels, 1)
         self.queries = nn.Conv2d(in_channels, key_channels, 1)
@@ -63,6 +66,7 @@ class EfficientAttention(nn.Module):
             norm=norm is not None,
             residual=residual,
             eps=1e-5 if norm is None else norm.eps,
+            memory=self.memory,
             backend=self.backend,
         )
         return y, context

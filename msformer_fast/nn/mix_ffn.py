@@ -22,17 +22,24 @@ class MixFFN(nn.Module):
         channels: C.
         hidden: D, default 4C.
         inner_skip: add ``u`` to the convolution's result, and norm the sum. ``False`` is SegFormer's Mix-FFN.
+        memory: ``"fast"`` or ``"lean"``, see :func:`msformer_fast.ops.mix_ffn`.
         backend: see :func:`msformer_fast.ops.mix_ffn`.
 
     Shape: (B, H, W, C) -> (B, H, W, C).
     """
 
     def __init__(
-        self, channels: int, hidden: int | None = None, inner_skip: bool = True, backend: str | None = None
+        self,
+        channels: int,
+        hidden: int | None = None,
+        inner_skip: bool = True,
+        memory: str = "fast",
+        backend: str | None = None,
     ) -> None:
         super().__init__()
         hidden = hidden or 4 * channels
         self.inner_skip = inner_skip
+        self.memory = memory
         self.backend = backend
         self.fc1 = nn.Linear(channels, hidden)
         self.dwconv = _Depthwise(hidden)
@@ -58,5 +65,6 @@ class MixFFN(nn.Module):
             inner_skip=self.inner_skip,
             residual=residual,
             eps=1e-5 if norm is None else norm.eps,
+            memory=self.memory,
             backend=self.backend,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 
@@ -17,5 +18,6 @@ class OverlapEmbedding(nn.Module):
         self.norm = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        embedded: Tensor = self.norm(self.proj(x))
+        # Channels last, so that the tokens are contiguous: what reads them next need not copy.
+        embedded: Tensor = self.norm(self.proj(x.contiguous(memory_format=torch.channels_last)))
         return embedded.permute(0, 2, 3, 1)

@@ -78,6 +78,27 @@ def why_not_triton(op: str, *tensors: Tensor | None) -> str | None:
     return None
 
 
+def why_not_torch(op: str, *tensors: Tensor | None) -> str | None:
+    """Why the identities cannot run on these tensors, or ``None``."""
+    given = [tensor for tensor in tensors if tensor is not None]
+    dtypes = {tensor.dtype for tensor in given}
+    if len(dtypes) > 1 and not torch.is_autocast_enabled(given[0].device.type):
+        names = ", ".join(sorted(str(dtype) for dtype in dtypes))
+        return f'{op}: backend="torch" needs all tensors in one dtype outside of autocast; got {names}'
+    for dtype in dtypes:
+        if dtype not in (*KERNEL_DTYPES, torch.float64):
+            return f'{op}: backend="torch" takes float64, float32, bfloat16 and float16; got {dtype}'
+    return None
+
+
+def runs_in_strips(tensor: Tensor) -> bool:
+    """Whether the ``"torch"`` backend works on strips that stay in the cache: on the CPU, in dtypes of its own choice.
+
+    Elsewhere, and under autocast, it is an expression that PyTorch differentiates.
+    """
+    return tensor.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+
+
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def interpreting() -> bool:
     """Whether kernels run in Triton's interpreter, on CPU tensors."""

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from msformer_fast.dtypes import label_dtype, sum_dtype
 from msformer_fast.errors import InputError
-from msformer_fast.ops.backend import choose, why_not_triton
-from msformer_fast.ops.launch import launching
+from msformer_fast.identities import clustering_loss as identity
+from msformer_fast.ops.backend import choose, runs_in_strips, why_not_torch, why_not_triton
+from msformer_fast.ops.double_backward import differentiable_gradients, wants_double_backward
+from msformer_fast.ops.launch import in_strips, launching
 from msformer_fast.ops.shapes import Shapes
 from msformer_fast.reference.clustering_loss import clustering_loss as _reference
 
@@ -41,7 +43,7 @@ def clustering_loss(
         InputError: a shape or an option that does not fit, named.
         BackendError: the backend asked for cannot run this call; the message says why.
 
-    The kernels' gradient cannot be differentiated again; the reference's can.
+    The kernels' gradient cannot be differentiated again; that of the other backends can.
 
     Source: MS-Former, clustering loss; Kim et al., IEEE TIP 2020, equation 1.
     """
@@ -53,11 +55,14 @@ def clustering_loss(
     shapes("logits", logits, "B K H W" if cluster_dim == 1 else "B H W K")
     if shapes["K"] < 2:
         raise InputError(f"{OP}: logits must have at least 2 clusters, got {shapes['K']}")
-    chosen = choose(OP, backend, logits.device, {"triton": lambda: _why_not_triton(logits, shapes["K"])})
-    if chosen == "triton":
-        loss, labels, label_count = _forward(logits, reduction, cluster_dim)
-        return loss, labels, label_count
-    return _reference(logits, cluster_dim, reduction)
+    refusals = {"triton": lambda: _why_not_triton(logits, shapes["K"]), "torch": lambda: why_not_torch(OP, logits)}
+    chosen = choose(OP, backend, logits.device, refusals)
+    if chosen == "reference":
+        return _reference(logits, cluster_dim, reduction)
+    if chosen == "torch" and not runs_in_strips(logits):
+        return identity.clustering_loss(logits, cluster_dim, reduction)
+    loss, labels, label_count = _forward(logits, reduction, cluster_dim, chosen)
+    return loss, labels, label_count
 
 
 def _why_not_triton(logits: Tensor, clusters: int) -> str | None:
@@ -67,7 +72,10 @@ def _why_not_triton(logits: Tensor, clusters: int) -> str | None:
 
 
 @torch.library.custom_op("msformer_fast::clustering_loss", mutates_args=())
-def _forward(logits: Tensor, reduction: str, cluster_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(logits: Tensor, reduction: str, cluster_dim: int, backend: str) -> tuple[Tensor, Tensor, Tensor]:
+    if backend == "torch":
+        with in_strips("clustering_loss.forward", logits):
+            return identity.clustering_loss_forward(logits, reduction, cluster_dim)
     from msformer_fast.kernels.clustering_loss import clustering_loss_forward
 
     with launching("clustering_loss.forward", logits):
@@ -75,7 +83,7 @@ def _forward(logits: Tensor, reduction: str, cluster_dim: int) -> tuple[Tensor, 
 
 
 @_forward.register_fake
-def _(logits: Tensor, reduction: str, cluster_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+def _(logits: Tensor, reduction: str, cluster_dim: int, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     shape = list(logits.shape)
     clusters = shape.pop(cluster_dim)
     return fake_results(logits, shape, clusters, reduction)
@@ -89,7 +97,12 @@ def fake_results(like: Tensor, shape: Sequence[int], clusters: int, reduction: s
 
 
 @torch.library.custom_op("msformer_fast::clustering_loss_backward", mutates_args=())
-def _backward(grad_loss: Tensor, logits: Tensor, reduction: str, cluster_dim: int) -> Tensor:
+def _backward(
+    grad_loss: Tensor, logits: Tensor, labels: Tensor, reduction: str, cluster_dim: int, backend: str
+) -> Tensor:
+    if backend == "torch":
+        with in_strips("clustering_loss.backward", logits):
+            return identity.clustering_loss_backward(grad_loss, logits, labels, reduction, cluster_dim)
     from msformer_fast.kernels.clustering_loss import clustering_loss_backward
 
     with launching("clustering_loss.backward", logits):
@@ -97,18 +110,26 @@ def _backward(grad_loss: Tensor, logits: Tensor, reduction: str, cluster_dim: in
 
 
 @_backward.register_fake
-def _(grad_loss: Tensor, logits: Tensor, reduction: str, cluster_dim: int) -> Tensor:
+def _(
+    grad_loss: Tensor, logits: Tensor, labels: Tensor, reduction: str, cluster_dim: int, backend: str
+) -> Tensor:
     return torch.empty_like(logits)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Tensor, str, int], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    logits, ctx.reduction, ctx.cluster_dim = inputs
-    ctx.save_for_backward(logits)
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    logits, ctx.reduction, ctx.cluster_dim, ctx.backend = inputs
+    ctx.save_for_backward(logits, output[1])
 
 
-def _differentiate(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor, None, None]:
-    (logits,) = ctx.saved_tensors
-    return _backward(grad_loss, logits, ctx.reduction, ctx.cluster_dim), None, None
+def _differentiate(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, None, None, None]:
+    logits, labels = ctx.saved_tensors
+    reduction, cluster_dim = ctx.reduction, ctx.cluster_dim
+    if ctx.backend == "torch" and wants_double_backward():
+        (d_logits,) = differentiable_gradients(
+            lambda x: identity.clustering_loss(x, cluster_dim, reduction)[:1], [logits], [grad_loss]
+        )
+        return d_logits, None, None, None
+    return _backward(grad_loss, logits, labels, reduction, cluster_dim, ctx.backend), None, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_setup_context)

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import torch
 from torch import Tensor
 
+from msformer_fast.dtypes import sum_dtype
 from msformer_fast.errors import InputError
-from msformer_fast.ops.backend import choose
+from msformer_fast.identities import efficient_attention as identity
+from msformer_fast.identities.efficient_attention import Options, Parameters, Saved
+from msformer_fast.ops.backend import choose, runs_in_strips, why_not_torch
+from msformer_fast.ops.double_backward import differentiable_gradients, wants_double_backward
+from msformer_fast.ops.launch import in_strips
+from msformer_fast.ops.memory import check_memory, is_kept, lean
+from msformer_fast.ops.optional_tensors import pack, unpack
 from msformer_fast.ops.shapes import Shapes
 from msformer_fast.reference.efficient_attention import efficient_attention as _reference
+
+OP = "efficient_attention"
 
 
 def efficient_attention(
@@ -27,6 +40,7 @@ def efficient_attention(
     norm: bool = True,
     residual: bool = True,
     eps: float = 1e-5,
+    memory: str = "fast",
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""``y = x + attention(LayerNorm(x))`` and the attention's context.
@@ -46,6 +60,8 @@ def efficient_attention(
         norm: apply the LayerNorm over C. Without it the attention reads ``x`` itself.
         residual: add ``x`` to the result.
         eps: added to the variance by the LayerNorm.
+        memory: of the ``"torch"`` backend: ``"fast"`` keeps keys and queries for the backward, ``"lean"`` makes them again
+            there. The kernels always do; the reference always keeps all.
         backend: ``"triton"``, ``"torch"``, ``"reference"`` or ``None`` for the fastest that can run.
 
     Returns:
@@ -76,9 +92,8 @@ def efficient_attention(
         )
     if not norm and (norm_weight is not None or norm_bias is not None):
         raise InputError("efficient_attention: norm_weight and norm_bias need norm=True; pass None for both")
-    choose("efficient_attention", backend, x.device, {})
-    return _reference(
-        x,
+    check_memory(OP, memory)
+    parameters = Parameters(
         key_weight,
         key_bias,
         query_weight,
@@ -89,8 +104,119 @@ def efficient_attention(
         reprojection_bias,
         norm_weight,
         norm_bias,
-        heads,
-        norm,
-        residual,
-        eps,
     )
+    options = Options(heads, norm, residual, eps)
+    chosen = choose(OP, backend, x.device, {"torch": lambda: why_not_torch(OP, x, *parameters)})
+    if chosen == "reference":
+        return _reference(x, *parameters, *options)
+    if not runs_in_strips(x):
+        return lean(memory, identity.efficient_attention, x, parameters, options)
+    tensors, present = pack(parameters)
+    y, context, *_ = _forward(x, tensors, present, *options, is_kept(memory, x, *tensors))
+    return y, context
+
+
+@torch.library.custom_op("msformer_fast::efficient_attention", mutates_args=())
+def _forward(
+    x: Tensor,
+    parameters: Sequence[Tensor],
+    present: Sequence[bool],
+    heads: int,
+    norm: bool,
+    residual: bool,
+    eps: float,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The result, the context, and the four tensors of :class:`Saved`."""
+    options = Options(heads, norm, residual, eps)
+    with in_strips("efficient_attention.forward", x):
+        y, context, saved = identity.efficient_attention_forward(
+            x, unpack(Parameters, parameters, present), options, keep
+        )
+        return y, context, *saved
+
+
+@_forward.register_fake
+def _(
+    x: Tensor,
+    parameters: Sequence[Tensor],
+    present: Sequence[bool],
+    heads: int,
+    norm: bool,
+    residual: bool,
+    eps: float,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    p = unpack(Parameters, parameters, present)
+    batch, height, width, channels = x.shape
+    keys, values = p.key_weight.shape[0], p.value_weight.shape[0]
+
+    def empty(*shape: int) -> Tensor:
+        return x.new_empty(shape, dtype=sum_dtype(x.dtype))
+
+    wide = (batch, height * width, keys) if keep else (0,)
+    context = x.new_empty((batch, heads, keys // heads, values // heads))
+    saved = empty(batch, keys), empty(batch, keys, channels), empty(*wide), empty(*wide)
+    return x.new_empty(x.shape), context, *saved
+
+
+@torch.library.custom_op("msformer_fast::efficient_attention_backward", mutates_args=())
+def _backward(
+    grad_y: Tensor,
+    grad_context: Tensor,
+    x: Tensor,
+    parameters: Sequence[Tensor],
+    present: Sequence[bool],
+    heads: int,
+    norm: bool,
+    residual: bool,
+    eps: float,
+    saved: Sequence[Tensor],
+) -> tuple[Tensor, list[Tensor]]:
+    options = Options(heads, norm, residual, eps)
+    with in_strips("efficient_attention.backward", x):
+        d_x, gradients = identity.efficient_attention_backward(
+            grad_y, grad_context, x, unpack(Parameters, parameters, present), options, Saved(*saved)
+        )
+        return d_x, pack(gradients)[0]
+
+
+@_backward.register_fake
+def _(
+    grad_y: Tensor,
+    grad_context: Tensor,
+    x: Tensor,
+    parameters: Sequence[Tensor],
+    present: Sequence[bool],
+    heads: int,
+    norm: bool,
+    residual: bool,
+    eps: float,
+    saved: Sequence[Tensor],
+) -> tuple[Tensor, list[Tensor]]:
+    return x.new_empty(x.shape), [value.new_empty(value.shape) for value in parameters]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, parameters, ctx.present, *options, _ = inputs
+    ctx.options = Options(*options)
+    ctx.save_for_backward(x, *output[2:], *parameters)
+
+
+def _differentiate(ctx: Any, grad_y: Tensor, grad_context: Tensor, *_: Tensor) -> tuple[Any, ...]:
+    x, *saved = ctx.saved_tensors
+    saved, parameters = saved[:4], saved[4:]
+    options, present = ctx.options, ctx.present
+    nothing = (None,) * (len(options) + 2)
+    if wants_double_backward():
+        d_x, *found = differentiable_gradients(
+            lambda x, *given: identity.efficient_attention(x, unpack(Parameters, given, present), options),
+            [x, *parameters],
+            [grad_y, grad_context],
+        )
+        return d_x, found, *nothing
+    d_x, gradients = _backward(grad_y, grad_context, x, parameters, present, *options, saved)
+    return d_x, gradients, *nothing
+
+
+_forward.register_autograd(_differentiate, setup_context=_setup_context)

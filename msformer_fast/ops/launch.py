@@ -18,3 +18,10 @@ def launching(name: str, tensor: Tensor) -> Iterator[None]:
     chosen = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
     with nvtx_range(name), chosen:
         yield
+
+
+@contextlib.contextmanager
+def in_strips(name: str, tensor: Tensor) -> Iterator[None]:
+    """A body of ``identities`` runs inside in the dtypes that it chooses itself, in an NVTX range."""
+    with nvtx_range(name), torch.autocast(tensor.device.type, enabled=False):
+        yield

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from msformer_fast.dtypes import sum_dtype
 from msformer_fast.errors import InputError
-from msformer_fast.ops.backend import choose, why_not_triton
-from msformer_fast.ops.launch import launching
+from msformer_fast.identities import patch_embedding as identity
+from msformer_fast.ops.backend import choose, runs_in_strips, why_not_torch, why_not_triton
+from msformer_fast.ops.double_backward import differentiable_gradients, wants_double_backward
+from msformer_fast.ops.launch import in_strips, launching
 from msformer_fast.ops.precision import cast_product, input_precision
 from msformer_fast.ops.shapes import Shapes
 from msformer_fast.reference.patch_embedding import patch_embedding as _reference
@@ -83,15 +85,21 @@ def patch_embedding(
     if not training and (running_mean is None or running_var is None):
         raise InputError("patch_embedding: training=False needs running_mean and running_var")
     logits, weight, bias = cast_product(logits), cast_product(weight), cast_product(bias)
-    if choose(OP, backend, logits.device, {"triton": lambda: _why_not_triton(logits, weight, bias)}) == "triton":
-        mean, rstd = _norm_of(logits, running_mean, running_var, training, momentum, eps)
-        gamma = mean.new_ones(shapes["K"]) if norm_weight is None else norm_weight
-        beta = mean.new_zeros(shapes["K"]) if norm_bias is None else norm_bias
-        queries, keys = _forward(logits, mean, rstd, gamma, beta, weight, bias, patch, training)
-        return queries, keys
-    return _reference(
-        logits, weight, bias, norm_weight, norm_bias, running_mean, running_var, patch, training, momentum, eps
-    )
+    refusals = {
+        "triton": lambda: _why_not_triton(logits, weight, bias),
+        "torch": lambda: why_not_torch(OP, logits, weight, bias),
+    }
+    chosen = choose(OP, backend, logits.device, refusals)
+    if chosen == "reference" or (chosen == "torch" and not runs_in_strips(logits)):
+        plain = _reference if chosen == "reference" else identity.patch_embedding
+        return plain(
+            logits, weight, bias, norm_weight, norm_bias, running_mean, running_var, patch, training, momentum, eps
+        )
+    mean, rstd = _norm_of(logits, running_mean, running_var, training, momentum, eps, chosen)
+    gamma = mean.new_ones(shapes["K"]) if norm_weight is None else norm_weight
+    beta = mean.new_zeros(shapes["K"]) if norm_bias is None else norm_bias
+    queries, keys = _forward(logits, mean, rstd, gamma, beta, weight, bias, patch, training, eps, chosen)
+    return queries, keys
 
 
 def _norm_of(
@@ -101,13 +109,14 @@ def _norm_of(
     training: bool,
     momentum: float,
     eps: float,
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
     """Mean and reciprocal standard deviation to normalise by; the running ones are updated as batch norm does."""
     if not training:
         assert running_mean is not None and running_var is not None
         return running_mean, (running_var + eps).rsqrt()
     with torch.no_grad():
-        mean, var = _statistics(logits.detach())
+        mean, var = _statistics(logits.detach(), backend)
         if running_mean is not None:
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)
         if running_var is not None:
@@ -124,7 +133,10 @@ def _why_not_triton(logits: Tensor, weight: Tensor, bias: Tensor | None) -> str 
 
 
 @torch.library.custom_op("msformer_fast::batch_statistics", mutates_args=())
-def _statistics(logits: Tensor) -> tuple[Tensor, Tensor]:
+def _statistics(logits: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    if backend == "torch":
+        with in_strips("patch_embedding.statistics", logits):
+            return identity.batch_statistics(logits)
     from msformer_fast.kernels.batch_statistics import batch_statistics
 
     with launching("patch_embedding.statistics", logits):
@@ -132,7 +144,7 @@ def _statistics(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @_statistics.register_fake
-def _(logits: Tensor) -> tuple[Tensor, Tensor]:
+def _(logits: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     mean = logits.new_empty(logits.shape[1], dtype=sum_dtype(logits.dtype))
     return mean, torch.empty_like(mean)
 
@@ -148,7 +160,12 @@ def _forward(
     bias: Tensor | None,
     patch: int,
     training: bool,
+    eps: float,
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
+    if backend == "torch":
+        with in_strips("patch_embedding.forward", logits):
+            return identity.patch_embedding_forward(logits, mean, rstd, gamma, beta, weight, bias, patch)
     from msformer_fast.kernels.patch_embedding import patch_embedding_forward
 
     with launching("patch_embedding.forward", logits):
@@ -168,6 +185,8 @@ def _(
     bias: Tensor | None,
     patch: int,
     training: bool,
+    eps: float,
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
     patches = ((logits.shape[2] - 1) // patch) * ((logits.shape[3] - 1) // patch)
     queries = logits.new_empty(logits.shape[0], patches, weight.shape[0])
@@ -186,7 +205,13 @@ def _backward(
     weight: Tensor,
     patch: int,
     training: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    if backend == "torch":
+        with in_strips("patch_embedding.backward", logits):
+            return identity.patch_embedding_backward(
+                grad_queries, grad_keys, logits, mean, rstd, gamma, beta, weight, patch, batch_stats=training
+            )
     from msformer_fast.kernels.patch_embedding import patch_embedding_backward
 
     with launching("patch_embedding.backward", logits):
@@ -209,6 +234,7 @@ def _(
     weight: Tensor,
     patch: int,
     training: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     def per_channel(channels: int) -> Tensor:
         return logits.new_empty(channels, dtype=sum_dtype(logits.dtype))
@@ -219,19 +245,29 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    logits, mean, rstd, gamma, beta, weight, bias, ctx.patch, ctx.training = inputs
-    ctx.bias_dtype = None if bias is None else bias.dtype
-    ctx.save_for_backward(logits, mean, rstd, gamma, beta, weight)
+    *tensors, ctx.patch, ctx.training, ctx.eps, ctx.backend = inputs
+    ctx.save_for_backward(*tensors)
 
 
 def _differentiate(ctx: Any, grad_queries: Tensor, grad_keys: Tensor) -> tuple[Tensor | None, ...]:
     """The statistics' own dependence on the logits is in the gradient of the logits, so theirs is none."""
-    logits, mean, rstd, gamma, beta, weight = ctx.saved_tensors
+    logits, mean, rstd, gamma, beta, weight, bias = ctx.saved_tensors
+    patch, training, eps = ctx.patch, ctx.training, ctx.eps
+    if ctx.backend == "torch" and wants_double_backward():
+
+        def plain(logits: Tensor, gamma: Tensor, beta: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
+            # Without running statistics nothing is updated a second time; in evaluation they are the mean and rstd.
+            running = (None, None) if training else (mean, rstd**-2 - eps)
+            return identity.patch_embedding(logits, weight, bias, gamma, beta, *running, patch, training, 0.0, eps)
+
+        found = differentiable_gradients(plain, [logits, gamma, beta, weight, bias], [grad_queries, grad_keys])
+        return found[0], None, None, *found[1:], None, None, None, None
     d_logits, d_weight, d_bias, d_gamma, d_beta = _backward(
-        grad_queries, grad_keys, logits, mean, rstd, gamma, beta, weight, ctx.patch, ctx.training
+        grad_queries, grad_keys, logits, mean, rstd, gamma, beta, weight, patch, training, ctx.backend
     )
-    bias = None if ctx.bias_dtype is None else d_bias.to(ctx.bias_dtype)
-    return d_logits, None, None, d_gamma.to(gamma.dtype), d_beta.to(beta.dtype), d_weight, bias, None, None
+    d_bias = None if bias is None else d_bias.to(bias.dtype)
+    norm = d_gamma.to(gamma.dtype), d_beta.to(beta.dtype)
+    return d_logits, None, None, *norm, d_weight, d_bias, None, None, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_setup_context)

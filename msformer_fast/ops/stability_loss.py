@@ -9,8 +9,10 @@ from torch import Tensor
 
 from msformer_fast.dtypes import sum_dtype
 from msformer_fast.errors import InputError
-from msformer_fast.ops.backend import choose, why_not_triton
-from msformer_fast.ops.launch import launching
+from msformer_fast.identities import stability_loss as identity
+from msformer_fast.ops.backend import choose, runs_in_strips, why_not_torch, why_not_triton
+from msformer_fast.ops.double_backward import differentiable_gradients, wants_double_backward
+from msformer_fast.ops.launch import in_strips, launching
 from msformer_fast.ops.precision import cast_product, input_precision
 from msformer_fast.ops.shapes import Shapes
 from msformer_fast.reference import stability_loss as _reference
@@ -36,15 +38,22 @@ def stability_loss(queries: Tensor, keys: Tensor, *, scale: float = 8.0, backend
         InputError: a shape or an option that does not fit, named.
         BackendError: the backend asked for cannot run this call; the message says why.
 
-    The kernels' gradient cannot be differentiated again; the reference's can.
+    The kernels' gradient cannot be differentiated again; that of the other backends can.
 
     Source: MS-Former, intra-scale (spatial stability) loss.
     """
     _check_pair(OP, queries, keys, scale)
     queries, keys = cast_product(queries), cast_product(keys)
-    if choose(OP, backend, queries.device, {"triton": lambda: _why_not_triton(queries, keys)}) == "triton":
-        return _forward(queries, keys, scale)[0]
-    return _reference.stability_loss(queries, keys, scale)
+    refusals = {
+        "triton": lambda: _why_not_triton(queries, keys),
+        "torch": lambda: why_not_torch(OP, queries, keys),
+    }
+    chosen = choose(OP, backend, queries.device, refusals)
+    if chosen == "reference":
+        return _reference.stability_loss(queries, keys, scale)
+    if chosen == "torch" and not runs_in_strips(queries):
+        return identity.stability_loss(queries, keys, scale)
+    return _forward(queries, keys, scale, chosen)[0]
 
 
 def stability_attention(queries: Tensor, keys: Tensor, *, scale: float = 8.0) -> Tensor:
@@ -73,7 +82,10 @@ def _why_not_triton(queries: Tensor, keys: Tensor) -> str | None:
 
 
 @torch.library.custom_op("msformer_fast::stability_loss", mutates_args=())
-def _forward(queries: Tensor, keys: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(queries: Tensor, keys: Tensor, scale: float, backend: str) -> tuple[Tensor, Tensor, Tensor]:
+    if backend == "torch":
+        with in_strips("stability_loss.forward", queries):
+            return identity.stability_loss_forward(queries, keys, scale)
     from msformer_fast.kernels.stability_loss import stability_loss_forward
 
     with launching("stability_loss.forward", queries):
@@ -81,7 +93,7 @@ def _forward(queries: Tensor, keys: Tensor, scale: float) -> tuple[Tensor, Tenso
 
 
 @_forward.register_fake
-def _(queries: Tensor, keys: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+def _(queries: Tensor, keys: Tensor, scale: float, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     dtype, rows = sum_dtype(queries.dtype), queries.shape[:2]
     others = queries.new_empty(rows, dtype=dtype)
     return queries.new_empty((), dtype=dtype), others, torch.empty_like(others)
@@ -89,8 +101,11 @@ def _(queries: Tensor, keys: Tensor, scale: float) -> tuple[Tensor, Tensor, Tens
 
 @torch.library.custom_op("msformer_fast::stability_loss_backward", mutates_args=())
 def _backward(
-    grad_loss: Tensor, queries: Tensor, keys: Tensor, others: Tensor, diagonal: Tensor, scale: float
+    grad_loss: Tensor, queries: Tensor, keys: Tensor, others: Tensor, diagonal: Tensor, scale: float, backend: str
 ) -> tuple[Tensor, Tensor]:
+    if backend == "torch":
+        with in_strips("stability_loss.backward", queries):
+            return identity.stability_loss_backward(grad_loss, queries, keys, others, diagonal, scale)
     from msformer_fast.kernels.stability_loss import stability_loss_backward
 
     with launching("stability_loss.backward", queries):
@@ -101,18 +116,24 @@ def _backward(
 
 @_backward.register_fake
 def _(
-    grad_loss: Tensor, queries: Tensor, keys: Tensor, others: Tensor, diagonal: Tensor, scale: float
+    grad_loss: Tensor, queries: Tensor, keys: Tensor, others: Tensor, diagonal: Tensor, scale: float, backend: str
 ) -> tuple[Tensor, Tensor]:
     return queries.new_empty(queries.shape), keys.new_empty(keys.shape)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    queries, keys, ctx.scale = inputs
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    queries, keys, ctx.scale, ctx.backend = inputs
     ctx.save_for_backward(queries, keys, output[1], output[2])
 
 
-def _differentiate(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, None]:
-    return *_backward(grad_loss, *ctx.saved_tensors, ctx.scale), None
+def _differentiate(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    scale = ctx.scale
+    if ctx.backend == "torch" and wants_double_backward():
+        found = differentiable_gradients(
+            lambda q, k: (identity.stability_loss(q, k, scale),), ctx.saved_tensors[:2], [grad_loss]
+        )
+        return *found, None, None
+    return *_backward(grad_loss, *ctx.saved_tensors, scale, ctx.backend), None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_setup_context)
