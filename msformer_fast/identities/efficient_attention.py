@@ -76,7 +76,7 @@ def efficient_attention(x: Tensor, parameters: Parameters, options: Options) -> 
     queries = F.linear(n, p.query_weight, p.query_bias).unflatten(-1, (heads, -1)).softmax(-1).flatten(-2)
     context = _context(keys.transpose(1, 2) @ n, p, heads)
     y = (queries @ _folded(context, p.reprojection_weight)).unflatten(1, x.shape[1:3])
-    y = y if p.reprojection_bias is None else y + p.reprojection_bias
+    y = y if p.reprojection_bias is None else y + p.reprojection_bias.to(y.dtype)
     return (x + y if options.residual else y), context
 
 
@@ -84,7 +84,8 @@ def _context(gathered: Tensor, p: Parameters, heads: int) -> Tensor:
     """(B, heads, Ck / heads, Cv / heads) from ``p^T n`` (B, Ck, C)."""
     values = p.value_weight.unflatten(0, (heads, -1))
     context = gathered.unflatten(1, (heads, -1)) @ values.transpose(1, 2)
-    return context if p.value_bias is None else context + p.value_bias.unflatten(0, (heads, 1, -1))
+    # Under autocast the bias is wider than the product: as in a linear layer, it does not widen the result.
+    return context if p.value_bias is None else context + p.value_bias.to(context.dtype).unflatten(0, (heads, 1, -1))
 
 
 def _folded(context: Tensor, reprojection: Tensor) -> Tensor:

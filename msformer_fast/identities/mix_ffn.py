@@ -93,8 +93,8 @@ class _Strips:
         self.fc1[:, : self.channels] = self.p.fc1_weight
         if self.p.fc1_bias is not None:
             self.fc1[:, self.channels] = self.p.fc1_bias
-        # One row more than a strip, for the first of the backward.
-        self.tokens = t.new_zeros(((self.strip + 1) * self.width, self.columns), dtype=self.dtype)
+        # Two rows more than a strip: the halo below, of the first rows that the backward makes with theirs.
+        self.tokens = t.new_zeros(((self.strip + 2) * self.width, self.columns), dtype=self.dtype)
         self.tokens[:, self.channels] = 1
         self.row = t.new_empty((self.width, self.hidden), dtype=self.dtype)
 

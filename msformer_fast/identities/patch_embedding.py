@@ -6,6 +6,8 @@ multiplied while they are in the cache. No patch is kept.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -77,12 +79,12 @@ def patch_embedding_forward(
 ) -> tuple[Tensor, Tensor]:
     """Queries and keys (B, T, C)."""
     dtype, clusters = sum_dtype(logits.dtype), logits.shape[1]
-    scale, shift = _scale_and_shift(mean, rstd, gamma, beta, dtype)
+    norm = _Norm.of(mean, rstd, gamma, beta, dtype)
     views = [_windows(logits, start, patch) for start in (1, 0)]
     batch, down, across = views[0].shape[:3]
     out = logits.new_zeros((2 * batch * down * across, weight.shape[0]), dtype=dtype)
     for first, last in _slices(logits, weight, patch):
-        gathered = _gathered(views, first, last, scale, shift)
+        gathered = _gathered(views, first, last, norm)
         columns = slice(first * patch * clusters, last * patch * clusters)
         out.addmm_(gathered, weight[:, columns].to(dtype).t())
     if bias is not None:
@@ -91,20 +93,26 @@ def patch_embedding_forward(
     return queries.clone(), keys.clone()
 
 
-def _scale_and_shift(
-    mean: Tensor, rstd: Tensor, gamma: Tensor, beta: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Norm and affine parameters as one multiplication and addition."""
-    scale = rstd.to(dtype) * gamma.to(dtype)
-    return scale, beta.to(dtype) - mean.to(dtype) * scale
+class _Norm(NamedTuple):
+    """A batch norm as ``(x - mean) * scale + beta``: the mean goes first, or a channel whose mean is large beside its
+    spread loses digits."""
+
+    mean: Tensor
+    scale: Tensor
+    beta: Tensor
+
+    @classmethod
+    def of(cls, mean: Tensor, rstd: Tensor, gamma: Tensor, beta: Tensor, dtype: torch.dtype) -> _Norm:
+        return cls(mean.to(dtype), rstd.to(dtype) * gamma.to(dtype), beta.to(dtype))
 
 
-def _gathered(views: list[Tensor], first: int, last: int, scale: Tensor, shift: Tensor) -> Tensor:
+def _gathered(views: list[Tensor], first: int, last: int, norm: _Norm) -> Tensor:
     """Rows ``first`` to ``last`` of every patch of both grids, normed: (2BT, (last - first) * patch * K)."""
     shape = views[0][:, :, :, first:last].shape
-    out = scale.new_empty((2, *shape))
+    out = norm.scale.new_empty((2, *shape))
     for view, part in zip(views, out, strict=True):
-        torch.addcmul(shift, view[:, :, :, first:last].to(scale.dtype), scale, out=part)
+        centred = torch.sub(view[:, :, :, first:last].to(norm.scale.dtype), norm.mean, out=part)
+        torch.addcmul(norm.beta, centred, norm.scale, out=part)
     return out.view(2 * shape[0] * shape[1] * shape[2], -1)
 
 
@@ -123,7 +131,7 @@ def patch_embedding_backward(
     """Gradients of the logits, the weight, the bias (C), gamma and beta (K); the mean's and the variance's dependence on
     the logits is in the first where ``batch_stats``."""
     dtype, clusters = sum_dtype(logits.dtype), logits.shape[1]
-    scale, shift = _scale_and_shift(mean, rstd, gamma, beta, dtype)
+    norm = _Norm.of(mean, rstd, gamma, beta, dtype)
     grad = torch.cat([g.to(dtype).flatten(0, 1) for g in (grad_queries, grad_keys)])
     d_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
     # Channels last in memory, as what follows reads and writes all channels of a pixel.
@@ -132,20 +140,20 @@ def patch_embedding_backward(
     d_views = [_windows(d_normed.permute(0, 3, 1, 2), start, patch) for start in (1, 0)]
     for first, last in _slices(logits, weight, patch):
         columns = slice(first * patch * clusters, last * patch * clusters)
-        d_weight[:, columns] = grad.t() @ _gathered(views, first, last, scale, shift)
+        d_weight[:, columns] = grad.t() @ _gathered(views, first, last, norm)
         parts = (grad @ weight[:, columns].to(dtype)).view(2, *views[0][:, :, :, first:last].shape)
         for d_view, part in zip(d_views, parts, strict=True):
             d_view[:, :, :, first:last] += part
 
-    middle, rstd = mean.to(dtype), rstd.to(dtype)
-    d_beta, d_gamma = torch.zeros_like(scale), torch.zeros_like(scale)
+    rstd = rstd.to(dtype)
+    d_beta, d_gamma = torch.zeros_like(norm.beta), torch.zeros_like(norm.beta)
     rows = logits.permute(0, 2, 3, 1)
     ranges = list(strips(rows.shape[1], rows.shape[2] * clusters * dtype.itemsize))
     for image in range(logits.shape[0]):
         for first, last in ranges:
             d_rows = d_normed[image, first:last]
             d_beta += d_rows.sum((0, 1))
-            centred = rows[image, first:last].to(dtype) - middle
+            centred = rows[image, first:last].to(dtype) - norm.mean
             d_gamma += centred.mul_(d_rows).sum((0, 1)) * rstd
     count = max(logits.numel() // max(clusters, 1), 1)
     d_logits = torch.empty_like(logits)
@@ -154,7 +162,7 @@ def patch_embedding_backward(
         for first, last in ranges:
             d_rows = d_normed[image, first:last]
             if batch_stats:
-                normed = (rows[image, first:last].to(dtype) - middle).mul_(rstd * d_gamma / count)
+                normed = (rows[image, first:last].to(dtype) - norm.mean).mul_(rstd * d_gamma / count)
                 d_rows = (d_rows - d_beta / count).sub_(normed)
-            d_out[image, first:last] = d_rows * scale
+            d_out[image, first:last] = d_rows * norm.scale
     return d_logits, d_weight, grad.sum(0), d_gamma, d_beta

@@ -28,6 +28,7 @@ class Op:
         other: further sizes of the same kind as ``tiny``, which must not compile anew.
         differentiable: how many outputs are, counted from the first.
         options: keyword options, by the names in the sizes.
+        backends: those beside the reference that this op has.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Op:
     other: tuple[Sizes, ...]
     differentiable: int = 1
     options: tuple[str, ...] = field(default=())
+    backends: tuple[str, ...] = ("triton", "torch")
 
     def run(self, inputs: Inputs, sizes: Sizes, backend: str | None) -> tuple[Tensor, ...]:
         options = {name: sizes[name] for name in self.options if name in sizes}
@@ -92,6 +94,66 @@ def _draw_patches(s: Sizes) -> Inputs:
 
 def _patch_embedding(inputs: Inputs, **options: Any) -> tuple[Tensor, ...]:
     return ops.patch_embedding(**inputs, **options)
+
+
+def _draw_attention(s: Sizes) -> Inputs:
+    """Tokens with a channel that hardly varies; keys whose softmax is sharp where ``spread`` is large.
+
+    The rows of the context differ, and the values' bias, which all of them share, is small: else the queries' gradient
+    is a difference of large numbers, and both errors are luck.
+    """
+    c, ck, cv = s["C"], s.get("Ck", s["C"]), s.get("Cv", s["C"])
+    inputs = {"x": rand(s["B"], s["H"], s["W"], c)}
+    inputs["x"][..., 0] = 3 + 0.01 * inputs["x"][..., 0]
+    inputs["key_weight"] = rand(ck, c, scale=s.get("spread", 2.0) / c**0.5)
+    inputs["query_weight"] = rand(ck, c, scale=s.get("spread", 2.0) / c**0.5)
+    inputs |= {"value_weight": rand(cv, c, scale=c**-0.5), "reprojection_weight": rand(c, cv, scale=cv**-0.5)}
+    if s.get("with_bias", True):
+        inputs |= {"query_bias": rand(ck), "value_bias": 0.1 * rand(cv), "reprojection_bias": rand(c)}
+    if s.get("norm", True):
+        inputs |= {"norm_weight": 1 + 0.3 * rand(c), "norm_bias": 0.3 * rand(c)}
+    return inputs
+
+
+def _efficient_attention(inputs: Inputs, **options: Any) -> tuple[Tensor, ...]:
+    """The keys' bias, whose gradient is zero and rounding noise in the reference, has a test of its own."""
+    x = inputs["x"]
+    parts = ("key", "query", "value", "reprojection")
+    weights = [inputs.get(f"{part}_{kind}") for part in parts for kind in ("weight", "bias")]
+    return ops.efficient_attention(x, *weights, inputs.get("norm_weight"), inputs.get("norm_bias"), **options)
+
+
+def _draw_ffn(s: Sizes) -> Inputs:
+    c, d = s["C"], s["D"]
+    inputs = {"t": rand(s["B"], s["H"], s["W"], c), "fc1_weight": rand(d, c, scale=c**-0.5)}
+    inputs["t"][..., 0] = 3 + 0.01 * inputs["t"][..., 0]
+    inputs |= {"depthwise_weight": rand(d, 1, 3, 3, scale=0.4), "fc2_weight": rand(c, d, scale=d**-0.5)}
+    if s.get("with_bias", True):
+        inputs |= {"fc1_bias": rand(d), "depthwise_bias": rand(d), "fc2_bias": rand(c)}
+    if s.get("norm", True):
+        inputs |= {"norm_weight": 1 + 0.3 * rand(c), "norm_bias": 0.3 * rand(c)}
+    if s.get("inner_norm", True):
+        inputs |= {"inner_norm_weight": 1 + 0.3 * rand(d), "inner_norm_bias": 0.3 * rand(d)}
+    return inputs
+
+
+def _mix_ffn(inputs: Inputs, **options: Any) -> tuple[Tensor, ...]:
+    given = {"fc1_bias": None, "depthwise_bias": None, "fc2_bias": None} | inputs
+    return (ops.mix_ffn(**given, **options),)
+
+
+def _draw_head(s: Sizes) -> Inputs:
+    c, height, width = s["C"], s["H"], s["W"]
+    return {
+        "coarse": rand(s["B"], (height + 1) // 2, (width + 1) // 2, c),
+        "fine": rand(s["B"], height, width, c),
+        "up_weight": rand(4 * c, c, scale=c**-0.5),
+        "head_weight": rand(s["K"], 2 * c, scale=c**-0.5),
+    }
+
+
+def _score_map(inputs: Inputs, **options: Any) -> tuple[Tensor, ...]:
+    return (ops.score_map(**inputs, **options),)
 
 
 OPS = {
@@ -157,6 +219,58 @@ OPS = {
             ),
             differentiable=2,
             options=("patch",),
+        ),
+        Op(
+            "efficient_attention",
+            _efficient_attention,
+            _draw_attention,
+            {
+                "paper": {"B": 1, "H": 9, "W": 17, "C": 100},
+                "heads": {"B": 2, "H": 7, "W": 5, "C": 12, "Ck": 10, "Cv": 14, "heads": 2},
+                "bare": {"B": 2, "H": 6, "W": 3, "C": 7, "norm": False, "residual": False, "with_bias": False},
+                "sharp": {"B": 1, "H": 8, "W": 11, "C": 20, "spread": 12.0},
+                "lean": {"B": 1, "H": 5, "W": 9, "C": 130, "memory": "lean"},
+                "one row": {"B": 3, "H": 1, "W": 5, "C": 6},
+            },
+            tiny={"B": 2, "H": 3, "W": 5, "C": 4},
+            other=({"B": 3, "H": 7, "W": 9, "C": 4}, {"B": 4, "H": 5, "W": 11, "C": 4}),
+            differentiable=2,
+            options=("heads", "norm", "residual", "memory"),
+            backends=("torch",),
+        ),
+        Op(
+            "mix_ffn",
+            _mix_ffn,
+            _draw_ffn,
+            {
+                "paper": {"B": 1, "H": 9, "W": 17, "C": 100, "D": 400},
+                "batch": {"B": 2, "H": 7, "W": 5, "C": 7, "D": 30},
+                "lean": {"B": 2, "H": 6, "W": 4, "C": 12, "D": 20, "memory": "lean"},
+                "SegFormer": {"B": 1, "H": 8, "W": 3, "C": 9, "D": 36, "inner_norm": False, "inner_skip": False},
+                "bare": {
+                    **{"B": 1, "H": 5, "W": 6, "C": 8, "D": 6, "norm": False, "residual": False, "with_bias": False},
+                    **{"inner_norm": False},
+                },
+                "one pixel": {"B": 3, "H": 1, "W": 1, "C": 6, "D": 10},
+            },
+            tiny={"B": 2, "H": 3, "W": 5, "C": 4, "D": 6},
+            other=({"B": 3, "H": 7, "W": 9, "C": 4, "D": 6}, {"B": 4, "H": 5, "W": 11, "C": 4, "D": 6}),
+            options=("norm", "inner_norm", "inner_skip", "residual", "memory"),
+            backends=("torch",),
+        ),
+        Op(
+            "score_map",
+            _score_map,
+            _draw_head,
+            {
+                "paper": {"B": 1, "H": 9, "W": 17, "C": 100, "K": 100},
+                "even": {"B": 2, "H": 8, "W": 6, "C": 7, "K": 5},
+                "one pixel": {"B": 3, "H": 1, "W": 1, "C": 6, "K": 9},
+                "wide": {"B": 1, "H": 6, "W": 5, "C": 20, "K": 130},
+            },
+            tiny={"B": 2, "H": 3, "W": 5, "C": 4, "K": 3},
+            other=({"B": 3, "H": 7, "W": 9, "C": 4, "K": 3}, {"B": 4, "H": 5, "W": 11, "C": 4, "K": 3}),
+            backends=("torch",),
         ),
     )
 }
