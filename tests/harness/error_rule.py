@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,15 +12,16 @@ from torch import Tensor
 #: tensor, and of its worst row, where luck decides between two sums of the same terms in another order.
 SLACK, ROW_SLACK = 2.0, 4.0
 
-#: Where a gradient amplifies rounding, one draw says little: either may be a few times the other's. Over several draws
-#: the medians are compared, with this factor for what luck is left.
+#: Where a gradient amplifies rounding, one draw says little: either error may be a few times the other. A draw that
+#: fails is followed by others, most of which must pass, with this factor for what luck is left.
 LUCK = 1.5
+DRAWS = 9
 
 
 @dataclass(frozen=True)
 class Error:
-    """Error against the truth: of the whole tensor, and of its worst row, both relative to the truth's norm; and the epsilon
-    of its dtype."""
+    """Error against the truth, of the whole tensor and of its worst row, both relative to the truth's norm; and the
+    epsilon of its dtype."""
 
     whole: float
     row: float
@@ -52,14 +51,28 @@ def errors_of(name: str, ours: Tensor, theirs: Tensor, truth: Tensor) -> Errors:
     return Error.of(ours, truth), Error.of(theirs, truth)
 
 
-def assert_no_worse(name: str, draws: Sequence[Errors]) -> None:
-    """Our error is at most PyTorch's plus the slack: in the one draw, or in the median of several, with ``LUCK``.
+def assert_no_worse(draw: Callable[[], dict[str, Errors]]) -> None:
+    """Our error is at most PyTorch's plus the slack: in one draw, or in most of several, with ``LUCK``.
+
+    Args:
+        draw: draws fresh inputs and gives the errors of every quantity by its name.
 
     NaN never passes: no comparison below holds for it.
     """
-    eps, luck = draws[0][0].eps, 1.0 if len(draws) == 1 else LUCK
-    for kind, slack in (("whole", SLACK), ("row", ROW_SLACK)):
-        values = [[getattr(error, kind) for error in errors] for errors in zip(*draws, strict=True)]
-        assert not any(math.isnan(value) for value in values[0]), f"{name}: NaN"
-        mine, yours = (statistics.median(errors) for errors in values)
-        assert mine <= luck * yours + slack * eps, f"{name}, {kind}: error {mine:.3g}, PyTorch's own {yours:.3g}"
+    first = draw()
+    suspects = {name: errors for name, errors in first.items() if not _passes(errors, 1.0)}
+    if not suspects:
+        return
+    draws = [first, *(draw() for _ in range(DRAWS - 1))]
+    for name in suspects:
+        worse = [errors[name] for errors in draws if not _passes(errors[name], LUCK)]
+        assert len(worse) <= DRAWS // 2, (
+            f"{name}: worse than PyTorch in {len(worse)} of {DRAWS} draws, (ours, PyTorch's) relative to the truth: "
+            f"{worse[:3]}"
+        )
+
+
+def _passes(errors: Errors, luck: float) -> bool:
+    mine, yours = errors
+    whole = mine.whole <= luck * yours.whole + SLACK * mine.eps
+    return whole and mine.row <= luck * yours.row + ROW_SLACK * mine.eps

@@ -230,7 +230,7 @@ OPS = {
                 "bare": {"B": 2, "H": 6, "W": 3, "C": 7, "norm": False, "residual": False, "with_bias": False},
                 "sharp": {"B": 1, "H": 8, "W": 11, "C": 20, "spread": 12.0},
                 "lean": {"B": 1, "H": 5, "W": 9, "C": 130, "memory": "lean"},
-                "one row": {"B": 3, "H": 1, "W": 5, "C": 6},
+                "one row": {"B": 3, "H": 1, "W": 9, "C": 10},
             },
             tiny={"B": 2, "H": 3, "W": 5, "C": 4},
             other=({"B": 3, "H": 7, "W": 9, "C": 4}, {"B": 4, "H": 5, "W": 11, "C": 4}),

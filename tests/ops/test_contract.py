@@ -22,7 +22,6 @@ pytestmark = pytest.mark.usefixtures("strict_kernels", "small_strips")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-DRAWS = {"triton": 1, "torch": 11}  # the interpreter is slow
 PAIRS = [(op, backend) for op in OPS.values() for backend in op.backends]
 VARIANTS = [(op, backend, name) for op, backend in PAIRS for name in op.sizes]
 KERNELS = [op for op in OPS.values() if "triton" in op.backends]
@@ -68,22 +67,20 @@ def run(op: Op, inputs: Inputs, sizes: Sizes, backend: str) -> tuple[tuple[Tenso
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_error_is_no_larger_than_pytorchs(op: Op, backend: str, variant: str, dtype: torch.dtype) -> None:
     sizes = op.sizes[variant]
-    errors: dict[str, list[Errors]] = {}
-    for _ in range(DRAWS[backend]):
+
+    def draw() -> dict[str, Errors]:
         inputs = {name: value.to(dtype) for name, value in op.draw(sizes).items()}
         ours, our_gradients = run(op, leaves(inputs, dtype), sizes, backend)
         theirs, their_gradients = run(op, leaves(inputs, dtype), sizes, "reference")
         truth, true_gradients = run(op, leaves(inputs, torch.float64), sizes, "reference")
-        for index in range(len(ours)):
-            assert ours[index].dtype == theirs[index].dtype
-            if index < op.differentiable:
-                name = f"output {index}"
-                errors.setdefault(name, []).append(errors_of(name, ours[index], theirs[index], truth[index]))
-        for given in inputs:
-            name, three = f"gradient of {given}", (our_gradients, their_gradients, true_gradients)
-            errors.setdefault(name, []).append(errors_of(name, *(gradients[given] for gradients in three)))
-    for name, draws in errors.items():
-        assert_no_worse(name, draws)
+        for value, wanted in zip(ours, theirs, strict=True):
+            assert value.dtype == wanted.dtype
+        three = {f"output {i}": (ours[i], theirs[i], truth[i]) for i in range(op.differentiable)}
+        for name in inputs:
+            three[f"gradient of {name}"] = our_gradients[name], their_gradients[name], true_gradients[name]
+        return {name: errors_of(name, *values) for name, values in three.items()}
+
+    assert_no_worse(draw)
 
 
 @on_cpu
