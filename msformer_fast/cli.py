@@ -23,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     try:
+        _prepare_process(arguments)
         code: int = arguments.run(arguments)
         return code
     except (InputError, BackendError) as error:
@@ -42,6 +43,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{error.filename or 'output'}: {error.strerror or error}; nothing was written in part", 2)
     except KeyboardInterrupt:
         return _fail("interrupted; nothing was written in part", 130)
+
+
+def _prepare_process(arguments: argparse.Namespace) -> None:
+    """Allocator and threads, before the first tensor: this process is ours."""
+    from msformer_fast.process import keep_freed_memory, set_threads
+
+    if hasattr(arguments, "threads"):
+        keep_freed_memory()
+        set_threads(arguments.threads)
 
 
 def _fail(message: object, code: int) -> int:
@@ -154,7 +164,8 @@ def _parity(arguments: argparse.Namespace) -> int:
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments of ``segment`` that the options name."""
-    names = "rule size seed max_iterations min_labels learning_rate weights channels clusters depth device backend"
+    names = "rule size seed max_iterations min_labels learning_rate weights channels clusters depth"
+    names += " device memory backend"
     return {name: getattr(arguments, name) for name in names.split()}
 
 
@@ -236,5 +247,7 @@ def _add_settings(parser: argparse.ArgumentParser, size: int = 257) -> None:
     add("--clusters", type=int, default=100, help="(%(default)s)")
     add("--depth", type=int, default=2, help="blocks in each branch (%(default)s)")
     add("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    add("--memory", default="fast", help="fast, or lean: half the memory for some more time, on the CPU (%(default)s)")
+    add("--threads", type=int, help="of the CPU (default: the cores that this process may use)")
     add("--backend", help="triton, torch or reference (default: the fastest that can run)")
     add("--quiet", action="store_true", help="no progress, results only")

@@ -120,6 +120,7 @@ def segment(
     patch: int = 32,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
+    memory: str = "fast",
     backend: str | None = None,
     callback: Callback | None = None,
 ) -> Segmentation:
@@ -141,6 +142,8 @@ def segment(
         channels, clusters, depth, patch: of the network; see :class:`msformer_fast.MSFormer`.
         device: ``None`` for a CUDA device if there is one, else the CPU.
         dtype: ``torch.float32`` or ``torch.float64``.
+        memory: ``"fast"``, or ``"lean"`` for about half the memory and some more time; see
+            :class:`msformer_fast.MSFormer`.
         backend: of every op; see :mod:`msformer_fast.ops`.
         callback: called with each :class:`Iteration` after its step; returning ``False`` stops the loop.
 
@@ -172,10 +175,11 @@ def segment(
         "patch": patch,
         "device": str(target),
         "dtype": str(dtype).removeprefix("torch."),
+        "memory": memory,
         "backend": backend,
     }
 
-    model = MSFormer(seen.shape[2], channels, clusters, depth, patch, seed=seed, backend=backend)
+    model = MSFormer(seen.shape[2], channels, clusters, depth, patch, seed=seed, memory=memory, backend=backend)
     model = model.to(device=target, dtype=dtype)
     x = torch.from_numpy(np.ascontiguousarray(seen)).permute(2, 0, 1)[None].to(device=target, dtype=dtype)
     guided = self_guide(
@@ -231,6 +235,7 @@ def self_guide(
     history: list[Iteration] = []
     stopped = "max_iterations"
     model.train()
+    optimizer.zero_grad(set_to_none=True)
     for index in range(max_iterations):
         losses = self_guiding_losses(model(image), weights, backend=model.backend)
         # One transfer an iteration: four losses and the label count together.
@@ -241,9 +246,10 @@ def self_guide(
                 f"the loss became {total} in iteration {index} (clustering {clustering:.3g}, consistency "
                 f"{consistency:.3g}, stability {stability:.3g}); try a smaller learning rate than {learning_rate:g}"
             )
-        optimizer.zero_grad(set_to_none=True)
         losses.total.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+        # Here, not before the next backward: the next forward need not share the memory with these.
+        optimizer.zero_grad(set_to_none=True)
 
         seconds = time.perf_counter() - started
         history.append(Iteration(index, total, clustering, consistency, stability, int(label_count), seconds))
