@@ -1,14 +1,15 @@
 """One whole step of the self-guided loop, its forward and its backward, at the paper's widths, backend by backend.
 
 ``pytest benchmarks/step.py --benchmark-only`` (some: ``-k "257 and step"``; ``--keep-freed-memory``: with the command
-line's setting of the allocator). Before each timed round the reference runs once, timed on its own: the extra
-information of a row has the ratio of the two, round by round, and the peak memory above the start of a step.
+line's setting of the allocator). Every variant runs in a process of its own; before each of its rounds the reference
+runs once in another. The extra information of a row has the ratio of the two, round by round (least, median, most),
+and the peak memory above the start.
 """
 
 from __future__ import annotations
 
+import contextlib
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from benchmarks.memory import peak_of_step
+from benchmarks.worker import Worker
 from msformer_fast import MSFormer, self_guiding_losses
 
 #: Backend and memory of each variant.
@@ -62,17 +63,12 @@ def prepare(pixels: int, variant: str, channels: int = 100) -> Step:
     return Step(forward, backward, update)
 
 
-def _seconds(call: Callable[[], None]) -> float:
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
-
-
-def _before(step: Step, part: str) -> None:
-    """What ``part`` needs, untimed."""
-    step.update()  # frees the gradients of the round before
+def _ready(worker: Worker, part: str) -> None:
+    """What ``part`` needs, untimed: no gradients, for a backward a forward, and threads of the other at rest."""
+    worker.run("update")
     if part == "backward":
-        step.forward()
+        worker.run("forward")
+    time.sleep(0.3)
 
 
 CASES = [(p, v) for p in ROUNDS for v in VARIANTS if p < TOO_LARGE_FOR_THE_REFERENCE or v != "reference"]
@@ -81,25 +77,26 @@ CASES = [(p, v) for p in ROUNDS for v in VARIANTS if p < TOO_LARGE_FOR_THE_REFER
 @pytest.mark.parametrize("part", ["forward", "backward", "step"])
 @pytest.mark.parametrize(("pixels", "variant"), CASES)
 def test_step(benchmark, request: pytest.FixtureRequest, pixels: int, variant: str, part: str) -> None:
-    ours = prepare(pixels, variant)
-    paired = variant != "reference" and pixels < TOO_LARGE_FOR_THE_REFERENCE
-    rival = prepare(pixels, "reference") if paired else None
-    rivals: list[float] = []
-
-    def setup() -> None:
-        if rival is not None:
-            _before(rival, part)
-            rivals.append(_seconds(getattr(rival, part)))
-        _before(ours, part)
-
-    benchmark.group = f"{part}, {pixels} x {pixels}"
-    benchmark.extra_info["threads"] = torch.get_num_threads()
     kept = request.config.getoption("--keep-freed-memory")
-    benchmark.extra_info["keep_freed_memory"] = kept
-    if sys.platform == "linux" and part == "step":
-        benchmark.extra_info["peak_memory_mb"] = round(peak_of_step(pixels, variant, kept))
-    benchmark.pedantic(getattr(ours, part), setup=setup, rounds=ROUNDS[pixels], warmup_rounds=1)
+    paired = variant != "reference" and pixels < TOO_LARGE_FOR_THE_REFERENCE
+    ours: list[float] = []
+    rivals: list[float] = []
+    with contextlib.ExitStack() as stack:
+        worker = stack.enter_context(Worker(pixels, variant, kept))
+        rival = stack.enter_context(Worker(pixels, "reference", kept)) if paired else None
+
+        def setup() -> None:
+            if rival is not None:
+                _ready(rival, part)
+                rivals.append(rival.run(part))
+            _ready(worker, part)
+
+        benchmark.group = f"{part}, {pixels} x {pixels}"
+        benchmark.extra_info |= {"threads": torch.get_num_threads(), "keep_freed_memory": kept}
+        benchmark.pedantic(lambda: ours.append(worker.run(part)), setup=setup, rounds=ROUNDS[pixels], warmup_rounds=2)
+        if part == "step":
+            benchmark.extra_info["peak_memory_mb"] = round(worker.peak_megabytes() or 0) or None
     if rival is not None:
-        # The first of the rival's belongs to the round that warms up.
-        ratios = sorted(r / m for r, m in zip(rivals[1:], benchmark.stats.stats.data, strict=True))
-        benchmark.extra_info["times_faster"] = [round(f(ratios), 3) for f in (min, statistics.median, max)]
+        ratios = [theirs / mine for mine, theirs in zip(ours, rivals, strict=True)][-ROUNDS[pixels] :]
+        spread = min(ratios), statistics.median(ratios), max(ratios)
+        benchmark.extra_info["times_faster"] = [round(value, 3) for value in spread]

@@ -101,9 +101,7 @@ class MSFormer(nn.Module):
             self.bn3 = nn.BatchNorm2d(clusters)
 
     def _blocks(self, depth: int) -> nn.ModuleList:
-        return nn.ModuleList(
-            EfficientTransformerBlock(self.channels, self.memory, self.backend) for _ in range(depth)
-        )
+        return nn.ModuleList(EfficientTransformerBlock(self.channels, self.memory, self.backend) for _ in range(depth))
 
     def forward(self, image: Tensor, *, stability: bool = True) -> Scores:
         """Score every pixel.

@@ -44,6 +44,7 @@ class Comparison:
 def compare(
     path: str | Path,
     *,
+    memory: str = "fast",
     backend: str | None = None,
     dtype: torch.dtype = torch.float64,
     device: str | torch.device = "cpu",
@@ -54,7 +55,7 @@ def compare(
         path: ``.npz`` with ``meta`` (channels, side, coarse blocks, fine blocks, patch, steps), ``weights``,
             ``input``, ``param/NAME``, ``logits``, ``attention``, ``context_fine``, ``context_coarse``,
             ``grad/NAME``, ``history`` (steps, 5) and ``labels_after``.
-        backend: of every op.
+        memory, backend: of every op.
         dtype: ``torch.float64`` or ``torch.float32``.
         device: to run on.
 
@@ -74,7 +75,13 @@ def compare(
 
     image = tensor("input")
     model = MSFormer(
-        image.shape[1], channels, recorded["logits"].shape[1], (fine_depth, coarse_depth), patch, backend=backend
+        image.shape[1],
+        channels,
+        recorded["logits"].shape[1],
+        (fine_depth, coarse_depth),
+        patch,
+        memory=memory,
+        backend=backend,
     ).to(device, dtype)
     state = {name.removeprefix("param/"): tensor(name) for name in recorded if name.startswith("param/")}
     model.load_state_dict(state)
@@ -82,7 +89,7 @@ def compare(
     first, later = BOUNDS[dtype]["first"], BOUNDS[dtype]["history"]
     scores = model(image)
     losses = self_guiding_losses(scores, weights, backend=backend)
-    losses.total.backward()  # type: ignore[no-untyped-call]
+    losses.total.backward()
     attention = ops.stability_attention(scores.queries, scores.keys)
     rows = [
         Comparison(name, _relative(value, tensor(name)), first)

@@ -76,7 +76,7 @@ def _quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
     except (OSError, ValueError):
         pass
     try:
-        limit = int((root / "cpu" / "cpu.cfs_quota_us").read_text())
-        return None if limit <= 0 else limit / int((root / "cpu" / "cpu.cfs_period_us").read_text())
+        quota = int((root / "cpu" / "cpu.cfs_quota_us").read_text())
+        return None if quota <= 0 else quota / int((root / "cpu" / "cpu.cfs_period_us").read_text())
     except (OSError, ValueError):
         return None

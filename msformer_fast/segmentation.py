@@ -246,7 +246,7 @@ def self_guide(
                 f"the loss became {total} in iteration {index} (clustering {clustering:.3g}, consistency "
                 f"{consistency:.3g}, stability {stability:.3g}); try a smaller learning rate than {learning_rate:g}"
             )
-        losses.total.backward()  # type: ignore[no-untyped-call]
+        losses.total.backward()
         optimizer.step()
         # Here, not before the next backward: the next forward need not share the memory with these.
         optimizer.zero_grad(set_to_none=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from msformer_fast import phantom
@@ -71,6 +72,18 @@ def test_segment_writes_four_files(image: Path, tmp_path: Path, capsys: pytest.C
     assert record["iterations"] == len(record["history"]) == 2
     assert record["settings"]["channels"] == 6
     assert record["label_count"] == np.unique(np.asarray(labels)).size
+
+
+def test_memory_and_threads(image: Path, tmp_path: Path) -> None:
+    """The settings arrive: the threads are PyTorch's, and the record names the memory."""
+    before = torch.get_num_threads()
+    try:
+        options = ["--memory", "lean", "--threads", "1", "--quiet"]
+        assert main(["segment", str(image), "-o", str(tmp_path), *options, *FAST]) == 0
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+    assert json.loads((tmp_path / "mole.json").read_text())["settings"]["memory"] == "lean"
 
 
 def test_an_earlier_result_is_not_lost(image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,6 +180,8 @@ def test_an_output_folder_that_cannot_be(image: Path, tmp_path: Path, capsys: py
         (["--device", "toaster"], "toaster"),
         (["--backend", "cuda"], "reference"),
         (["--max-iterations", "0"], "max_iterations"),
+        (["--memory", "tiny"], "lean"),
+        (["--threads", "0"], "threads"),
     ],
 )
 def test_a_bad_option(

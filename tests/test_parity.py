@@ -7,18 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
+from msformer_fast import MSFormer, self_guide, self_guiding_losses
 from msformer_fast.errors import InputError
-from msformer_fast.parity import compare
+from msformer_fast.parity import NOISE, compare
+from tests.harness.error_rule import Errors, assert_no_worse, errors_of
 
 from .conftest import DATA, GOLDEN
 
 RECORDS = sorted({path.name: path for folder in (DATA / "golden", GOLDEN) for path in folder.glob("*.npz")}.items())
 
 
+@pytest.mark.parametrize("backend", ["reference", "torch"])
 @pytest.mark.parametrize("record", [path for _, path in RECORDS], ids=[name for name, _ in RECORDS])
-def test_float64_equals_the_authors(record: Path) -> None:
-    rows = compare(record, dtype=torch.float64)
+def test_float64_equals_the_authors(record: Path, backend: str) -> None:
+    rows = compare(record, backend=backend, dtype=torch.float64)
     assert len(rows) > 60
     assert {row.name for row in rows} >= {"logits", "attention", "context_fine", "labels_after (share)"}
     assert [row for row in rows if not row.passed] == []
@@ -27,6 +31,37 @@ def test_float64_equals_the_authors(record: Path) -> None:
 def test_float32_stays_close() -> None:
     rows = compare(GOLDEN / "dim8_img65.npz", dtype=torch.float32)
     assert [row for row in rows if not row.passed] == []
+
+
+def test_a_step_in_strips_equals_the_authors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a handful of rows a strip, and wide maps made again."""
+    monkeypatch.setattr("msformer_fast.identities.strips.STRIP_BYTES", 20000)
+    rows = compare(GOLDEN / "dim8_img65.npz", backend="torch", memory="lean")
+    assert [row for row in rows if not row.passed] == []
+
+
+def test_float32_is_no_further_from_float64_than_the_reference() -> None:
+    """The first step's logits, contexts, losses and gradients, and the losses of the first ten steps."""
+
+    def measure(image: Tensor, dtype: torch.dtype, backend: str) -> dict[str, Tensor]:
+        model = MSFormer(3, 12, 12, depth=(2, 1), patch=16, seed=5, backend=backend).to(dtype)
+        scores = model(image.to(dtype))
+        losses = self_guiding_losses(scores, backend=backend)
+        losses.total.backward()
+        found = {"logits": scores.logits, "contexts": torch.stack([scores.context_fine, scores.context_coarse])}
+        found |= {name: getattr(losses, name) for name in ("clustering", "consistency", "stability")}
+        found |= {name: p.grad for name, p in model.named_parameters() if not name.endswith(NOISE)}
+        model = MSFormer(3, 12, 12, depth=(2, 1), patch=16, seed=5, backend=backend).to(dtype)
+        history = self_guide(model, image.to(dtype), max_iterations=10, min_labels=0).history
+        return found | {"first ten losses": torch.tensor([i.total for i in history], dtype=dtype)}
+
+    def draw() -> dict[str, Errors]:
+        image = torch.rand(1, 3, 49, 38, dtype=torch.float64)
+        ours, theirs = (measure(image, torch.float32, backend) for backend in ("torch", "reference"))
+        truth = measure(image, torch.float64, "reference")
+        return {name: errors_of(name, ours[name], theirs[name], truth[name]) for name in truth}
+
+    assert_no_worse(draw)
 
 
 def test_a_changed_weight_is_noticed(tmp_path: Path) -> None:

@@ -28,7 +28,9 @@ def count_labels(labels: Tensor, clusters: int) -> Tensor:
 
 def reduced(loss: Tensor, reduction: str) -> Tensor:
     """The losses of the pixels, reduced as asked for."""
-    return {"mean": loss.mean, "sum": loss.sum, "none": loss.clone}[reduction]()
+    if reduction == "none":
+        return loss
+    return loss.mean() if reduction == "mean" else loss.sum()
 
 
 def pixel_losses(scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,9 +67,7 @@ def clustering_loss_forward(logits: Tensor, reduction: str, cluster_dim: int) ->
     return reduced(losses, reduction), labels, count_labels(labels, clusters)
 
 
-def clustering_loss_backward(
-    grad: Tensor, logits: Tensor, labels: Tensor, reduction: str, cluster_dim: int
-) -> Tensor:
+def clustering_loss_backward(grad: Tensor, logits: Tensor, labels: Tensor, reduction: str, cluster_dim: int) -> Tensor:
     """Gradient of the logits, in their layout."""
     scores = logits.movedim(cluster_dim, -1)
     batch, height, width, clusters = scores.shape

@@ -44,9 +44,7 @@ def linear_clustering_loss_backward(
     for image, first, last in _ranges(features, weight):
         rows = features[image, first:last]
         slope = grad[image, first:last].reshape(-1, 1) if reduction == "none" else grad
-        d_scores = identity.pixel_gradients(
-            _scores(rows, weight, bias), labels[image, first:last].reshape(-1), slope
-        )
+        d_scores = identity.pixel_gradients(_scores(rows, weight, bias), labels[image, first:last].reshape(-1), slope)
         d_weight.addmm_(d_scores.t(), rows.to(dtype).reshape(-1, rows.shape[-1]))
         add_to(d_bias, d_scores.sum(0))
         d_features[image, first:last] = (d_scores @ wide).view(rows.shape)

@@ -86,8 +86,8 @@ class _Strips:
             # The skip is one more on the middle tap.
             self.taps = self.taps.clone()
             self.taps[:, 0, 1, 1] += 1
-        # The bias of fc1 is one more column of its weight, and one of the tokens is 1: no pass over the wide map for it.
-        # Columns to a multiple of 8, for aligned rows.
+        # The bias of fc1 is one more column of its weight, for one of 1 in the tokens: it costs no pass over the wide
+        # map. Columns to a multiple of 8, for aligned rows.
         self.columns = -(-(self.channels + 1) // 8) * 8
         self.fc1 = t.new_zeros((self.hidden, self.columns), dtype=self.dtype)
         self.fc1[:, : self.channels] = self.p.fc1_weight
@@ -145,7 +145,7 @@ def mix_ffn_forward(t: Tensor, parameters: Parameters, options: Options, keep: b
         rows = s.wide_rows(t[image], s.strip, wide[image] if keep else None)
         for first, last in s.ranges():
             v, _, _ = s.inner_normed(s.convolved(rows.advance(first, last)))
-            out = F.gelu(v) @ s.p.fc2_weight.t()
+            out = torch.ops.aten.gelu.out(v, out=v) @ s.p.fc2_weight.t()
             if s.p.fc2_bias is not None:
                 out += s.p.fc2_bias
             if options.residual:
@@ -198,8 +198,11 @@ def _gradient_of_convolved(
         a, mean, rstd = s.inner_normed(v)
         d_y = s.rows(grad[first:last])
         add_to(sums.fc2_bias, d_y.sum(0))
-        sums.fc2_weight.addmm_(d_y.t(), F.gelu(a))
-        d_v = torch.ops.aten.gelu_backward(d_y @ s.p.fc2_weight, a)
+        wide = F.gelu(a)
+        sums.fc2_weight.addmm_(d_y.t(), wide)
+        # From here on its memory holds the gradient: fewer maps of a strip share the cache.
+        torch.mm(d_y, s.p.fc2_weight, out=wide)
+        d_v = torch.ops.aten.gelu_backward.grad_input(wide, a, grad_input=wide)
         if mean is not None and rstd is not None:
             p = s.p
             d_v, d_weight, d_bias = layer_norm_backward(d_v, v, mean, rstd, p.inner_norm_weight, p.inner_norm_bias)

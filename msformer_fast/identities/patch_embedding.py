@@ -75,7 +75,14 @@ def _slices(logits: Tensor, weight: Tensor, patch: int) -> list[tuple[int, int]]
 
 
 def patch_embedding_forward(
-    logits: Tensor, mean: Tensor, rstd: Tensor, gamma: Tensor, beta: Tensor, weight: Tensor, bias: Tensor | None, patch: int
+    logits: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    patch: int,
 ) -> tuple[Tensor, Tensor]:
     """Queries and keys (B, T, C)."""
     dtype, clusters = sum_dtype(logits.dtype), logits.shape[1]
@@ -128,8 +135,8 @@ def patch_embedding_backward(
     patch: int,
     batch_stats: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of the logits, the weight, the bias (C), gamma and beta (K); the mean's and the variance's dependence on
-    the logits is in the first where ``batch_stats``."""
+    """Gradients of the logits, the weight, the bias (C), gamma and beta (K); where ``batch_stats``, the first holds the
+    statistics' own dependence on the logits."""
     dtype, clusters = sum_dtype(logits.dtype), logits.shape[1]
     norm = _Norm.of(mean, rstd, gamma, beta, dtype)
     grad = torch.cat([g.to(dtype).flatten(0, 1) for g in (grad_queries, grad_keys)])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,8 +32,8 @@ class HaloRows:
         height: rows of the map.
         strip: most rows of a strip.
         row: a tensor with the shape, dtype and device of one row.
-        fill: ``fill(first, last, out)`` writes the rows ``first`` to ``last`` into ``out``; called for ranges that follow
-            one another, once for each row.
+        fill: ``fill(first, last, out)`` writes the rows ``first`` to ``last`` into ``out``; called for ranges that
+            follow one another, once for each row.
         full: (height + 2, ...), takes every row and the two of zeros, where the map is to be kept; else a window rolls.
     """
 
@@ -86,20 +86,25 @@ def layer_norm_backward(
 P = TypeVar("P", bound=tuple[Tensor | None, ...])
 
 
+def _rebuild(like: P, values: Iterable[Tensor | None]) -> P:
+    kind: Any = type(like)
+    return kind(*values)
+
+
 def cast_all(values: P, dtype: torch.dtype) -> P:
     """A named tuple of tensors and ``None``, every tensor in ``dtype``."""
-    return type(values)(*(None if value is None else value.to(dtype) for value in values))
+    return _rebuild(values, (None if value is None else value.to(dtype) for value in values))
 
 
 def zeros_like_all(values: P) -> P:
     """A named tuple of zeros where ``values`` has tensors."""
-    return type(values)(*(None if value is None else torch.zeros_like(value) for value in values))
+    return _rebuild(values, (None if value is None else torch.zeros_like(value) for value in values))
 
 
 def cast_like(values: P, like: P) -> P:
     """A named tuple of tensors and ``None``, every tensor in the dtype that its twin has."""
     pairs = zip(values, like, strict=True)
-    return type(values)(*(None if v is None or twin is None else v.to(twin.dtype) for v, twin in pairs))
+    return _rebuild(values, (None if v is None or twin is None else v.to(twin.dtype) for v, twin in pairs))
 
 
 def add_to(total: Tensor | None, part: Tensor | None) -> None:

@@ -110,9 +110,7 @@ def _backward(
 
 
 @_backward.register_fake
-def _(
-    grad_loss: Tensor, logits: Tensor, labels: Tensor, reduction: str, cluster_dim: int, backend: str
-) -> Tensor:
+def _(grad_loss: Tensor, logits: Tensor, labels: Tensor, reduction: str, cluster_dim: int, backend: str) -> Tensor:
     return torch.empty_like(logits)
 
 

@@ -60,8 +60,8 @@ def efficient_attention(
         norm: apply the LayerNorm over C. Without it the attention reads ``x`` itself.
         residual: add ``x`` to the result.
         eps: added to the variance by the LayerNorm.
-        memory: of the ``"torch"`` backend: ``"fast"`` keeps keys and queries for the backward, ``"lean"`` makes them again
-            there. The kernels always do; the reference always keeps all.
+        memory: of the ``"torch"`` backend: ``"fast"`` keeps keys and queries for the backward, ``"lean"`` makes them
+            again there. The kernels always do; the reference always keeps all.
         backend: ``"triton"``, ``"torch"``, ``"reference"`` or ``None`` for the fastest that can run.
 
     Returns:
@@ -199,12 +199,16 @@ def _(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, parameters, ctx.present, *options, _ = inputs
+    ctx.context_shape = output[1].shape
     ctx.options = Options(*options)
+    ctx.set_materialize_grads(False)  # no zeros for the wide maps, which nobody differentiates
     ctx.save_for_backward(x, *output[2:], *parameters)
 
 
-def _differentiate(ctx: Any, grad_y: Tensor, grad_context: Tensor, *_: Tensor) -> tuple[Any, ...]:
+def _differentiate(ctx: Any, grad_y: Tensor | None, grad_context: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
     x, *saved = ctx.saved_tensors
+    grad_y = torch.zeros_like(x) if grad_y is None else grad_y
+    grad_context = x.new_zeros(ctx.context_shape) if grad_context is None else grad_context
     saved, parameters = saved[:4], saved[4:]
     options, present = ctx.options, ctx.present
     nothing = (None,) * (len(options) + 2)

@@ -60,8 +60,8 @@ def mix_ffn(
         inner_skip: add ``u`` to the convolution's result. SegFormer's Mix-FFN does not.
         residual: add ``t`` to the result.
         eps: added to the variance by both LayerNorms.
-        memory: of the ``"torch"`` backend: ``"fast"`` keeps the wide map ``u`` for the backward, ``"lean"`` makes it again
-            there. The kernels always do; the reference always keeps all.
+        memory: of the ``"torch"`` backend: ``"fast"`` keeps the wide map ``u`` for the backward, ``"lean"`` makes it
+            again there. The kernels always do; the reference always keeps all.
         backend: ``"triton"``, ``"torch"``, ``"reference"`` or ``None`` for the fastest that can run.
 
     Returns:
@@ -185,11 +185,13 @@ def _(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     t, parameters, ctx.present, *options, _ = inputs
     ctx.options = Options(*options)
+    ctx.set_materialize_grads(False)  # no zeros for the wide maps, which nobody differentiates
     ctx.save_for_backward(t, output[1], *parameters)
 
 
-def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
+def _differentiate(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
     t, wide, *parameters = ctx.saved_tensors
+    grad = torch.zeros_like(t) if grad is None else grad
     options, present = ctx.options, ctx.present
     nothing = (None,) * (len(options) + 2)
     if wants_double_backward():

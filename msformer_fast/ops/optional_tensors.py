@@ -1,9 +1,9 @@
-"""Named tuples of tensors and ``None`` as a registered op takes them: the tensors that are there, and which they are."""
+"""Named tuples of tensors and ``None`` as a registered op takes them: the tensors alone, and which they are."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from torch import Tensor
 
@@ -17,5 +17,5 @@ def pack(values: tuple[Tensor | None, ...]) -> tuple[list[Tensor], list[bool]]:
 
 def unpack(kind: type[T], tensors: Sequence[Tensor], present: Sequence[bool]) -> T:
     """The named tuple ``kind`` that was packed."""
-    given = iter(tensors)
-    return kind(*(next(given) if there else None for there in present))
+    given, make = iter(tensors), cast(Any, kind)
+    return make(*(next(given) if there else None for there in present))

@@ -257,8 +257,9 @@ def _differentiate(ctx: Any, grad_queries: Tensor, grad_keys: Tensor) -> tuple[T
 
         def plain(logits: Tensor, gamma: Tensor, beta: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
             # Without running statistics nothing is updated a second time; in evaluation they are the mean and rstd.
-            running = (None, None) if training else (mean, rstd**-2 - eps)
-            return identity.patch_embedding(logits, weight, bias, gamma, beta, *running, patch, training, 0.0, eps)
+            middle, var = (None, None) if training else (mean, rstd**-2 - eps)
+            affine = weight, bias, gamma, beta
+            return identity.patch_embedding(logits, *affine, middle, var, patch, training, 0.0, eps)
 
         found = differentiable_gradients(plain, [logits, gamma, beta, weight, bias], [grad_queries, grad_keys])
         return found[0], None, None, *found[1:], None, None, None, None
