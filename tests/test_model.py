@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from msformer_fast import InputError, LossWeights, MSFormer, consistency_loss, self_guiding_losses
 
@@ -26,6 +27,25 @@ def test_any_size(batch: int, in_channels: int, height: int, width: int) -> None
     assert losses.labels.shape == (batch, height, width)
     assert losses.label_count.shape == (batch,)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("memory", ["fast", "lean"])
+def test_compiled_whole_it_equals_eager(memory: str) -> None:
+    """No graph break, values and every gradient; a second and third size compile once more, for the dynamic shapes."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    model = MSFormer(3, 6, 7, depth=1, patch=8, seed=0, memory=memory).double().eval()
+
+    def total(image: torch.Tensor) -> torch.Tensor:
+        return self_guiding_losses(model(image)).total
+
+    compiled = torch.compile(total, fullgraph=True, backend=counter)
+    for height, width in ((17, 20), (25, 30), (33, 19)):
+        image = torch.rand(1, 3, height, width, dtype=torch.float64)
+        eager, ours = (torch.autograd.grad(call(image), list(model.parameters())) for call in (total, compiled))
+        for (name, _), value, wanted in zip(model.named_parameters(), ours, eager, strict=True):
+            torch.testing.assert_close(value, wanted, msg=name)
+    assert counter.frame_count <= 2
 
 
 def test_a_batch_is_the_mean_of_its_images() -> None:

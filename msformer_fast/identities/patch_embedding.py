@@ -96,7 +96,7 @@ def patch_embedding_forward(
         out.addmm_(gathered, weight[:, columns].to(dtype).t())
     if bias is not None:
         out += bias.to(dtype)
-    queries, keys = out.to(logits.dtype).view(2, batch, down * across, -1)
+    queries, keys = out.to(logits.dtype).view(2, batch, down * across, weight.shape[0])
     return queries.clone(), keys.clone()
 
 
@@ -120,7 +120,7 @@ def _gathered(views: list[Tensor], first: int, last: int, norm: _Norm) -> Tensor
     for view, part in zip(views, out, strict=True):
         centred = torch.sub(view[:, :, :, first:last].to(norm.scale.dtype), norm.mean, out=part)
         torch.addcmul(norm.beta, centred, norm.scale, out=part)
-    return out.view(2 * shape[0] * shape[1] * shape[2], -1)
+    return out.view(2 * shape[0] * shape[1] * shape[2], shape[3] * shape[4] * shape[5])
 
 
 def patch_embedding_backward(

@@ -117,3 +117,11 @@ def test_the_authors_stability_and_clustering_loss() -> None:
     torch.testing.assert_close(clustering, recorded["history"][0, 1], rtol=1e-9, atol=0)
     assert int(count) == int(recorded["history"][0, 4])
     assert torch.equal(labels.long(), recorded["logits"].argmax(1))
+
+
+def test_no_images_in_strips() -> None:
+    logits = torch.zeros(0, 3, 9, 9, requires_grad=True)
+    queries, keys = ops.patch_embedding(logits, torch.zeros(5, 4 * 4 * 3), patch=4, backend="torch")
+    assert queries.shape == keys.shape == (0, 4, 5)
+    (queries.sum() + keys.sum()).backward()
+    assert logits.grad.shape == logits.shape
