@@ -94,9 +94,12 @@ def why_not_torch(op: str, *tensors: Tensor | None) -> str | None:
 def runs_in_strips(tensor: Tensor) -> bool:
     """Whether the ``"torch"`` backend works on strips that stay in the cache: on the CPU, in dtypes of its own choice.
 
-    Elsewhere, and under autocast, it is an expression that PyTorch differentiates.
+    Elsewhere, under autocast and inside ``torch.func`` it is an expression that PyTorch differentiates.
     """
-    return tensor.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+    if tensor.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        return False
+    # Registered ops know nothing of functorch's transforms.
+    return torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active()
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
