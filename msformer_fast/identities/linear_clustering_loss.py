@@ -8,7 +8,8 @@ from torch import Tensor
 
 from msformer_fast.dtypes import label_dtype, sum_dtype
 from msformer_fast.identities import clustering_loss as identity
-from msformer_fast.identities.strips import add_to, strips
+from msformer_fast.identities.parameters import add_to
+from msformer_fast.identities.strips import strips
 
 
 def linear_clustering_loss(

@@ -14,17 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from msformer_fast.dtypes import sum_dtype
-from msformer_fast.identities.strips import (
-    HaloRows,
-    add_to,
-    cast_all,
-    cast_like,
-    layer_norm,
-    layer_norm_backward,
-    rows_of_a_strip,
-    strips,
-    zeros_like_all,
-)
+from msformer_fast.identities.parameters import add_to, cast_all, cast_like, zeros_like_all
+from msformer_fast.identities.strips import HaloRows, layer_norm, layer_norm_backward, rows_of_a_strip, strips
 
 
 class Parameters(NamedTuple):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -81,33 +80,3 @@ def layer_norm_backward(
     """Gradients of the input, the weight and the bias of a LayerNorm over the last axis."""
     mask = [True, weight is not None, bias is not None]
     return torch.ops.aten.native_layer_norm_backward(grad, x, x.shape[-1:], mean, rstd, weight, bias, mask)
-
-
-P = TypeVar("P", bound=tuple[Tensor | None, ...])
-
-
-def _rebuild(like: P, values: Iterable[Tensor | None]) -> P:
-    kind: Any = type(like)
-    return kind(*values)
-
-
-def cast_all(values: P, dtype: torch.dtype) -> P:
-    """A named tuple of tensors and ``None``, every tensor in ``dtype``."""
-    return _rebuild(values, (None if value is None else value.to(dtype) for value in values))
-
-
-def zeros_like_all(values: P) -> P:
-    """A named tuple of zeros where ``values`` has tensors."""
-    return _rebuild(values, (None if value is None else torch.zeros_like(value) for value in values))
-
-
-def cast_like(values: P, like: P) -> P:
-    """A named tuple of tensors and ``None``, every tensor in the dtype that its twin has."""
-    pairs = zip(values, like, strict=True)
-    return _rebuild(values, (None if v is None or twin is None else v.to(twin.dtype) for v, twin in pairs))
-
-
-def add_to(total: Tensor | None, part: Tensor | None) -> None:
-    """``total += part`` where there are both."""
-    if total is not None and part is not None:
-        total += part
