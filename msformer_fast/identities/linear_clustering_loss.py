@@ -8,7 +8,6 @@ from torch import Tensor
 
 from msformer_fast.dtypes import label_dtype, sum_dtype
 from msformer_fast.identities import clustering_loss as identity
-from msformer_fast.identities.parameters import add_to
 from msformer_fast.identities.strips import strips
 
 
@@ -47,7 +46,7 @@ def linear_clustering_loss_backward(
         slope = grad[image, first:last].reshape(-1, 1) if reduction == "none" else grad
         d_scores = identity.pixel_gradients(_scores(rows, weight, bias), labels[image, first:last].reshape(-1), slope)
         d_weight.addmm_(d_scores.t(), rows.to(dtype).reshape(-1, rows.shape[-1]))
-        add_to(d_bias, d_scores.sum(0))
+        d_bias += d_scores.sum(0)
         d_features[image, first:last] = (d_scores @ wide).view(rows.shape)
     return d_features, d_weight.to(weight.dtype), d_bias.to(weight.dtype)
 
