@@ -243,17 +243,29 @@ def test_gradients_that_arrive_expanded_or_permuted(op: Op, backend: str, kind: 
 
 @every_op
 def test_autocast_casts_as_the_reference_does(op: Op, backend: str) -> None:
-    inputs = leaves(op.draw(op.tiny), torch.float32)
-    with torch.autocast(DEVICE, dtype=torch.bfloat16):
-        ours, our_gradients = run(op, inputs, op.tiny, backend)
-        theirs, their_gradients = run(op, inputs, op.tiny, "reference")
-    _, true_gradients = run(op, {name: v.double() for name, v in inputs.items()}, op.tiny, "reference")
-    for value, wanted in zip(ours, theirs, strict=True):
-        assert value.dtype == wanted.dtype
-    for name, gradient in our_gradients.items():
-        assert gradient.dtype == their_gradients[name].dtype == torch.float32
-        mine, yours = errors_of(name, gradient, their_gradients[name], true_gradients[name])
-        assert mine.whole <= 3 * yours.whole + 4 * torch.finfo(torch.bfloat16).eps, name
+    """Dtypes always; the gradients' errors in most of nine draws, where bfloat16 leaves one draw to luck."""
+
+    def worse() -> set[str]:
+        inputs = leaves(op.draw(op.tiny), torch.float32)
+        with torch.autocast(DEVICE, dtype=torch.bfloat16):
+            ours, our_gradients = run(op, inputs, op.tiny, backend)
+            theirs, their_gradients = run(op, inputs, op.tiny, "reference")
+        _, true_gradients = run(op, {name: v.double() for name, v in inputs.items()}, op.tiny, "reference")
+        for value, wanted in zip(ours, theirs, strict=True):
+            assert value.dtype == wanted.dtype
+        found = set()
+        for name, gradient in our_gradients.items():
+            assert gradient.dtype == their_gradients[name].dtype == torch.float32
+            mine, yours = errors_of(name, gradient, their_gradients[name], true_gradients[name])
+            if not mine.whole <= 3 * yours.whole + 4 * torch.finfo(torch.bfloat16).eps:
+                found.add(name)
+        return found
+
+    suspects = worse()
+    if suspects:
+        draws = [suspects, *(worse() for _ in range(8))]
+        for name in suspects:
+            assert sum(name in draw for draw in draws) <= 4, name
 
 
 @every_kernel
