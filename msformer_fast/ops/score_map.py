@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from msformer_fast.errors import InputError
 from msformer_fast.identities import score_map as identity
-from msformer_fast.ops.backend import choose, runs_in_strips, why_not_torch
+from msformer_fast.ops.backend import choose, runs_in_strips, why_not_torch, why_not_triton
+from msformer_fast.ops.batch_norm import BatchNorm
 from msformer_fast.ops.double_backward import differentiable_gradients, wants_double_backward
-from msformer_fast.ops.launch import in_strips
+from msformer_fast.ops.launch import in_strips, launching
+from msformer_fast.ops.precision import cast_product, input_precision
 from msformer_fast.ops.shapes import Shapes
 from msformer_fast.reference.score_map import score_map as _reference
 
+if TYPE_CHECKING:
+    from msformer_fast.kernels.score_map import MapNorm
+
 OP = "score_map"
+MAX_CHANNELS = 256
 
 
 def score_map(
-    coarse: Tensor, fine: Tensor, up_weight: Tensor, head_weight: Tensor, *, backend: str | None = None
+    coarse: Tensor,
+    fine: Tensor,
+    up_weight: Tensor,
+    head_weight: Tensor,
+    *,
+    coarse_norm: BatchNorm | None = None,
+    fine_norm: BatchNorm | None = None,
+    backend: str | None = None,
 ) -> Tensor:
     """``logits = head(concat[upsample(coarse), fine])``.
 
@@ -31,6 +45,8 @@ def score_map(
         fine: (B, H, W, C).
         up_weight: (4C, C).
         head_weight: (K, 2C), the coarse branch's columns first.
+        coarse_norm, fine_norm: batch norms through which the maps are read, or ``None``. The kernels apply them where
+            they read, with no pass of their own; the other backends apply them first.
         backend: ``"triton"``, ``"torch"``, ``"reference"`` or ``None`` for the fastest that can run.
 
     Returns:
@@ -40,67 +56,197 @@ def score_map(
         InputError: a shape that does not fit, named.
         BackendError: the backend asked for cannot run this call; the message says why.
 
+    The kernels' gradient cannot be differentiated again; that of the other backends can.
+
     Source: MS-Former, section "Multi-scale representation"; the authors' ``linear_up`` and ``linear_down``.
     """
-    shapes = Shapes("score_map")
+    check_shapes(OP, coarse, fine, up_weight, head_weight, coarse_norm, fine_norm)
+    coarse, fine = cast_product(coarse), cast_product(fine)
+    up_weight, head_weight = cast_product(up_weight), cast_product(head_weight)
+    given = coarse, fine, up_weight, head_weight
+    refusals = {"triton": lambda: why_not(OP, *given), "torch": lambda: why_not_torch(OP, *given)}
+    chosen = choose(OP, backend, fine.device, refusals)
+    if chosen == "triton":
+        return _forward(*given, *packed(coarse_norm), *packed(fine_norm), chosen)
+    coarse = coarse if coarse_norm is None else cast_product(coarse_norm.apply(coarse))
+    fine = fine if fine_norm is None else cast_product(fine_norm.apply(fine))
+    if chosen == "reference":
+        return _reference(coarse, fine, up_weight, head_weight)
+    if runs_in_strips(fine):
+        return _forward(coarse, fine, up_weight, head_weight, [], 0.0, [], 0.0, chosen)
+    return identity.score_map(coarse, fine, up_weight, head_weight)
+
+
+def check_shapes(
+    op: str,
+    coarse: Tensor,
+    fine: Tensor,
+    up_weight: Tensor,
+    head_weight: Tensor,
+    coarse_norm: BatchNorm | None,
+    fine_norm: BatchNorm | None,
+) -> Shapes:
+    """Sizes of a head's call, by name.
+
+    Raises:
+        InputError: a shape that does not fit, named.
+    """
+    shapes = Shapes(op)
     shapes("fine", fine, "B H W C")
     shapes("coarse", coarse, "B Hc Wc C")
     shapes("up_weight", up_weight, "4C C")
     shapes("head_weight", head_weight, "K 2C")
+    for name, norm in (("coarse_norm", coarse_norm), ("fine_norm", fine_norm)):
+        for field in () if norm is None else ("weight", "bias", "mean", "var"):
+            shapes(f"{name}.{field}", getattr(norm, field), "C")
     height, width, channels = shapes["H"], shapes["W"], shapes["C"]
     if (shapes["Hc"], shapes["Wc"]) != ((height + 1) // 2, (width + 1) // 2):
         raise InputError(
-            f"score_map: coarse must be ceil(H / 2) x ceil(W / 2) = {(height + 1) // 2} x {(width + 1) // 2} "
+            f"{op}: coarse must be ceil(H / 2) x ceil(W / 2) = {(height + 1) // 2} x {(width + 1) // 2} "
             f"for fine of {height} x {width}; got {shapes['Hc']} x {shapes['Wc']}"
         )
     if shapes["4C"] != 4 * channels or shapes["2C"] != 2 * channels:
         raise InputError(
-            f"score_map: up_weight must be (4C, C) and head_weight (K, 2C) with C = {channels}; "
+            f"{op}: up_weight must be (4C, C) and head_weight (K, 2C) with C = {channels}; "
             f"got {tuple(up_weight.shape)} and {tuple(head_weight.shape)}"
         )
-    given = coarse, fine, up_weight, head_weight
-    chosen = choose(OP, backend, fine.device, {"torch": lambda: why_not_torch(OP, *given)})
-    if chosen == "reference":
-        return _reference(*given)
-    return _forward(*given) if runs_in_strips(fine) else identity.score_map(*given)
+    return shapes
+
+
+def why_not(op: str, *given: Tensor) -> str | None:
+    """Why the kernels cannot run on coarse, fine and their weights, or ``None``."""
+    if given[0].shape[-1] > MAX_CHANNELS:
+        return f'{op}: backend="triton" takes at most {MAX_CHANNELS} channels, got {given[0].shape[-1]}'
+    return why_not_triton(op, *given)
+
+
+def packed(norm: BatchNorm | None) -> tuple[list[Tensor], float]:
+    """A batch norm as a registered op takes it."""
+    return ([], 0.0) if norm is None else ([norm.weight, norm.bias, norm.mean, norm.var], norm.eps)
+
+
+def map_norm(norm: Sequence[Tensor], eps: float) -> MapNorm | None:
+    """A packed batch norm as the kernels' launchers take it."""
+    from msformer_fast.kernels.score_map import MapNorm
+
+    return MapNorm.of(*norm, eps=eps) if norm else None
 
 
 @torch.library.custom_op("msformer_fast::score_map", mutates_args=())
-def _forward(coarse: Tensor, fine: Tensor, up_weight: Tensor, head_weight: Tensor) -> Tensor:
-    with in_strips("score_map.forward", fine):
-        return identity.score_map_forward(coarse, fine, up_weight, head_weight)
+def _forward(
+    coarse: Tensor,
+    fine: Tensor,
+    up_weight: Tensor,
+    head_weight: Tensor,
+    coarse_norm: Sequence[Tensor],
+    coarse_eps: float,
+    fine_norm: Sequence[Tensor],
+    fine_eps: float,
+    backend: str,
+) -> Tensor:
+    if backend == "torch":
+        with in_strips("score_map.forward", fine):
+            return identity.score_map_forward(coarse, fine, up_weight, head_weight)
+    from msformer_fast.kernels.score_map import score_map_forward
+
+    with launching("score_map.forward", fine):
+        norms = map_norm(coarse_norm, coarse_eps), map_norm(fine_norm, fine_eps)
+        return score_map_forward(coarse, fine, up_weight, head_weight, *norms, input_precision(fine.dtype))[0]
 
 
 @_forward.register_fake
-def _(coarse: Tensor, fine: Tensor, up_weight: Tensor, head_weight: Tensor) -> Tensor:
+def _(
+    coarse: Tensor,
+    fine: Tensor,
+    up_weight: Tensor,
+    head_weight: Tensor,
+    coarse_norm: Sequence[Tensor],
+    coarse_eps: float,
+    fine_norm: Sequence[Tensor],
+    fine_eps: float,
+    backend: str,
+) -> Tensor:
     return fine.new_empty((*fine.shape[:3], head_weight.shape[0]))
 
 
 @torch.library.custom_op("msformer_fast::score_map_backward", mutates_args=())
 def _backward(
-    grad: Tensor, coarse: Tensor, fine: Tensor, up_weight: Tensor, head_weight: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    with in_strips("score_map.backward", fine):
-        return identity.score_map_backward(grad, coarse, fine, up_weight, head_weight)
+    grad: Tensor,
+    coarse: Tensor,
+    fine: Tensor,
+    up_weight: Tensor,
+    head_weight: Tensor,
+    coarse_norm: Sequence[Tensor],
+    coarse_eps: float,
+    fine_norm: Sequence[Tensor],
+    fine_eps: float,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
+    """Gradients of the maps and weights, and of each batch norm's weight and bias."""
+    if backend == "torch":
+        with in_strips("score_map.backward", fine):
+            return *identity.score_map_backward(grad, coarse, fine, up_weight, head_weight), [], []
+    from msformer_fast.kernels.score_map import score_map_backward
+
+    with launching("score_map.backward", fine):
+        norms = map_norm(coarse_norm, coarse_eps), map_norm(fine_norm, fine_eps)
+        found = score_map_backward(grad, coarse, fine, up_weight, head_weight, *norms, input_precision(fine.dtype))
+    return (*found[:4], norm_gradients(found.coarse_norm, coarse_norm), norm_gradients(found.fine_norm, fine_norm))
+
+
+def norm_gradients(found: tuple[Tensor, Tensor] | None, norm: Sequence[Tensor]) -> list[Tensor]:
+    """Of a packed batch norm's weight and bias, in their dtypes; copies, as a registered op's results may not alias."""
+    return [] if found is None else [d.to(v.dtype, copy=True) for d, v in zip(found, norm, strict=False)]
 
 
 @_backward.register_fake
 def _(
-    grad: Tensor, coarse: Tensor, fine: Tensor, up_weight: Tensor, head_weight: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    weights = up_weight.new_empty(up_weight.shape), head_weight.new_empty(head_weight.shape)
-    return torch.empty_like(coarse), torch.empty_like(fine), *weights
+    grad: Tensor,
+    coarse: Tensor,
+    fine: Tensor,
+    up_weight: Tensor,
+    head_weight: Tensor,
+    coarse_norm: Sequence[Tensor],
+    coarse_eps: float,
+    fine_norm: Sequence[Tensor],
+    fine_eps: float,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
+    made = [value.new_empty(value.shape) for value in (up_weight, head_weight)]
+    like = torch.empty_like if backend == "torch" else _contiguous_like
+    norms = [[value.new_empty(value.shape) for value in norm[:2]] for norm in (coarse_norm, fine_norm)]
+    return like(coarse), like(fine), made[0], made[1], norms[0], norms[1]
 
 
-def _setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+def _contiguous_like(value: Tensor) -> Tensor:
+    return value.new_empty(value.shape)
 
 
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    if wants_double_backward():
-        found = differentiable_gradients(lambda *given: (identity.score_map(*given),), ctx.saved_tensors, [grad])
-        return tuple(found)
-    return _backward(grad, *ctx.saved_tensors)
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    coarse, fine, up_weight, head_weight, coarse_norm, ctx.coarse_eps, fine_norm, ctx.fine_eps, ctx.backend = inputs
+    ctx.norms = len(coarse_norm), len(fine_norm)
+    ctx.save_for_backward(coarse, fine, up_weight, head_weight, *coarse_norm, *fine_norm)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    given, norms = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
+    coarse_norm, fine_norm = norms[: ctx.norms[0]], norms[ctx.norms[0] :]
+    if ctx.backend == "torch" and wants_double_backward():
+        found = differentiable_gradients(lambda *maps: (identity.score_map(*maps),), given, [grad])
+        return *found, [], None, [], None, None
+    *found, d_coarse_norm, d_fine_norm = _backward(
+        grad, *given, coarse_norm, ctx.coarse_eps, fine_norm, ctx.fine_eps, ctx.backend
+    )
+    # No gradient for a norm's mean and var: the map's holds their part.
+    unused = [None, None]
+    return (
+        *found,
+        [*d_coarse_norm, *unused[: len(d_coarse_norm)]],
+        None,
+        [*d_fine_norm, *unused[: len(d_fine_norm)]],
+        None,
+        None,
+    )
 
 
 _forward.register_autograd(_differentiate, setup_context=_setup_context)

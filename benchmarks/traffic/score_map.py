@@ -1,0 +1,75 @@
+"""Bytes of the score map's kernels."""
+
+from __future__ import annotations
+
+import torch
+
+from msformer_fast.dtypes import label_dtype, sum_dtype
+
+#: Launches of a kernel, bytes at distinct addresses that it reads, bytes that it writes.
+Kernels = dict[str, tuple[int, int, int]]
+
+
+def forward(
+    images: int,
+    height: int,
+    width: int,
+    channels: int,
+    clusters: int,
+    dtype: torch.dtype,
+    *,
+    norms: bool,
+    gather: bool,
+    programs: int,
+) -> Kernels:
+    """Of the logits; ``programs``: that share the tiles."""
+    size, wide = dtype.itemsize, sum_dtype(dtype).itemsize
+    fine, coarse = images * height * width, images * ((height + 1) // 2) * ((width + 1) // 2)
+    weights = 5 * clusters * channels * size + (8 * channels * wide if norms else 0)
+    reads = (fine + coarse) * channels * size + weights
+    writes = fine * clusters * size
+    if not gather:
+        return {"scores_kernel": (1, reads, writes)}
+    slots = programs * (1 + 4 * clusters) * wide
+    writes += fine * (label_dtype(clusters).itemsize + 1 + 2 * wide) + slots
+    flags = images * clusters
+    gathered = (1, slots + flags, (3 * clusters + 1) * wide + 4 * images)
+    return {"scores_kernel": (1, reads, writes), "gathered_kernel": gathered}
+
+
+def backward(
+    images: int,
+    height: int,
+    width: int,
+    channels: int,
+    clusters: int,
+    dtype: torch.dtype,
+    *,
+    norms: bool,
+    programs: int,
+) -> Kernels:
+    """Of everything from the logits' gradient; ``programs``: that share the tiles of one position."""
+    size, wide = dtype.itemsize, sum_dtype(dtype).itemsize
+    fine, coarse = images * height * width, images * ((height + 1) // 2) * ((width + 1) // 2)
+    maps, grad = (fine + coarse) * channels * size, fine * clusters * size
+    matrix, vectors = clusters * channels, channels * wide
+    slots = programs * 4 * (2 * matrix + clusters) * wide
+    # Without a batch norm the sums need no weight and leave no vectors.
+    return {
+        "weight_sums_kernel": (1, grad + maps + 8 * vectors * norms, slots),
+        "weight_finish_kernel": (
+            1,
+            slots + (5 * matrix * size + 8 * vectors) * norms,
+            4 * matrix * wide + matrix * size + 4 * matrix * wide * norms,
+        ),
+        "unfold_kernel": (
+            1,
+            4 * matrix * wide + (matrix + 4 * channels**2) * size + 4 * matrix * wide * norms,
+            (4 * channels**2 + matrix) * size + 4 * vectors * norms,
+        ),
+        "map_gradients_kernel": (
+            1,
+            grad + 5 * matrix * size + (maps + 12 * vectors) * norms,
+            maps,
+        ),
+    }

@@ -1,0 +1,85 @@
+"""A batch norm that an op applies to a map where it reads it, so that the normed map needs no pass of its own."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from msformer_fast.dtypes import sum_dtype
+from msformer_fast.identities import patch_embedding as identity
+from msformer_fast.ops.backend import choose, runs_in_strips, why_not_torch, why_not_triton
+from msformer_fast.ops.launch import in_strips, launching
+from msformer_fast.ops.shapes import Shapes
+
+OP = "batch_statistics"
+
+
+class BatchNorm(NamedTuple):
+    """``(x - mean) / sqrt(var + eps) * weight + bias`` of a map (B, H, W, C) by its own statistics.
+
+    Attributes:
+        weight, bias: (C).
+        mean, var: (C), of the very map that is read, over batch and pixels, ``var`` biased; float32 or better. No
+            gradient goes to them: that of the map holds their part.
+        eps: added to the variance.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor
+    var: Tensor
+    eps: float
+
+    def apply(self, x: Tensor) -> Tensor:
+        """The same as an expression that PyTorch differentiates; it takes the statistics anew."""
+        normed = F.batch_norm(x.permute(0, 3, 1, 2), None, None, self.weight, self.bias, True, 0.0, self.eps)
+        return normed.permute(0, 2, 3, 1)
+
+
+def batch_statistics(x: Tensor, *, backend: str | None = None) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of every channel of ``x`` (B, H, W, C) over batch and pixels, without a gradient.
+
+    Args:
+        x: floating point, any strides.
+        backend: ``"triton"``, ``"torch"``, ``"reference"`` or ``None`` for the fastest that can run.
+
+    Returns:
+        mean and variance, (C) each, float32 or better; zeros of an empty batch.
+
+    Raises:
+        InputError: not a floating-point map of four axes.
+        BackendError: the backend asked for cannot run this call; the message says why.
+    """
+    Shapes(OP)("x", x, "B H W C")
+    refusals = {"triton": lambda: why_not_triton(OP, x), "torch": lambda: why_not_torch(OP, x)}
+    chosen = choose(OP, backend, x.device, refusals)
+    x = x.detach()
+    if chosen == "triton" or (chosen == "torch" and runs_in_strips(x)):
+        mean, var = statistics(x.permute(0, 3, 1, 2), chosen)
+        return mean, var
+    rows = x.to(sum_dtype(x.dtype)).flatten(0, 2)
+    if not rows.shape[0]:
+        return rows.new_zeros(rows.shape[1]), rows.new_zeros(rows.shape[1])
+    var, mean = torch.var_mean(rows, 0, correction=0)
+    return mean, var
+
+
+@torch.library.custom_op("msformer_fast::batch_statistics", mutates_args=())
+def statistics(x: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance (K) of ``x`` (B, K, H, W), any strides; float32 or better; zeros of an empty batch."""
+    if backend == "torch":
+        with in_strips("batch_statistics", x):
+            return identity.batch_statistics(x)
+    from msformer_fast.kernels.batch_statistics import batch_statistics as kernels
+
+    with launching("batch_statistics", x):
+        return kernels(x)
+
+
+@statistics.register_fake
+def _(x: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    mean = x.new_empty(x.shape[1], dtype=sum_dtype(x.dtype))
+    return mean, torch.empty_like(mean)
