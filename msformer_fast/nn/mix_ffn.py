@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from msformer_fast import ops
@@ -48,8 +50,19 @@ class MixFFN(nn.Module):
 
     def forward(self, t: Tensor, norm: nn.LayerNorm | None = None, residual: bool = False) -> Tensor:
         """With ``norm`` and ``residual`` it is ``t + ffn(norm(t))``."""
-        return ops.mix_ffn(
-            t,
+        parameters, options = self._arguments(norm, residual)
+        return ops.mix_ffn(t, *parameters, **options)
+
+    def with_statistics(
+        self, t: Tensor, norm: nn.LayerNorm | None = None, residual: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The same, and mean and biased variance (C) of the result, for the batch norm behind it."""
+        parameters, options = self._arguments(norm, residual)
+        return ops.mix_ffn_with_statistics(t, *parameters, **options)
+
+    def _arguments(self, norm: nn.LayerNorm | None, residual: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What the op takes behind ``t``."""
+        parameters = (
             self.fc1.weight,
             self.fc1.bias,
             self.dwconv.dwconv.weight,
@@ -60,11 +73,13 @@ class MixFFN(nn.Module):
             None if norm is None else norm.bias,
             None if self.norm1 is None else self.norm1.weight,
             None if self.norm1 is None else self.norm1.bias,
-            norm=norm is not None,
-            inner_norm=self.norm1 is not None,
-            inner_skip=self.inner_skip,
-            residual=residual,
-            eps=1e-5 if norm is None else norm.eps,
-            memory=self.memory,
-            backend=self.backend,
         )
+        return parameters, {
+            "norm": norm is not None,
+            "inner_norm": self.norm1 is not None,
+            "inner_skip": self.inner_skip,
+            "residual": residual,
+            "eps": 1e-5 if norm is None else norm.eps,
+            "memory": self.memory,
+            "backend": self.backend,
+        }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -12,15 +12,17 @@ from msformer_fast.dtypes import sum_dtype
 from msformer_fast.errors import InputError
 from msformer_fast.identities import mix_ffn as identity
 from msformer_fast.identities.mix_ffn import Options, Parameters
-from msformer_fast.ops.backend import choose, runs_in_strips, why_not_torch
+from msformer_fast.ops.backend import choose, runs_in_strips, why_not_torch, why_not_triton
 from msformer_fast.ops.double_backward import differentiable_gradients, wants_double_backward
-from msformer_fast.ops.launch import in_strips
+from msformer_fast.ops.launch import in_strips, launching
 from msformer_fast.ops.memory import check_memory, is_kept, lean
 from msformer_fast.ops.optional_tensors import pack, unpack
+from msformer_fast.ops.precision import autocast_dtype, cast_product, input_precision
 from msformer_fast.ops.shapes import Shapes
 from msformer_fast.reference.mix_ffn import mix_ffn as _reference
 
 OP = "mix_ffn"
+MAX_CHANNELS = 256
 
 
 def mix_ffn(
@@ -60,8 +62,10 @@ def mix_ffn(
         inner_skip: add ``u`` to the convolution's result. SegFormer's Mix-FFN does not.
         residual: add ``t`` to the result.
         eps: added to the variance by both LayerNorms.
-        memory: of the ``"torch"`` backend: ``"fast"`` keeps the wide map ``u`` for the backward, ``"lean"`` makes it
-            again there. The kernels always do; the reference always keeps all.
+        memory: ``"fast"`` keeps the wide map ``u`` for the backward, ``"lean"`` makes it again there. Of ``u`` and its
+            gradient the kernels of ``"lean"`` hold a strip of rows at a time, where a map is larger than 24 MB. The
+            kernels keep ``u`` in the dtype of the products, and two numbers a pixel; ``"torch"`` keeps none in 16 bits,
+            where its strips are in float32. The reference always keeps all.
         backend: ``"triton"``, ``"torch"``, ``"reference"`` or ``None`` for the fastest that can run.
 
     Returns:
@@ -69,27 +73,11 @@ def mix_ffn(
 
     Raises:
         InputError: a shape or an option that does not fit, named.
-        BackendError: the backend asked for cannot run this call; the message says why.
+        BackendError: the backend asked for cannot run this call; the message says why. The kernels take at most 256
+            channels C, and any D.
 
     Source: Xie et al., "SegFormer", NeurIPS 2021, equation 3; inner skip and norm as in MS-Former's code.
     """
-    shapes = Shapes("mix_ffn")
-    shapes("t", t, "B H W C")
-    shapes("fc1_weight", fc1_weight, "D C")
-    shapes("fc1_bias", fc1_bias, "D")
-    shapes("depthwise_weight", depthwise_weight, "D 1 3 3")
-    shapes("depthwise_bias", depthwise_bias, "D")
-    shapes("fc2_weight", fc2_weight, "C D")
-    shapes("fc2_bias", fc2_bias, "C")
-    shapes("norm_weight", norm_weight, "C")
-    shapes("norm_bias", norm_bias, "C")
-    shapes("inner_norm_weight", inner_norm_weight, "D")
-    shapes("inner_norm_bias", inner_norm_bias, "D")
-    for flag, name in ((norm, "norm"), (inner_norm, "inner_norm")):
-        affine = (norm_weight, norm_bias) if name == "norm" else (inner_norm_weight, inner_norm_bias)
-        if not flag and affine != (None, None):
-            raise InputError(f"mix_ffn: {name}_weight and {name}_bias need {name}=True; pass None for both")
-    check_memory(OP, memory)
     parameters = Parameters(
         fc1_weight,
         fc1_bias,
@@ -102,14 +90,92 @@ def mix_ffn(
         inner_norm_weight,
         inner_norm_bias,
     )
-    options = Options(norm, inner_norm, inner_skip, residual, eps)
-    chosen = choose(OP, backend, t.device, {"torch": lambda: why_not_torch(OP, t, *parameters)})
+    return _run(t, parameters, Options(norm, inner_norm, inner_skip, residual, eps), memory, backend)[0]
+
+
+def mix_ffn_with_statistics(
+    t: Tensor, *parameters: Tensor | None, memory: str = "fast", backend: str | None = None, **options: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`mix_ffn`, and what a batch norm behind it needs: mean and variance of every channel of the result.
+
+    Args:
+        t, parameters, memory, backend, options: as :func:`mix_ffn` takes them, by the same names and defaults.
+
+    Returns:
+        ``y`` (B, H, W, C), and mean and biased variance (C) of ``y`` as it is stored, over B, H and W; in float32 or
+        better, without a gradient. An empty batch has zeros. The kernels gather them while they write ``y``.
+
+    Raises:
+        InputError, BackendError: as :func:`mix_ffn`.
+    """
+    names = Parameters._fields
+    given = {name: options.pop(name) for name in names if name in options}
+    absent = dict.fromkeys(name for name in _AFFINE if name not in names[: len(parameters)])
+    p: Parameters = cast(Any, Parameters)(*parameters, **(absent | given))
+    y, moments = _run(t, p, Options(**(_DEFAULTS | options)), memory, backend, statistics=True)
+    mean, var = moments.unbind()
+    return y, mean, var
+
+
+_AFFINE = ("norm_weight", "norm_bias", "inner_norm_weight", "inner_norm_bias")
+_DEFAULTS = Options(norm=True, inner_norm=True, inner_skip=True, residual=True, eps=1e-5)._asdict()
+
+#: Operands of products, which autocast casts; the norms' parameters stay as they are.
+_OPERANDS = ("fc1_weight", "fc1_bias", "depthwise_weight", "depthwise_bias", "fc2_weight", "fc2_bias")
+
+
+def _run(
+    t: Tensor, p: Parameters, options: Options, memory: str, backend: str | None, statistics: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The result, and its mean and variance (2, C) where they are asked for."""
+    _check(t, p, options)
+    check_memory(OP, memory)
+    refusals = {"triton": lambda: _why_not_triton(t, p), "torch": lambda: why_not_torch(OP, t, *p)}
+    chosen = choose(OP, backend, t.device, refusals)
+    if chosen == "triton":
+        tensors, present = pack(p._replace(**{name: cast_product(getattr(p, name)) for name in _OPERANDS}))
+        differentiated = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (t, *tensors))
+        keep, lean_ = memory == "fast" and differentiated, memory == "lean"
+        y, _, _, moments = _forward(t, tensors, present, *options, keep, lean_, statistics, chosen)
+        return y, moments.detach()
     if chosen == "reference":
-        return _reference(t, *parameters, *options)
-    if not runs_in_strips(t):
-        return lean(memory, identity.mix_ffn, t, parameters, options)
-    tensors, present = pack(parameters)
-    return _forward(t, tensors, present, *options, is_kept(memory, t, *tensors))[0]
+        y = _reference(t, *p, *options)
+    elif not runs_in_strips(t):
+        y = lean(memory, identity.mix_ffn, t, p, options)
+    else:
+        tensors, present = pack(p)
+        y = _forward(t, tensors, present, *options, is_kept(memory, t, *tensors), False, False, chosen)[0]
+    return y, _moments(y) if statistics else y
+
+
+def _check(t: Tensor, p: Parameters, options: Options) -> None:
+    shapes = Shapes(OP)
+    shapes("t", t, "B H W C")
+    specs = ("D C", "D", "D 1 3 3", "D", "C D", "C", "C", "C", "D", "D")
+    for name, value, spec in zip(p._fields, p, specs, strict=True):
+        shapes(name, value, spec)
+    for flag, name in ((options.norm, "norm"), (options.inner_norm, "inner_norm")):
+        affine = (p.norm_weight, p.norm_bias) if name == "norm" else (p.inner_norm_weight, p.inner_norm_bias)
+        if not flag and affine != (None, None):
+            raise InputError(f"mix_ffn: {name}_weight and {name}_bias need {name}=True; pass None for both")
+
+
+def _why_not_triton(t: Tensor, p: Parameters) -> str | None:
+    if t.shape[-1] > MAX_CHANNELS:
+        return f'{OP}: backend="triton" takes at most {MAX_CHANNELS} channels, got {t.shape[-1]}'
+    if autocast_dtype(t.device) is None:
+        return why_not_triton(OP, t, *p)
+    # The dtypes count that operands are cast to: the kernels take tokens and norms in others.
+    return why_not_triton(OP, *(cast_product(None if value is None else value[:0]) for value in (t, *p)))
+
+
+def _moments(y: Tensor) -> Tensor:
+    """Mean and biased variance (2, C) of every channel, zeros of none."""
+    y = y.detach().to(sum_dtype(y.dtype)).flatten(0, 2)
+    if not y.shape[0]:
+        return y.new_zeros(2, y.shape[1])
+    var, mean = torch.var_mean(y, 0, correction=0)
+    return torch.stack((mean, var))
 
 
 @torch.library.custom_op("msformer_fast::mix_ffn", mutates_args=())
@@ -123,11 +189,21 @@ def _forward(
     residual: bool,
     eps: float,
     keep: bool,
-) -> tuple[Tensor, Tensor]:
-    """The result, and the wide map where it is kept."""
-    options = Options(norm, inner_norm, inner_skip, residual, eps)
-    with in_strips("mix_ffn.forward", t):
-        return identity.mix_ffn_forward(t, unpack(Parameters, parameters, present), options, keep)
+    lean: bool,
+    statistics: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The result; the wide map if it is kept; from the kernels, the inner norm's statistics and those of the result."""
+    options, p = Options(norm, inner_norm, inner_skip, residual, eps), unpack(Parameters, parameters, present)
+    if backend == "torch":
+        with in_strips("mix_ffn.forward", t):
+            y, wide = identity.mix_ffn_forward(t, p, options, keep)
+            return y, wide, wide.new_empty(0), wide.new_empty(0)
+    from msformer_fast.kernels.mix_ffn import mix_ffn_forward
+
+    with launching("mix_ffn.forward", t):
+        strip = _strip(t, p.fc1_weight) if lean else None
+        return mix_ffn_forward(t, p, options, input_precision(p.fc1_weight.dtype), keep, statistics, strip)
 
 
 @_forward.register_fake
@@ -141,10 +217,28 @@ def _(
     residual: bool,
     eps: float,
     keep: bool,
-) -> tuple[Tensor, Tensor]:
-    batch, height, width, _ = t.shape
-    wide = (batch, height + 2, width, parameters[0].shape[0]) if keep else (0,)
-    return t.new_empty(t.shape), t.new_empty(wide, dtype=sum_dtype(t.dtype))
+    lean: bool,
+    statistics: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    batch, height, width, channels = t.shape
+    hidden, product, sums = parameters[0].shape[0], parameters[0].dtype, sum_dtype(t.dtype)
+    if backend == "torch":
+        wide = (batch, height + 2, width, hidden) if keep else (0,)
+        nothing = t.new_empty(0, dtype=sums)
+        return t.new_empty(t.shape), t.new_empty(wide, dtype=sums), nothing, torch.empty_like(nothing)
+    return (
+        t.new_empty(t.shape, dtype=torch.promote_types(t.dtype, product) if residual else product),
+        t.new_empty((batch, height, width, hidden) if keep else (0,), dtype=product),
+        t.new_empty((2, batch, height, width) if inner_norm else (0,), dtype=sums),
+        t.new_empty((2, channels) if statistics else (0,), dtype=sums),
+    )
+
+
+def _strip(t: Tensor, fc1_weight: Tensor) -> int:
+    from msformer_fast.kernels.mix_ffn import strip_rows
+
+    return strip_rows(*t.shape[:3], fc1_weight.shape[0], fc1_weight.element_size())
 
 
 @torch.library.custom_op("msformer_fast::mix_ffn_backward", mutates_args=())
@@ -159,10 +253,19 @@ def _backward(
     residual: bool,
     eps: float,
     wide: Tensor,
+    inner: Tensor,
+    backend: str,
 ) -> tuple[Tensor, list[Tensor]]:
-    options = Options(norm, inner_norm, inner_skip, residual, eps)
-    with in_strips("mix_ffn.backward", t):
-        d_t, gradients = identity.mix_ffn_backward(grad, t, unpack(Parameters, parameters, present), options, wide)
+    options, p = Options(norm, inner_norm, inner_skip, residual, eps), unpack(Parameters, parameters, present)
+    if backend == "torch":
+        with in_strips("mix_ffn.backward", t):
+            d_t, gradients = identity.mix_ffn_backward(grad, t, p, options, wide)
+            return d_t, pack(gradients)[0]
+    from msformer_fast.kernels.mix_ffn import mix_ffn_backward
+
+    with launching("mix_ffn.backward", t):
+        precision, strip = input_precision(p.fc1_weight.dtype), _strip(t, p.fc1_weight)
+        d_t, gradients = mix_ffn_backward(grad, t, p, options, wide, inner, precision, strip)
         return d_t, pack(gradients)[0]
 
 
@@ -178,30 +281,32 @@ def _(
     residual: bool,
     eps: float,
     wide: Tensor,
+    inner: Tensor,
+    backend: str,
 ) -> tuple[Tensor, list[Tensor]]:
     return t.new_empty(t.shape), [value.new_empty(value.shape) for value in parameters]
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    t, parameters, ctx.present, *options, _ = inputs
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    t, parameters, ctx.present, *options, _, _, _, ctx.backend = inputs
     ctx.options = Options(*options)
     ctx.set_materialize_grads(False)  # no zeros for the wide maps, which nobody differentiates
-    ctx.save_for_backward(t, output[1], *parameters)
+    ctx.save_for_backward(t, *output[1:3], *parameters)
 
 
-def _differentiate(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
-    t, wide, *parameters = ctx.saved_tensors
+def _differentiate(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
+    t, wide, inner, *parameters = ctx.saved_tensors
     grad = torch.zeros_like(t) if grad is None else grad
     options, present = ctx.options, ctx.present
-    nothing = (None,) * (len(options) + 2)
-    if wants_double_backward():
+    nothing = (None,) * (len(options) + 5)
+    if ctx.backend == "torch" and wants_double_backward():
         d_t, *found = differentiable_gradients(
             lambda t, *given: (identity.mix_ffn(t, unpack(Parameters, given, present), options),),
             [t, *parameters],
             [grad],
         )
         return d_t, found, *nothing
-    d_t, gradients = _backward(grad, t, parameters, present, *options, wide)
+    d_t, gradients = _backward(grad, t, parameters, present, *options, wide, inner, ctx.backend)
     return d_t, gradients, *nothing
 
 

@@ -1,0 +1,100 @@
+"""Bytes of the Mix-FFN's kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+
+from benchmarks.traffic.score_map import Kernels
+from msformer_fast.dtypes import sum_dtype
+
+
+class _Sizes:
+    """Bytes of what kernels read and write, every norm, bias, affine parameter and the residual there."""
+
+    def __init__(
+        self, images: int, height: int, width: int, channels: int, hidden: int, dtype: torch.dtype, strip: int | None
+    ) -> None:
+        self.height, self.strip, size, wide = height, strip or height, dtype.itemsize, sum_dtype(dtype).itemsize
+        self.row, self.wide_row = images * width * channels * size, images * width * hidden * size
+        self.inner_row = 2 * images * width * wide
+        self.c, self.d, self.weight = channels * size, hidden * size, channels * hidden * size
+        self.parameters = 2 * self.weight + 13 * self.d + 3 * self.c
+        # one slot, in the dtype of sums
+        self.moments, self.sums_c, self.sums_d = 4 * channels * wide, 3 * channels * wide, 2 * hidden * wide
+        self.products = (2 * channels + 11) * hidden * wide
+
+    def strips(self, ahead: int) -> Iterator[tuple[int, int]]:
+        """Rows that a launch computes, and those with their neighbours above and below, which it reads."""
+        for begin in range(0, self.height, self.strip):
+            first, end = min(begin + ahead, self.height) if begin else 0, min(begin + self.strip + ahead, self.height)
+            if end > first:
+                yield end - first, min(end + 1, self.height) - max(first - 1, 0)
+
+    def expand(self, ahead: int) -> tuple[int, int, int]:
+        rows = [r for r, _ in self.strips(ahead)]
+        loaded = sum(rows) * self.row + len(rows) * (2 * self.c + self.weight + self.d)
+        return len(rows), loaded, sum(rows) * self.wide_row
+
+
+def forward(
+    images: int,
+    height: int,
+    width: int,
+    channels: int,
+    hidden: int,
+    dtype: torch.dtype,
+    *,
+    programs: Mapping[str, int],
+    statistics: bool = False,
+    strip: int | None = None,
+) -> Kernels:
+    """Of the result.
+
+    Args:
+        programs: by part of the launch table, how many share the tiles (``programs_of``).
+        statistics: of the result are gathered too.
+        strip: rows of a strip; None for all.
+    """
+    s = _Sizes(images, height, width, channels, hidden, dtype, strip)
+    found = {"expand_kernel": s.expand(1)}
+    strips, slots = list(s.strips(0)), programs["contract"] * s.moments if statistics else 0
+    loaded = sum(rows * s.row + around * s.wide_row for rows, around in strips)
+    loaded += len(strips) * (12 * s.d + s.weight + s.c) + (len(strips) - 1) * slots
+    found["contract_kernel"] = (len(strips), loaded, height * (s.row + s.inner_row) + len(strips) * slots)
+    if statistics:
+        found["merge_output_moments_kernel"] = (1, slots, s.moments // 2)
+    return found
+
+
+def backward(
+    images: int,
+    height: int,
+    width: int,
+    channels: int,
+    hidden: int,
+    dtype: torch.dtype,
+    *,
+    programs: Mapping[str, int],
+    kept: bool = True,
+    strip: int | None = None,
+) -> Kernels:
+    """Of the gradients of the tokens and of every parameter; ``kept``: the wide map is, so that there is one strip."""
+    s = _Sizes(images, height, width, channels, hidden, dtype, None if kept else strip)
+    found = {} if kept else {"expand_kernel": s.expand(2)}
+    parts = {  # rows ahead; parameters; narrow maps and wide ones (with neighbours) read; a row written; a slot
+        "wide": (1, 12 * s.d + s.weight, 1, 1, s.wide_row, s.sums_d),
+        "token": (0, 9 * s.d + s.c + s.weight, 2, 1, s.row, s.sums_c),
+        "product": (0, 12 * s.d + 2 * s.c, 2, 2, 0, s.products),
+    }
+    slots = 0
+    for name, (ahead, parameters, narrow, wide, written, sums) in parts.items():
+        strips = list(s.strips(ahead))
+        inner = 0 if name == "token" else s.inner_row
+        loaded = sum(rows * (narrow * s.row + inner) + around * wide * s.wide_row for rows, around in strips)
+        loaded += len(strips) * parameters + (len(strips) - 1) * programs[name] * sums
+        found[f"{name}_gradient_kernel"] = (len(strips), loaded, height * written + len(strips) * programs[name] * sums)
+        slots += programs[name] * sums
+    found["finish_gradients_kernel"] = (1, slots, s.parameters)
+    return found

@@ -1,0 +1,315 @@
+"""Launchers of mix_ffn (kernels: ``mix_ffn_kernels`` and those that it names)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+import triton
+from torch import Tensor
+
+from msformer_fast.dtypes import sum_dtype
+from msformer_fast.kernels.launch import accumulator, choose, padded, processors_of, product_kind, target_of
+from msformer_fast.kernels.mix_ffn_backward_kernels import token_gradient_kernel, wide_gradient_kernel
+from msformer_fast.kernels.mix_ffn_forward_kernels import contract_kernel, expand_kernel, merge_output_moments_kernel
+from msformer_fast.kernels.mix_ffn_weight_kernels import finish_gradients_kernel, product_gradient_kernel
+
+if TYPE_CHECKING:
+    from msformer_fast.identities.mix_ffn import Options, Parameters
+
+LIMIT_C = 256
+RING_BYTES, LEAST_ROWS = 24 << 20, 16
+MERGE = dict(BLOCK_S=64, BLOCK_C=16, num_warps=4, num_stages=1)
+FINISH = dict(BLOCK_S=32, BLOCK=128, num_warps=8, num_stages=1)
+
+INTERPRETER = (16, 16, 512, 0, 4, 1)  # few and large blocks, for an operation costs the same whatever its size
+
+# (kernel, kind of product): {(targets, largest padded C): (TH, TW, BD, BK, num_warps, num_stages)}; "" is any target, a
+# step of 0 channels is all of them. Found by compiling ahead of time: no spill. Nobody has timed them.
+TABLE = {
+    ("expand", "ieee"): {("", 256): (8, 8, 64, 16, 8, 1)},
+    ("expand", "tf32"): {
+        ("", 128): (8, 8, 32, 0, 4, 1),
+        ("", 256): (8, 8, 32, 64, 4, 1),
+        ("sm_80 sm_120", 256): (8, 8, 32, 0, 4, 1),
+    },
+    ("expand", "half"): {("", 256): (8, 8, 64, 0, 4, 1)},
+    ("contract", "ieee"): {
+        ("", 64): (4, 4, 32, 0, 8, 1),
+        ("", 128): (4, 8, 32, 0, 8, 1),
+        ("", 256): (4, 4, 32, 0, 8, 1),
+        ("sm_90 sm_100 gfx942", 64): (4, 8, 32, 0, 8, 1),
+    },
+    ("contract", "tf32"): {("", 128): (8, 8, 32, 0, 8, 1), ("", 256): (4, 8, 32, 0, 8, 1)},
+    ("contract", "half"): {
+        ("", 64): (8, 8, 64, 0, 8, 1),
+        ("", 256): (8, 8, 32, 0, 8, 1),
+        ("sm_80 sm_90 gfx942", 64): (8, 8, 32, 0, 8, 1),
+        ("sm_86 sm_89 sm_120", 128): (8, 8, 64, 0, 8, 1),
+        ("sm_100", 64): (8, 8, 64, 0, 8, 1),
+        ("sm_100", 128): (4, 4, 32, 0, 4, 1),
+        ("sm_100 sm_120", 256): (4, 8, 32, 0, 4, 1),
+    },
+    ("wide", "ieee"): {
+        ("", 256): (8, 8, 64, 16, 8, 1),
+        ("sm_80 gfx942", 256): (8, 8, 32, 32, 8, 1),
+        ("sm_90 sm_100", 64): (4, 8, 32, 8, 4, 1),
+        ("sm_90", 128): (8, 8, 64, 16, 8, 1),
+        ("sm_90", 256): (4, 8, 32, 16, 4, 1),
+    },
+    ("wide", "tf32"): {
+        ("", 256): (4, 8, 32, 32, 8, 1),
+        ("sm_80", 64): (8, 8, 32, 32, 8, 1),
+        ("sm_80", 128): (4, 8, 32, 32, 8, 1),
+        ("sm_80 sm_90 gfx942", 256): (8, 8, 32, 32, 8, 1),
+    },
+    ("wide", "half"): {
+        ("", 256): (8, 8, 32, 32, 8, 1),
+        ("sm_86 sm_89", 128): (8, 8, 32, 32, 8, 1),
+        ("sm_86 sm_89", 256): (4, 8, 32, 32, 8, 1),
+        ("sm_100 sm_120", 128): (4, 8, 32, 32, 8, 1),
+    },
+    ("token", "ieee"): {
+        ("", 256): (4, 8, 32, 0, 8, 1),
+        ("sm_80", 64): (4, 8, 32, 0, 8, 1),
+        ("sm_80", 128): (4, 8, 32, 0, 4, 1),
+        ("gfx942", 256): (4, 8, 32, 0, 4, 1),
+    },
+    ("token", "tf32"): {("", 128): (8, 8, 32, 0, 8, 1), ("", 256): (4, 8, 32, 0, 8, 1)},
+    ("token", "half"): {
+        ("", 128): (8, 8, 32, 0, 8, 1),
+        ("", 256): (4, 8, 32, 0, 8, 1),
+        ("sm_120", 64): (4, 8, 32, 0, 8, 1),
+    },
+    ("product", "ieee"): {
+        ("", 128): (4, 8, 16, 0, 8, 1),
+        ("", 256): (4, 4, 16, 0, 8, 1),
+        ("sm_80", 256): (4, 8, 16, 0, 8, 1),
+        ("sm_100", 128): (4, 8, 16, 0, 8, 1),
+        ("sm_100", 256): (1, 16, 16, 0, 8, 1),
+    },
+    ("product", "tf32"): {
+        ("", 128): (4, 8, 32, 0, 8, 1),
+        ("", 256): (4, 8, 16, 0, 8, 1),
+        ("sm_80", 256): (4, 8, 32, 0, 8, 1),
+        ("gfx942", 64): (4, 8, 32, 0, 8, 1),
+        ("gfx942", 128): (4, 8, 16, 0, 8, 1),
+    },
+    ("product", "half"): {
+        ("", 128): (4, 8, 32, 0, 8, 1),
+        ("", 256): (4, 8, 16, 0, 8, 1),
+        ("sm_80", 256): (4, 8, 32, 0, 8, 1),
+        ("gfx942", 64): (4, 8, 32, 0, 8, 1),
+        ("gfx942", 128): (4, 8, 16, 0, 8, 1),
+    },
+}
+
+
+def launch_settings(
+    kernel: str, C: int, D: int, dtype: torch.dtype, input_precision: str = "ieee", target: str | None = None
+) -> dict[str, int]:
+    """Launch options of a kernel: "expand", "contract", "wide", "token", "product". Other cards get those of any.
+
+    Args:
+        C, D: narrow and wide channels.
+        dtype: of the operands of products.
+        input_precision: of float32 products.
+        target: name of the card; None is the interpreter.
+    """
+    if C > LIMIT_C:
+        raise ValueError(f"mix_ffn: C = {C}; at most {LIMIT_C} is supported")
+    rows = TABLE[kernel, product_kind(dtype, input_precision)]
+    row = INTERPRETER if target is None else choose(rows, padded(C), target)
+    height, width, block_d, block_k, warps, stages = row
+    settings = dict(TH=height, TW=width, BD=min(block_d, padded(D)), num_warps=warps, num_stages=stages)
+    if kernel != "wide":
+        settings["BC"] = padded(C)
+    else:
+        settings["BLOCKS"] = triton.next_power_of_2(triton.cdiv(D, settings["BD"]))
+    if kernel in ("expand", "wide"):
+        settings["BK"] = min(block_k or padded(C), padded(C))
+    return settings
+
+
+def strip_rows(batch: int, height: int, width: int, hidden: int, itemsize: int) -> int:
+    """Rows of a strip so that a ring of the wide map holds about ``RING_BYTES``; all of them where the map is small."""
+    rows = max(RING_BYTES // max(batch * width * hidden * itemsize, 1) // 8 * 8, LEAST_ROWS)
+    return max(height, 1) if rows + 3 >= height else rows
+
+
+def programs_of(kernel: str, tiles: int, blocks: int, processors: int) -> int:
+    """Programs that share the tiles: a few waves; one, the blocks of wide channels included, where slots are large."""
+    return min(tiles, max(1, processors // blocks) if kernel == "product" else 4 * processors)
+
+
+def output_dtype(t: Tensor, p: Parameters, options: Options) -> torch.dtype:
+    """That of y: of the products, or of the sum with t, which under autocast keeps its own."""
+    product = p.fc1_weight.dtype
+    return torch.promote_types(t.dtype, product) if options.residual else product
+
+
+class _Call:
+    """What the launches of a call share: sizes, strips of rows, and the slots that programs add to."""
+
+    def __init__(self, t: Tensor, p: Parameters, options: Options, precision: str, strip: int, halo: int) -> None:
+        self.B, self.H, self.W, self.C = t.shape
+        self.D, self.dtype, self.device = p.fc1_weight.shape[0], p.fc1_weight.dtype, t.device
+        self.strip, self.precision = min(strip, max(self.H, 1)), precision
+        self.rows = self.H if self.strip == self.H else min(self.strip + halo, self.H)  # of a ring
+        self.sums, self.target, self.processors = sum_dtype(t.dtype), target_of(t.device), processors_of(t.device)
+        self.scalars = dict(
+            H=self.H, W=self.W, R=self.rows, pixels=self.B * self.H * self.W, c_end=self.C, eps=options.eps
+        )
+        self.constants = dict(**options._asdict(), C=self.C, D=self.D, PREC=precision, ACC=accumulator(t.dtype))
+        self.constants = {name.upper(): value for name, value in self.constants.items() if name != "eps"}
+
+    def new(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=self.sums, device=self.device)
+
+    def wide(self) -> Tensor:
+        return torch.empty((self.B, self.rows, self.W, self.D), dtype=self.dtype, device=self.device)
+
+    def strips(self, ahead: int) -> Iterator[tuple[int, int]]:
+        """First row and end of every strip, ``ahead`` rows early: a later kernel needs rows below its own."""
+        for begin in range(0, self.H, self.strip):
+            yield min(begin + ahead, self.H) if begin else 0, min(begin + self.strip + ahead, self.H)
+
+    def settings(self, kernel: str) -> dict[str, int]:
+        return launch_settings(kernel, self.C, self.D, self.dtype, self.precision, self.target)
+
+    def tiles(self, kernel: str, rows: tuple[int, int]) -> tuple[int, int, int]:
+        """Tiles of these rows of all images, down an image, and across."""
+        settings = self.settings(kernel)
+        down, across = triton.cdiv(rows[1] - rows[0], settings["TH"]), triton.cdiv(self.W, settings["TW"])
+        return self.B * down * across, down, across
+
+    def programs(self, kernel: str, ahead: int = 0) -> int:
+        """Slots of a kernel's sums: the programs that share the tiles of the largest strip."""
+        most = max((self.tiles(kernel, rows)[0] for rows in self.strips(ahead)), default=0)
+        return programs_of(kernel, most, self.blocks(kernel), self.processors)
+
+    def blocks(self, kernel: str) -> int:
+        """Blocks of wide channels."""
+        return triton.cdiv(self.D, self.settings(kernel)["BD"])
+
+    def __call__(self, name: str, kernel: Any, rows: tuple[int, int], programs: int | None, *tensors: Any) -> None:
+        """Run a kernel on some rows. programs: that share the tiles, or None for one a tile."""
+        tiles, down, across = self.tiles(name, rows)
+        if not tiles:
+            return
+        known = dict(row_begin=rows[0], row_end=rows[1], tiles_y=down, tiles_x=across, tiles=tiles)
+        known |= dict(first=int(rows[0] == 0), **self.scalars, **self.constants)
+        names = [argument for argument in kernel.arg_names if argument in known]
+        grid = (self.blocks(name), programs) if name == "product" else (tiles if programs is None else programs,)
+        kernel[grid](*tensors, **{argument: known[argument] for argument in names}, **self.settings(name))
+
+
+def _contiguous(p: Parameters) -> Parameters:
+    return type(p)(*(None if value is None else value.contiguous() for value in p))
+
+
+def mix_ffn_forward(
+    t: Tensor,
+    p: Parameters,
+    options: Options,
+    input_precision: str = "ieee",
+    keep: bool = False,
+    statistics: bool = False,
+    strip: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y; the wide map u if kept; the inner norm's mean and rstd; mean and biased variance of y. (0) for what is not.
+
+    Args:
+        t: (B, H, W, C), any strides; of the weights' dtype, or of another under autocast.
+        p: of the op; weights and biases of products in one dtype, that u has too.
+        options: of the op.
+        input_precision: of float32 products: ``"ieee"`` or ``"tf32"``.
+        keep: the wide map (B, H, W, D), for the backward. Then there is one strip.
+        statistics: gather mean and variance of every channel of y as it is stored, (2, C), float32 or better.
+        strip: rows that share a ring of the wide map; None for all.
+    """
+    t, p = t.contiguous(), _contiguous(p)
+    run = _Call(t, p, options, input_precision, max(t.shape[1], 1) if keep or strip is None else strip, halo=2)
+    y = torch.empty(t.shape, dtype=output_dtype(t, p, options), device=t.device)
+    u = run.wide()
+    inner = run.new(2, run.B, run.H, run.W) if options.inner_norm else None
+    programs = run.programs("contract") if statistics else None
+    moments = run.new(programs, 4, run.C) if programs is not None else None
+    norm1, fc1 = (p.norm_weight, p.norm_bias), (p.fc1_weight, p.fc1_bias)
+    depthwise, norm2 = (p.depthwise_weight, p.depthwise_bias), (p.inner_norm_weight, p.inner_norm_bias)
+    for expanded, rows in zip(run.strips(1), run.strips(0), strict=True):
+        run("expand", expand_kernel, expanded, None, t, *norm1, *fc1, u)
+        tensors = t, u, *depthwise, *norm2, p.fc2_weight, p.fc2_bias, y, inner, moments
+        run("contract", contract_kernel, rows, programs, *tensors)
+    mean_var = run.new(0)
+    if moments is not None:
+        mean_var = run.new(2, run.C)
+        merge_output_moments_kernel[(triton.cdiv(run.C, MERGE["BLOCK_C"]),)](
+            moments, mean_var, slots=len(moments), C=run.C, ACC=accumulator(t.dtype), **MERGE
+        )
+    return y, u if keep else u.new_empty(0), run.new(0) if inner is None else inner, mean_var
+
+
+def mix_ffn_backward(
+    dy: Tensor,
+    t: Tensor,
+    p: Parameters,
+    options: Options,
+    u: Tensor,
+    inner: Tensor,
+    input_precision: str = "ieee",
+    strip: int | None = None,
+) -> tuple[Tensor, Parameters]:
+    """Gradients of t and of every parameter, in their dtypes, contiguous.
+
+    Args:
+        dy: (B, H, W, C), of y's dtype, any strides.
+        t, p, options, input_precision: as they went into the forward.
+        u, inner: as they came out of it; an empty u is made again, in rings for strips.
+        strip: rows that share a ring of either wide map; None for all.
+    """
+    t, dy, given, p = t.contiguous(), dy.contiguous(), p, _contiguous(p)
+    kept = u.numel() > 0
+    run = _Call(t, p, options, input_precision, max(t.shape[1], 1) if kept or strip is None else strip, halo=3)
+    u, dv, dt = u if kept else run.wide(), run.wide(), torch.empty_like(t)
+    statistics = inner if options.inner_norm else None
+    slots = {"product": run.programs("product"), "wide": run.programs("wide", 1), "token": run.programs("token")}
+    product_sums = run.new(slots["product"], 2 * run.D * run.C + 11 * run.D)
+    norm1, norm2 = (p.norm_weight, p.norm_bias), (p.inner_norm_weight, p.inner_norm_bias)
+    wide_sums = run.new(slots["wide"], 2 * run.D) if any(v is not None for v in norm2) else None
+    token_sums = run.new(slots["token"], 3 * run.C) if any(v is not None for v in (*norm1, p.fc2_bias)) else None
+    inner_part = (p.depthwise_weight, p.depthwise_bias, *norm2)
+    for expanded, widened, rows in zip(run.strips(2), run.strips(1), run.strips(0), strict=True):
+        if not kept:
+            run("expand", expand_kernel, expanded, None, t, *norm1, p.fc1_weight, p.fc1_bias, u)
+        tensors = dy, u, *inner_part, p.fc2_weight, statistics, dv, wide_sums
+        run("wide", wide_gradient_kernel, widened, slots["wide"], *tensors)
+        tensors = dy, t, dv, p.depthwise_weight, p.norm_weight, p.fc1_weight, dt, token_sums
+        run("token", token_gradient_kernel, rows, slots["token"], *tensors)
+        tensors = dy, t, u, dv, *norm1, *inner_part, statistics, product_sums
+        run("product", product_gradient_kernel, rows, slots["product"], *tensors)
+    found = type(p)(*(None if v is None else torch.empty(v.shape, dtype=v.dtype, device=v.device) for v in given))
+    sums = [part for part in (product_sums, wide_sums, token_sums) if part is not None]
+    blocks = sum(triton.cdiv(part.shape[1], FINISH["BLOCK"]) for part in sums)
+    finish_gradients_kernel[(blocks,)](
+        product_sums,
+        wide_sums,
+        token_sums,
+        found.fc1_weight,
+        found.fc2_weight,
+        found.depthwise_weight,
+        found.depthwise_bias,
+        found.fc1_bias,
+        found.inner_norm_weight,
+        found.inner_norm_bias,
+        found.norm_weight,
+        found.norm_bias,
+        found.fc2_bias,
+        **{f"{name}_slots": count for name, count in slots.items()},
+        C=run.C,
+        D=run.D,
+        ACC=accumulator(t.dtype),
+        **FINISH,
+    )
+    return dt, found

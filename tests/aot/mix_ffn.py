@@ -1,0 +1,117 @@
+"""Compilations of the Mix-FFN."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import triton.language as tl
+
+from msformer_fast.kernels import mix_ffn as launch
+from msformer_fast.kernels import mix_ffn_backward_kernels as backward
+from msformer_fast.kernels import mix_ffn_forward_kernels as forward
+from msformer_fast.kernels import mix_ffn_weight_kernels as weights
+from tests.harness.aot import Case, short
+
+PRODUCTS = ((torch.float32, "ieee"), (torch.float32, "tf32"), (torch.bfloat16, "ieee"))
+
+PARTS = {
+    "expand": forward.expand_kernel,
+    "contract": forward.contract_kernel,
+    "wide": backward.wide_gradient_kernel,
+    "token": backward.token_gradient_kernel,
+    "product": weights.product_gradient_kernel,
+}
+
+
+class Variant(NamedTuple):
+    """What a network sets."""
+
+    name: str
+    flags: dict[str, bool]
+    parts: tuple[str, ...] = tuple(PARTS)
+    absent: tuple[str, ...] = ()  # pointers that are None
+    tokens: str = ""  # type of t, y, their gradients and the norms' parameters, where they have one of their own
+
+
+def _flags(*off: str) -> dict[str, bool]:
+    return {name: name not in off for name in ("NORM", "INNER_NORM", "INNER_SKIP", "RESIDUAL")}
+
+
+PAPER = Variant("", _flags(), absent=("p_moments",))
+STATISTICS = Variant(", statistics", _flags(), ("contract",))
+AUTOCAST = Variant(", autocast", _flags(), tokens="*fp32")
+SEGFORMER = Variant(
+    ", SegFormer",
+    _flags("INNER_NORM", "INNER_SKIP"),
+    ("contract", "wide", "product"),
+    ("p_gamma2", "p_beta2", "p_inner", "p_moments", "p_wide_sums", "p_dgamma2", "p_dbeta2"),
+)
+#: Neither biases nor affine parameters nor the residual.
+BARE = Variant(
+    ", bare",
+    _flags("RESIDUAL"),
+    absent=(
+        *("p_gamma1", "p_beta1", "p_bias1", "p_bias_dw", "p_gamma2", "p_beta2", "p_bias2", "p_moments", "p_wide_sums"),
+        *("p_token_sums", "p_dgamma1", "p_dbeta1", "p_dbias1", "p_dbias_dw", "p_dgamma2", "p_dbeta2", "p_dbias2"),
+    ),
+)
+
+FLOAT32 = ("p_inner", "p_moments", "p_sums", "p_mean_var", "p_product_sums", "p_wide_sums", "p_token_sums")
+TOKENS = ("p_t", "p_y", "p_dy", "p_dt", "p_gamma1", "p_beta1", "p_gamma2", "p_beta2")
+NORM_GRADIENTS = ("p_dgamma1", "p_dbeta1", "p_dgamma2", "p_dbeta2")
+
+
+def cases(target: str, small: bool) -> list[Case]:
+    """Every kernel, product and row of the launch table; small: the paper's widths."""
+    found = [
+        _case(part, variant, C, product, target)
+        for product in PRODUCTS
+        for C in ((100,) if small else (64, 100, 128, 256))
+        for variant in _variants(C, product, small)
+        for part in variant.parts
+    ]
+    rest = [(PAPER, 100)] if small else [(PAPER, 100), (PAPER, 256), (SEGFORMER, 100), (BARE, 100), (AUTOCAST, 100)]
+    for variant, C in rest:
+        found.append(_last("finish", weights.finish_gradients_kernel, launch.FINISH, variant, C))
+    return [*found, _last("merge", forward.merge_output_moments_kernel, launch.MERGE, STATISTICS, 100)]
+
+
+def _variants(C: int, product: tuple[torch.dtype, str], small: bool) -> list[Variant]:
+    variants = [PAPER, STATISTICS]
+    if C == 100 and not small and product[1] == "ieee":
+        variants.append(AUTOCAST if product[0] == torch.bfloat16 else BARE)
+    return [*variants, SEGFORMER] if C in (64, 128) and product[1] == "ieee" else variants
+
+
+def _case(part: str, variant: Variant, C: int, product: tuple[torch.dtype, str], target: str) -> Case:
+    dtype, precision = product
+    kernel, D = PARTS[part], 4 * C
+    settings = launch.launch_settings(part, C, D, dtype, precision, target)
+    constants = {**variant.flags, "C": C, "D": D, "ACC": tl.float32, "PREC": precision}
+    absent = list(variant.absent)
+    if (part, variant) == ("wide", SEGFORMER) or (variant is BARE and part in ("wide", "token")):
+        absent.append("p_sums")
+    name = f"{part}, C {C}, {short(dtype)} {precision}{variant.name}"
+    return Case.of(name, kernel, settings, dtype, _present(kernel, constants, absent), **_types(kernel, variant))
+
+
+def _last(name: str, kernel: Any, settings: dict[str, int], variant: Variant, C: int) -> Case:
+    """A kernel that adds up slots."""
+    dtype = torch.bfloat16 if variant is AUTOCAST else torch.float32
+    constants = _present(kernel, {"C": C, "D": 4 * C, "ACC": tl.float32}, list(variant.absent))
+    name = f"{name}, C {C}, {short(dtype)}{variant.name}"
+    return Case.of(name, kernel, settings, dtype, constants, **_types(kernel, variant))
+
+
+def _present(kernel: Any, constants: dict[str, Any], absent: list[str]) -> dict[str, Any]:
+    """Constexprs that the kernel has, and its pointers that are None."""
+    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
+    return constants | {name: None for name in absent if name in kernel.arg_names}
+
+
+def _types(kernel: Any, variant: Variant) -> dict[str, str]:
+    types = dict.fromkeys(FLOAT32, "*fp32") | {"eps": "fp32"}
+    if variant.tokens:
+        types |= dict.fromkeys((*TOKENS, *NORM_GRADIENTS), variant.tokens)
+    return {name: kind for name, kind in types.items() if name in kernel.arg_names}
