@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from msformer_fast import ops
+from msformer_fast.ops.batch_norm import BatchNorm
 
 
 class EfficientAttention(nn.Module):
@@ -48,8 +49,17 @@ class EfficientAttention(nn.Module):
         y, context = self.tokens(x.permute(0, 2, 3, 1))
         return y.permute(0, 3, 1, 2), context
 
-    def tokens(self, x: Tensor, norm: nn.LayerNorm | None = None, residual: bool = False) -> tuple[Tensor, Tensor]:
-        """The same on (B, H, W, C); with ``norm`` and ``residual`` it is ``x + attention(norm(x))``."""
+    def tokens(
+        self,
+        x: Tensor,
+        norm: nn.LayerNorm | None = None,
+        residual: bool = False,
+        batch_norm: BatchNorm | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The same on (B, H, W, C); with ``norm`` and ``residual`` it is ``x + attention(norm(x))``.
+
+        ``batch_norm``: read ``x`` through it.
+        """
         y, context = ops.efficient_attention(
             x,
             self.keys.weight.flatten(1),
@@ -66,6 +76,7 @@ class EfficientAttention(nn.Module):
             norm=norm is not None,
             residual=residual,
             eps=1e-5 if norm is None else norm.eps,
+            batch_norm=batch_norm,
             memory=self.memory,
             backend=self.backend,
         )

@@ -1,0 +1,116 @@
+"""Bytes of efficient attention's kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from benchmarks.traffic.score_map import Kernels
+from msformer_fast.dtypes import sum_dtype
+
+
+class _Sizes:
+    """Bytes of what kernels read and write; every parameter is there."""
+
+    def __init__(
+        self,
+        images: int,
+        height: int,
+        width: int,
+        channels: int,
+        dtype: torch.dtype,
+        key_channels: int | None,
+        value_channels: int | None,
+        heads: int,
+    ) -> None:
+        self.images, self.size, self.wide = images, dtype.itemsize, sum_dtype(dtype).itemsize
+        keys, values = key_channels or channels, value_channels or channels
+        self.map = images * height * width * channels * self.size
+        self.channel, self.key, self.value = channels * self.size, keys * self.size, values * self.size
+        self.key_weight, self.value_weight = channels * self.key, channels * self.value
+        # in the dtype of sums
+        self.row = channels * self.wide
+        self.rows = keys * self.row  # G, M and their gradients, of one image; also dWk and dWq
+        self.numbers = keys * self.wide
+        self.context = images * keys * values // heads
+        self.stats = 3 * images * heads * height * width * self.wide
+
+
+def forward(
+    images: int,
+    height: int,
+    width: int,
+    channels: int,
+    dtype: torch.dtype,
+    *,
+    programs: Mapping[str, int],
+    key_channels: int | None = None,
+    value_channels: int | None = None,
+    heads: int = 1,
+    batch_norm: bool = False,
+) -> Kernels:
+    """``programs``: by part of the launch table, how many share an image's tokens (``programs_of``)."""
+    s = _Sizes(images, height, width, channels, dtype, key_channels, value_channels, heads)
+    slots = images * programs["context"] * (s.rows + 2 * s.numbers)
+    normed = 2 * s.channel + 2 * s.row if batch_norm else 0
+    return {
+        "context_kernel": (1, s.map + s.key_weight + 2 * s.channel + normed, slots + (s.map if batch_norm else 0)),
+        "merge_kernel": (
+            1,
+            slots + 2 * s.value_weight + s.value,
+            2 * images * (s.rows + s.numbers) + s.context * s.size,
+        ),
+        "attend_kernel": (1, s.map + s.key_weight + s.key + 3 * s.channel + images * s.rows, s.map),
+    }
+
+
+def backward(
+    images: int,
+    height: int,
+    width: int,
+    channels: int,
+    dtype: torch.dtype,
+    *,
+    programs: Mapping[str, int],
+    key_channels: int | None = None,
+    value_channels: int | None = None,
+    heads: int = 1,
+    batch_norm: bool = False,
+    context: bool = True,
+) -> Kernels:
+    """``programs``: as above. ``context``: a gradient of the context arrives."""
+    s = _Sizes(images, height, width, channels, dtype, key_channels, value_channels, heads)
+    query_slots, token_slots, key_slots = (images * programs[part] for part in ("queries", "tokens", "keys"))
+    matrices, context_gradient = query_slots * s.rows, s.context * s.wide
+    vectors, sums = query_slots * (s.numbers + s.row), token_slots * (4 if batch_norm else 2) * s.row
+    normed = s.map + 2 * s.row if batch_norm else 0
+    common, image_numbers = s.key_weight + 2 * s.channel, images * s.numbers
+    gradients = 2 * (s.key_weight + s.value_weight) + 2 * s.key + s.value + 3 * s.channel
+    kernels = {
+        "query_gradients_kernel": (
+            1,
+            2 * s.map + common + s.key + images * s.rows,
+            s.stats + 2 * matrices + vectors,
+        ),
+        "merge_gradients_kernel": (
+            1,
+            matrices + images * s.rows + 2 * s.value_weight + (s.context * s.size if context else 0),
+            2 * images * s.rows + context_gradient + image_numbers,
+        ),
+        "token_gradients_kernel": (
+            1,
+            2 * s.map + common + s.key_weight + s.key + 2 * images * s.rows + 3 * image_numbers + s.stats + normed,
+            s.map + sums,
+        ),
+        "key_gradients_kernel": (1, s.map + common + images * s.rows + 3 * image_numbers, key_slots * s.rows),
+        "finish_kernel": (
+            1,
+            2 * images * s.rows + context_gradient + s.value_weight + s.value + matrices + key_slots * s.rows
+            + vectors + sums,
+            gradients + (2 * s.channel + 2 * s.row if batch_norm else 0),
+        ),
+    }  # fmt: skip
+    if batch_norm:
+        kernels["batch_norm_gradient_kernel"] = (1, 2 * s.map + 4 * s.row + s.channel, s.map)
+    return kernels

@@ -1,0 +1,132 @@
+"""Launch settings of efficient attention, and how many programs share the work."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import triton
+
+from msformer_fast.kernels.launch import Row, choose, padded
+
+LIMIT = 256
+
+# (part, kind of product): {(targets, largest padded width): (BLOCK_N, BLOCK_D, BLOCK_J, BLOCK_K, num_warps)}; "" is any
+# target, a block of 0 is the whole width. "mixed" is "half" with float32 in memory, as under autocast: half's rows, but
+# for parts that need others. "attend heads" serves more heads than one.
+# Found by compiling ahead of time: no spill. Nobody has timed them.
+ATTEND: dict[tuple[str, int], Row] = {("", 128): (64, 32, 0, 0, 8), ("", 256): (64, 32, 0, 32, 8)}
+TABLE: dict[tuple[str, str], dict[tuple[str, int], Row]] = {
+    ("context", "ieee"): {("", 128): (32, 128, 0, 32, 8), ("", 256): (16, 64, 0, 32, 8)},
+    ("context", "tf32"): {("", 128): (32, 128, 0, 0, 8), ("", 256): (32, 64, 0, 32, 8)},
+    ("context", "half"): {
+        **{("", 128): (32, 128, 0, 0, 8), ("", 256): (32, 64, 0, 32, 8)},
+        ("sm_120", 128): (32, 128, 0, 32, 8),
+    },
+    ("attend", "ieee"): {
+        **{("", 128): (32, 32, 0, 16, 8), ("", 256): (16, 16, 0, 16, 8)},
+        **{("sm_86 sm_89", 128): (32, 32, 0, 16, 8), ("sm_86 sm_89", 256): (16, 32, 0, 16, 8)},
+        ("sm_86 sm_89 sm_100", 64): (64, 32, 0, 16, 8),
+    },
+    ("attend", "tf32"): ATTEND,
+    ("attend", "half"): ATTEND,
+    ("attend heads", "tf32"): {("sm_100", 128): (32, 32, 0, 0, 8), **ATTEND},
+    ("attend heads", "half"): {("sm_100", 128): (32, 32, 0, 0, 8), **ATTEND},
+    ("queries", "ieee"): {("", 128): (16, 0, 64, 16, 8), ("", 256): (16, 0, 32, 16, 8)},
+    ("queries", "tf32"): {("", 128): (16, 0, 128, 16, 8), ("", 256): (16, 0, 32, 16, 8)},
+    ("queries", "half"): {
+        **{("", 128): (16, 0, 128, 16, 8), ("", 256): (16, 0, 32, 16, 8)},
+        ("sm_120", 128): (16, 0, 64, 16, 8),
+    },
+    ("tokens", "ieee"): {
+        **{("", 128): (32, 16, 16, 16, 8), ("", 256): (16, 16, 16, 16, 8)},
+        ("gfx942", 128): (32, 16, 16, 16, 4),
+    },
+    ("tokens", "tf32"): {
+        **{("", 128): (64, 32, 32, 32, 8), ("", 256): (32, 32, 32, 32, 8)},
+        **{("sm_80", 128): (32, 32, 32, 32, 4), ("sm_80", 256): (32, 16, 16, 16, 8)},
+        **{("sm_100", 128): (32, 32, 32, 32, 4)},
+        **{("gfx942", 128): (64, 32, 32, 32, 4), ("gfx942", 256): (32, 16, 16, 16, 8)},
+    },
+    ("tokens", "half"): {
+        **{("", 128): (64, 32, 32, 32, 8), ("", 256): (32, 32, 32, 32, 8)},
+        **{("sm_100", 128): (32, 32, 32, 32, 4)},
+        **{("gfx942", 128): (64, 32, 32, 32, 4), ("gfx942", 256): (32, 16, 16, 16, 8)},
+    },
+    ("queries", "mixed"): {("", 128): (16, 0, 32, 16, 8), ("", 256): (16, 0, 32, 16, 8)},
+    ("tokens", "mixed"): {
+        **{("", 256): (32, 32, 32, 32, 8)},
+        **{("gfx942", 128): (64, 32, 32, 32, 4), ("gfx942", 256): (32, 16, 16, 16, 8)},
+    },
+    ("keys", "ieee"): {
+        **{("", 128): (32, 128, 0, 32, 8), ("", 256): (16, 64, 0, 32, 8)},
+        ("gfx942", 128): (16, 128, 0, 16, 8),
+    },
+    ("keys", "tf32"): {
+        **{("", 128): (32, 128, 0, 32, 8), ("", 256): (32, 64, 0, 32, 8)},
+        ("sm_120", 64): (32, 64, 0, 0, 8),
+    },
+    ("keys", "half"): {("", 128): (32, 128, 0, 0, 8), ("", 256): (32, 64, 0, 32, 8)},
+}
+# Few large blocks, whole rows: what a program costs in the interpreter is its operations, whatever their size.
+INTERPRETER: dict[str, Row] = {
+    "context": (32, 64, 0, 0, 8),
+    "attend": (64, 64, 0, 0, 8),
+    "queries": (32, 0, 64, 0, 8),
+    "tokens": (32, 64, 0, 0, 8),
+    "keys": (32, 64, 0, 0, 8),
+}
+SMALL = dict(BLOCK_S=32, num_warps=4, num_stages=1)  # of the kernels between and after the passes
+FINISH_BLOCK = 256
+BATCH_NORM = dict(BLOCK_R=32, num_warps=8, num_stages=1)
+
+
+class Shape(NamedTuple):
+    """Sizes of a call: images, tokens of an image, channels of x, of keys, of values, heads."""
+
+    B: int
+    N: int
+    C: int
+    CK: int
+    CV: int
+    heads: int
+
+    @property
+    def small(self) -> dict[str, int]:
+        """Arguments of every kernel that works on matrices of the channels' size."""
+        return dict(CK=self.CK, CV=self.CV, DK=self.CK // self.heads, DV=self.CV // self.heads)
+
+
+def launch_settings(part: str, shape: Shape, kind: str, target: str | None = None) -> dict[str, int]:
+    """Launch options of a part: "context", "attend", "queries", "tokens", "keys". An unknown card gets those of any.
+
+    Args:
+        kind: of products, see ``product_kind``; or "mixed".
+        target: name of the card; None is the interpreter.
+    """
+    widest = max(shape.C, shape.CK, shape.CV)
+    if widest > LIMIT:
+        raise ValueError(f"efficient_attention: {widest} channels; at most {LIMIT} are supported")
+    kind = "half" if kind == "mixed" and (part, kind) not in TABLE else kind
+    many = f"{part} heads", kind
+    rows = TABLE[many if shape.heads > 1 and many in TABLE else (part, kind)]
+    row = INTERPRETER[part] if target is None else choose(rows, padded(widest), target)
+    block_n, block_d, block_j, block_k, warps = row
+    block_c, head = padded(shape.C), padded(shape.CK // shape.heads)
+    settings = dict(BLOCK_N=block_n, BLOCK_C=block_c, BLOCK_K=min(block_k or block_c, block_c))
+    settings["BLOCK_D"] = min(block_d or head, padded(shape.CK) if part in ("context", "keys") else head)
+    if part in ("queries", "tokens"):
+        settings["BLOCK_J"] = min(block_j or block_c, block_c)
+    return dict(settings, num_warps=warps, num_stages=1)
+
+
+def chunks_of(part: str, shape: Shape, settings: dict[str, int]) -> int:
+    """How many programs do a part's share of the tokens, each for some of the channels."""
+    if part == "queries":
+        return shape.heads * triton.cdiv(shape.C, settings["BLOCK_J"])
+    return triton.cdiv(shape.CK, settings["BLOCK_D"]) if part in ("context", "keys") else 1
+
+
+def programs_of(shape: Shape, settings: dict[str, int], chunks: int, processors: int) -> int:
+    """How many share an image's tokens: with the others of the grid, about one a multiprocessor."""
+    share = processors // max(1, shape.B * chunks)
+    return max(1, min(share, triton.cdiv(shape.N, settings["BLOCK_N"])))

@@ -1,0 +1,89 @@
+"""Compilations of efficient attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton.language as tl
+
+from msformer_fast.kernels import efficient_attention_gradient_kernels as gradients
+from msformer_fast.kernels import efficient_attention_kernels as kernels
+from msformer_fast.kernels import efficient_attention_merge_kernels as merges
+from msformer_fast.kernels import efficient_attention_table as launch
+from msformer_fast.kernels.launch import padded, product_kind
+from tests.harness.aot import Case, short
+
+#: dtype in memory, dtype of the products' operands, their precision. The last is autocast's.
+PRODUCTS = (
+    (torch.float32, torch.float32, "ieee"),
+    (torch.float32, torch.float32, "tf32"),
+    (torch.bfloat16, torch.bfloat16, "ieee"),
+    (torch.float32, torch.bfloat16, "ieee"),
+)
+DOTS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16}
+WIDTHS = (64, 100, 128, 256)
+
+#: Part of the launch table: its kernel.
+PARTS = {
+    "context": kernels.context_kernel,
+    "attend": kernels.attend_kernel,
+    "queries": gradients.query_gradients_kernel,
+    "tokens": gradients.token_gradients_kernel,
+    "keys": gradients.key_gradients_kernel,
+}
+BATCH_NORM = ("p_bn_mean", "p_bn_var", "p_bn_weight", "p_bn_bias", "p_normed", "p_raw")
+#: Sums and what is kept between kernels; all other pointers are to what the caller gave or gets.
+SUMS = ("p_maxes", "p_sums", "p_gathereds", "p_max", "p_sum", "p_gathered", "p_folded", "p_stats", "p_balance", "p_dG")
+SUMS += ("p_dfoldeds", "p_dwqs", "p_dwks", "p_vectors", "p_parts", "p_dfolded", "p_dcontexts")
+SUMS += ("p_bn_mean", "p_bn_var", "p_mean", "p_var")
+FLOATS = {name: "fp32" for name in ("eps", "bn_eps")} | {name: "*fp32" for name in SUMS}
+
+
+def cases(target: str, small: bool) -> list[Case]:
+    """Every pass, product and width of the launch table, and the small kernels; small: the paper's width."""
+    found = []
+    for C in (100,) if small else WIDTHS:
+        for product in PRODUCTS[: 4 if C == 100 else 3]:
+            for part in PARTS:
+                for heads, batch_norm in _variants(part, C):
+                    found.append(pass_case(part, C, heads, batch_norm, product, target))
+        if C == 100:
+            found += [case for dtype in (torch.float32, torch.bfloat16) for case in _small_cases(C, dtype)]
+    return found
+
+
+def _variants(part: str, C: int) -> list[tuple[int, bool]]:
+    """Heads, and whether there is a batch norm, which touches two passes."""
+    normed = [(1, True)] if C == 100 and part in ("context", "tokens") else []
+    heads = [(2, False)] if C == 128 and part in ("attend", "queries", "tokens") else []
+    return [(1, False), *normed, *heads]
+
+
+def pass_case(part: str, C: int, heads: int, batch_norm: bool, product: Any, target: str, **settings: int) -> Case:
+    """One pass over the tokens at one width; settings beside those of the launch table."""
+    memory, dot, precision = product
+    shape = launch.Shape(1, 1, C, C, C, heads)
+    kernel = PARTS[part]
+    kind = product_kind(dot, precision) if dot == memory else "mixed"
+    settings = launch.launch_settings(part, shape, kind, target) | settings
+    fixed: dict[str, Any] = {"C": C, "NORM": True, "ACC": tl.float32, "DOT": DOTS[dot], "PREC": precision}
+    fixed |= {"HEADS": heads} if part == "attend" else {}
+    fixed |= {"RESIDUAL": True} if part in ("attend", "tokens") else {}
+    fixed |= {} if batch_norm else {name: None for name in BATCH_NORM if name in kernel.arg_names}
+    name = f"{part}, C {C}, {short(memory)} {precision if dot == memory else 'as ' + short(dot)}"
+    name += f", {heads} heads" * (heads > 1) + ", batch norm" * batch_norm
+    types = {name: kind for name, kind in FLOATS.items() if name not in fixed}
+    return Case.of(name, kernel, settings, memory, fixed, **types)
+
+
+def _small_cases(C: int, dtype: torch.dtype) -> list[Case]:
+    """The kernels between and after the passes, with everything that is optional."""
+    common = dict(C=C, BLOCK_C=padded(C), ACC=tl.float32)
+    row = [(kernel, launch.SMALL, {}) for kernel in (merges.merge_kernel, merges.merge_gradients_kernel)]
+    row.append((merges.finish_kernel, launch.SMALL, {"BLOCK": launch.FINISH_BLOCK}))
+    row.append((merges.batch_norm_gradient_kernel, launch.BATCH_NORM, {}))
+    return [
+        Case.of(f"{kernel.__name__}, C {C}, {short(dtype)}", kernel, settings, dtype, {**common, **more}, **FLOATS)
+        for kernel, settings, more in row
+    ]
