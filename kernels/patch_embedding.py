@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -29,6 +29,20 @@ TABLE = {
     ("logit_grads", "tf32"): {("", 256): (64, 32, 64, 8, 1), ("sm_86 sm_89", 256): (32, 32, 64, 4, 1)},
     ("logit_grads", "half"): {("", 256): (64, 32, 64, 8, 1), ("sm_80", 256): (32, 32, 64, 4, 1)},
 }
+
+
+class Clustering(NamedTuple):
+    """A clustering loss as its gradient needs it: what the pass that made it kept, and the loss's own gradient.
+
+    Attributes:
+        pixel: (2, B, H, W), a pixel's largest logit, and the sum of ``exp(l - largest)`` over its other clusters.
+        labels: (B, H, W).
+        grad_loss: scalar, of the mean over all pixels.
+    """
+
+    pixel: Tensor
+    labels: Tensor
+    grad_loss: Tensor
 
 
 def launch_settings(
@@ -138,6 +152,7 @@ def patch_embedding_backward(
     patch: int,
     input_precision: str = "ieee",
     batch_stats: bool = True,
+    clustering: Clustering | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of logits (in their layout), weight, bias, gamma and beta; the last three float32 or better.
 
@@ -145,6 +160,7 @@ def patch_embedding_backward(
         dq, dk: of the queries and keys, any strides.
         logits, mean, rstd, gamma, beta, weight, patch, input_precision: as they went into the forward.
         batch_stats: mean and rstd came from these logits, so that their gradient goes to them too.
+        clustering: of the same logits, whose gradient is added to theirs in the same pass.
     """
     (B, K, H, W), (rows, columns) = logits.shape, _grid_of_patches(logits, patch)
     norm = [vector.contiguous() for vector in (mean, rstd, gamma, beta)]
@@ -185,6 +201,7 @@ def patch_embedding_backward(
             weight,
             grad,
             dlogits,
+            *(clustering or (logits, logits, logits)),
             B,
             patch,
             H,
@@ -199,6 +216,7 @@ def patch_embedding_backward(
             K=K,
             C=C,
             BATCH_STATS=batch_stats,
+            CLUSTERING=clustering is not None,
             **options,
         )
     return dlogits, dweight, dbias, dgamma, dbeta

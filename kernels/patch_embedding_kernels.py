@@ -198,6 +198,9 @@ def logits_gradient_kernel(
     p_weight,
     p_grad,
     p_dlogits,
+    p_pixel,
+    p_labels,
+    p_dloss,
     B,
     P,
     H,
@@ -219,6 +222,7 @@ def logits_gradient_kernel(
     K: tl.constexpr,
     C: tl.constexpr,
     BATCH_STATS: tl.constexpr,
+    CLUSTERING: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -230,6 +234,9 @@ def logits_gradient_kernel(
     A program takes the pixels at one position of the cells of the map's P x P grid: one slice of the weight serves them
     all as pixels of k patches, another as pixels of q patches. stride_g*: of dlogits    pixels: B H W
     steps: blocks of d of q and of k; at run time, lest the loop be unrolled
+    CLUSTERING: and the gradient of the mean clustering loss of the same logits, g (softmax - onehot) / (B H W), from
+    p_dloss, its g, p_labels (B, H, W), and p_pixel (2, B, H, W), a pixel's largest logit m and its sum of exp(l - m)
+    over the other clusters
     """
     k_blocks = tl.cdiv(K, BLOCK_K)
     position = tl.program_id(0) // k_blocks % (P * P)
@@ -258,15 +265,25 @@ def logits_gradient_kernel(
     o_image, o_y, o_x = o_b.to(tl.int64), (o_row * P + y).to(tl.int64), (o_column * P + x).to(tl.int64)
     m_x = m_r[:, None] & (o_k < K)[None, :]
     b_mean, b_rstd, b_gamma, _ = _norm(p_mean, p_rstd, p_gamma, p_beta, o_k, o_k < K, ACC)
+    if BATCH_STATS or CLUSTERING:
+        o_row = o_image * stride_lb + o_y * stride_lh + o_x * stride_lw
+        o_l = o_row[:, None] + (o_k.to(tl.int64) * stride_lk)[None, :]
+        b_l = tl.load(p_logits + o_l, mask=m_x, other=0.0).to(ACC)
     if BATCH_STATS:
-        o_l = (o_image * stride_lb + o_y * stride_lh + o_x * stride_lw)[:, None] + (o_k.to(tl.int64) * stride_lk)[
-            None, :
-        ]
-        b_z = (tl.load(p_logits + o_l, mask=m_x, other=0.0).to(ACC) - b_mean[None, :]) * b_rstd[None, :]
+        b_z = (b_l - b_mean[None, :]) * b_rstd[None, :]
         b_dbeta, b_dgamma = (
             tl.load(p_dbeta + o_k, mask=o_k < K, other=0.0),
             tl.load(p_dgamma + o_k, mask=o_k < K, other=0.0),
         )
         b_dy -= (b_dbeta / pixels)[None, :] + b_z * (b_dgamma / pixels)[None, :]
+    b_dy *= (b_gamma * b_rstd)[None, :]
+    if CLUSTERING:
+        o_pixel = (o_image * H + o_y) * W + o_x
+        b_max = tl.load(p_pixel + o_pixel, mask=m_r, other=0.0)
+        b_others = tl.load(p_pixel + pixels + o_pixel, mask=m_r, other=0.0)
+        b_label = tl.load(p_labels + o_pixel, mask=m_r, other=0).to(tl.int32)
+        # At the label softmax - 1 is -others / total: no 1 to cancel.
+        b_d = tl.where(o_k[None, :] == b_label[:, None], -b_others[:, None], tl.exp(b_l - b_max[:, None]))
+        b_dy += b_d * (tl.load(p_dloss).to(ACC) / pixels / (1.0 + b_others))[:, None]
     o_l = (o_image * stride_gb + o_y * stride_gh + o_x * stride_gw)[:, None] + (o_k.to(tl.int64) * stride_gk)[None, :]
-    tl.store(p_dlogits + o_l, (b_dy * (b_gamma * b_rstd)[None, :]).to(p_dlogits.dtype.element_ty), mask=m_x)
+    tl.store(p_dlogits + o_l, b_dy.to(p_dlogits.dtype.element_ty), mask=m_x)

@@ -11,6 +11,7 @@ from msformer_fast.dtypes import sum_dtype
 from msformer_fast.errors import InputError
 from msformer_fast.identities import patch_embedding as identity
 from msformer_fast.ops.backend import choose, runs_in_strips, why_not_torch, why_not_triton
+from msformer_fast.ops.batch_norm import statistics
 from msformer_fast.ops.double_backward import differentiable_gradients, wants_double_backward
 from msformer_fast.ops.launch import in_strips, launching
 from msformer_fast.ops.precision import cast_product, input_precision
@@ -62,26 +63,11 @@ def patch_embedding(
 
     Source: MS-Former, intra-scale loss; the authors' ``bn3`` and ``to_patch_embedding``.
     """
-    if patch < 1:
-        raise InputError(f"patch_embedding: patch must be at least 1 pixel, got {patch}")
-    shapes = Shapes("patch_embedding")
+    shapes = Shapes(OP)
     shapes("logits", logits, "B K H W")
-    shapes("weight", weight, "C L")
-    shapes("bias", bias, "C")
-    shapes("norm_weight", norm_weight, "K")
-    shapes("norm_bias", norm_bias, "K")
+    check_patches(OP, shapes, weight, bias, norm_weight, norm_bias, patch)
     shapes("running_mean", running_mean, "K")
     shapes("running_var", running_var, "K")
-    if min(shapes["H"], shapes["W"]) < patch + 1:
-        raise InputError(
-            f"patch_embedding: logits must be at least patch + 1 = {patch + 1} pixels high and wide; "
-            f"got {shapes['H']} x {shapes['W']}"
-        )
-    if shapes["L"] != patch * patch * shapes["K"]:
-        raise InputError(
-            f"patch_embedding: weight must be (C, patch * patch * K) = (C, {patch * patch * shapes['K']}); "
-            f"got {tuple(weight.shape)}"
-        )
     if not training and (running_mean is None or running_var is None):
         raise InputError("patch_embedding: training=False needs running_mean and running_var")
     logits, weight, bias = cast_product(logits), cast_product(weight), cast_product(bias)
@@ -102,6 +88,39 @@ def patch_embedding(
     return queries, keys
 
 
+def check_patches(
+    op: str,
+    shapes: Shapes,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    patch: int,
+) -> None:
+    """Check an embedding's parameters against the sizes K, H and W of a score map.
+
+    Raises:
+        InputError: a shape or a patch size that does not fit, named.
+    """
+    if patch < 1:
+        raise InputError(f"{op}: patch must be at least 1 pixel, got {patch}")
+    prefix, width = ("", "C") if op == OP else ("patch_", "E")  # elsewhere C is the width of the tokens
+    shapes(f"{prefix}weight", weight, f"{width} L")
+    shapes(f"{prefix}bias", bias, width)
+    shapes("norm_weight", norm_weight, "K")
+    shapes("norm_bias", norm_bias, "K")
+    if min(shapes["H"], shapes["W"]) < patch + 1:
+        raise InputError(
+            f"{op}: logits must be at least patch + 1 = {patch + 1} pixels high and wide; "
+            f"got {shapes['H']} x {shapes['W']}"
+        )
+    if shapes["L"] != patch * patch * shapes["K"]:
+        raise InputError(
+            f"{op}: {prefix}weight must be ({width}, patch * patch * K) = "
+            f"({width}, {patch * patch * shapes['K']}); got {tuple(weight.shape)}"
+        )
+
+
 def _norm_of(
     logits: Tensor,
     running_mean: Tensor | None,
@@ -116,7 +135,7 @@ def _norm_of(
         assert running_mean is not None and running_var is not None
         return running_mean, (running_var + eps).rsqrt()
     with torch.no_grad():
-        mean, var = _statistics(logits.detach(), backend)
+        mean, var = statistics(logits.detach(), backend)
         if running_mean is not None:
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)
         if running_var is not None:
@@ -130,23 +149,6 @@ def _why_not_triton(logits: Tensor, weight: Tensor, bias: Tensor | None) -> str 
         if size > most:
             return f'{OP}: backend="triton" takes at most {most} {name}, got {size}'
     return why_not_triton(OP, logits, weight, bias)
-
-
-@torch.library.custom_op("msformer_fast::batch_statistics", mutates_args=())
-def _statistics(logits: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    if backend == "torch":
-        with in_strips("patch_embedding.statistics", logits):
-            return identity.batch_statistics(logits)
-    from msformer_fast.kernels.batch_statistics import batch_statistics
-
-    with launching("patch_embedding.statistics", logits):
-        return batch_statistics(logits)
-
-
-@_statistics.register_fake
-def _(logits: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    mean = logits.new_empty(logits.shape[1], dtype=sum_dtype(logits.dtype))
-    return mean, torch.empty_like(mean)
 
 
 @torch.library.custom_op("msformer_fast::patch_embedding", mutates_args=())

@@ -16,7 +16,14 @@ PATCH = 32
 PARTS = {
     "embed": (kernels.embed_kernel, ({},)),
     "weight_grads": (kernels.weight_gradient_kernel, ({},)),
-    "logit_grads": (kernels.logits_gradient_kernel, ({"BATCH_STATS": True}, {"BATCH_STATS": False})),
+    "logit_grads": (
+        kernels.logits_gradient_kernel,
+        (
+            {"BATCH_STATS": True, "CLUSTERING": False},
+            {"BATCH_STATS": False, "CLUSTERING": False},
+            {"BATCH_STATS": True, "CLUSTERING": True},
+        ),
+    ),
 }
 
 
@@ -30,7 +37,7 @@ def cases(target: str, small: bool) -> list[Case]:
         for K, C in widths:
             for channels_last in (True, False):
                 for part, (kernel, variants) in PARTS.items():
-                    for flags in variants[: 2 if K == 100 else 1]:
+                    for flags in variants if K == 100 else variants[::2]:
                         found.append(_case(part, kernel, flags, K, C, product, channels_last, target))
     return found
 
@@ -47,9 +54,10 @@ def _case(part, kernel, flags, K, C, product, channels_last, target) -> Case:  #
         if name.startswith("stride_w") or (name.startswith(("stride_l", "stride_g")) and K % 16 == 0):
             types[name] = "i32" if name == "stride_wd" and K == 130 else "i32:16"
     layout = "channels last" if channels_last else "planes"
-    name = f"{part}, K {K}, C {C}, {short(dtype)} {precision}, {layout}" + (", constants" * (flags == CONSTANT))
+    name = f"{part}, K {K}, C {C}, {short(dtype)} {precision}, {layout}"
+    name += ", constants" * (not flags.get("BATCH_STATS", True)) + ", clustering" * flags.get("CLUSTERING", False)
+    types["p_labels"] = "*u8"
     return Case.of(name, kernel, settings, dtype, constexprs, **types)
 
 
-FLOAT32 = ("p_mean", "p_rstd", "p_gamma", "p_beta", "p_dbias", "p_dbeta", "p_dgamma", "p_parts")
-CONSTANT = {"BATCH_STATS": False}
+FLOAT32 = ("p_mean", "p_rstd", "p_gamma", "p_beta", "p_dbias", "p_dbeta", "p_dgamma", "p_parts", "p_pixel", "p_dloss")

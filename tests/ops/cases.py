@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from msformer_fast import ops
+from msformer_fast.dtypes import sum_dtype
+from msformer_fast.ops.batch_norm import BatchNorm
 
 Inputs = dict[str, Tensor]
 Sizes = dict[str, Any]
@@ -112,12 +114,17 @@ def _draw_attention(s: Sizes) -> Inputs:
         inputs |= {"query_bias": rand(ck), "value_bias": 0.1 * rand(cv), "reprojection_bias": rand(c)}
     if s.get("norm", True):
         inputs |= {"norm_weight": 1 + 0.3 * rand(c), "norm_bias": 0.3 * rand(c)}
+    if s.get("batch_norm", False):
+        inputs["x"] = 2 * rand(c) + (1 + rand(c).square()) * inputs["x"]
+        inputs |= {"bn_weight": 1 + 0.3 * rand(c), "bn_bias": 0.3 * rand(c)}
     return inputs
 
 
 def _efficient_attention(inputs: Inputs, **options: Any) -> tuple[Tensor, ...]:
     """The keys' bias, whose gradient is zero and rounding noise in the reference, has a test of its own."""
     x = inputs["x"]
+    if "bn_weight" in inputs:
+        options["batch_norm"] = batch_norm_of(x, inputs["bn_weight"], inputs["bn_bias"])
     parts = ("key", "query", "value", "reprojection")
     weights = [inputs.get(f"{part}_{kind}") for part in parts for kind in ("weight", "bias")]
     return ops.efficient_attention(x, *weights, inputs.get("norm_weight"), inputs.get("norm_bias"), **options)
@@ -143,17 +150,53 @@ def _mix_ffn(inputs: Inputs, **options: Any) -> tuple[Tensor, ...]:
 
 
 def _draw_head(s: Sizes) -> Inputs:
+    """Two maps and their weights; with ``batch_norm`` each map has means and spreads that a batch norm takes away."""
     c, height, width = s["C"], s["H"], s["W"]
-    return {
+    inputs = {
         "coarse": rand(s["B"], (height + 1) // 2, (width + 1) // 2, c),
         "fine": rand(s["B"], height, width, c),
         "up_weight": rand(4 * c, c, scale=c**-0.5),
         "head_weight": rand(s["K"], 2 * c, scale=c**-0.5),
     }
+    if s.get("batch_norm", False):
+        for name in ("coarse", "fine"):
+            inputs[name] = inputs[name] * (0.5 + torch.rand(c, dtype=torch.float64)) + rand(c)
+            inputs |= {f"{name}_norm_weight": 1 + 0.3 * rand(c), f"{name}_norm_bias": rand(c)}
+    return inputs
+
+
+def batch_norm_of(x: Tensor, weight: Tensor, bias: Tensor) -> BatchNorm:
+    """A batch norm of a map by the map's own statistics."""
+    var, mean = torch.var_mean(x.detach().to(sum_dtype(x.dtype)), (0, 1, 2), correction=0)
+    return BatchNorm(weight, bias, mean, var, 1e-5)
+
+
+def _norms_of_a_head(inputs: Inputs) -> dict[str, BatchNorm]:
+    names = [name for name in ("coarse", "fine") if f"{name}_norm_weight" in inputs]
+    affine = {name: (inputs[f"{name}_norm_weight"], inputs[f"{name}_norm_bias"]) for name in names}
+    return {f"{name}_norm": batch_norm_of(inputs[name], *affine[name]) for name in names}
 
 
 def _score_map(inputs: Inputs, **options: Any) -> tuple[Tensor, ...]:
-    return (ops.score_map(**inputs, **options),)
+    given = [inputs[name] for name in ("coarse", "fine", "up_weight", "head_weight")]
+    return (ops.score_map(*given, **_norms_of_a_head(inputs), **options),)
+
+
+def _draw_guided(s: Sizes) -> Inputs:
+    """A head with a clear winner in every pixel, so that rounding changes no label, and the patch embedding of it."""
+    length, width = s["patch"] ** 2 * s["K"], s.get("E", s["C"])
+    inputs = _draw_head(s)
+    inputs["head_weight"] = inputs["head_weight"] * s.get("spread", 1.0)
+    winners = torch.nn.functional.normalize(inputs["head_weight"][:, s["C"] :], dim=1)
+    inputs["fine"] += 8 * winners[torch.randint(s["K"], inputs["fine"].shape[:3])]
+    inputs |= {"patch_weight": rand(width, length, scale=length**-0.5), "patch_bias": rand(width)}
+    return inputs | {"norm_weight": 1 + 0.3 * rand(s["K"]), "norm_bias": rand(s["K"])}
+
+
+def _guided_score_map(inputs: Inputs, **options: Any) -> tuple[Tensor, ...]:
+    names = ("coarse", "fine", "up_weight", "head_weight", "patch_weight", "patch_bias", "norm_weight", "norm_bias")
+    given = [inputs.get(name) for name in names]
+    return ops.guided_score_map(*given, **_norms_of_a_head(inputs), **options)[:6]
 
 
 OPS = {
@@ -231,13 +274,17 @@ OPS = {
                 "sharp": {"B": 1, "H": 8, "W": 11, "C": 20, "spread": 12.0},
                 "lean": {"B": 1, "H": 5, "W": 9, "C": 130, "memory": "lean"},
                 "one row": {"B": 3, "H": 1, "W": 9, "C": 10},
+                "batch norm": {"B": 2, "H": 5, "W": 7, "C": 20, "heads": 2, "batch_norm": True},
+                "bare batch norm": {
+                    **{"B": 1, "H": 6, "W": 5, "C": 7, "norm": False, "residual": False, "with_bias": False},
+                    **{"batch_norm": True},
+                },
                 "empty": {"B": 0, "H": 3, "W": 5, "C": 6},
             },
             tiny={"B": 2, "H": 3, "W": 5, "C": 4},
             other=({"B": 3, "H": 7, "W": 9, "C": 4}, {"B": 4, "H": 5, "W": 11, "C": 4}),
             differentiable=2,
             options=("heads", "norm", "residual", "memory"),
-            backends=("torch",),
         ),
         Op(
             "mix_ffn",
@@ -258,7 +305,6 @@ OPS = {
             tiny={"B": 2, "H": 3, "W": 5, "C": 4, "D": 6},
             other=({"B": 3, "H": 7, "W": 9, "C": 4, "D": 6}, {"B": 4, "H": 5, "W": 11, "C": 4, "D": 6}),
             options=("norm", "inner_norm", "inner_skip", "residual", "memory"),
-            backends=("torch",),
         ),
         Op(
             "score_map",
@@ -269,11 +315,30 @@ OPS = {
                 "even": {"B": 2, "H": 8, "W": 6, "C": 7, "K": 5},
                 "one pixel": {"B": 3, "H": 1, "W": 1, "C": 6, "K": 9},
                 "empty": {"B": 0, "H": 3, "W": 5, "C": 6, "K": 9},
-                "wide": {"B": 1, "H": 6, "W": 5, "C": 20, "K": 130},
+                "wide": {"B": 1, "H": 6, "W": 5, "C": 130, "K": 140},
+                "batch norm": {"B": 2, "H": 7, "W": 8, "C": 20, "K": 33, "batch_norm": True},
             },
-            tiny={"B": 2, "H": 3, "W": 5, "C": 4, "K": 3},
+            tiny={"B": 2, "H": 3, "W": 5, "C": 4, "K": 3, "batch_norm": True},
             other=({"B": 3, "H": 7, "W": 9, "C": 4, "K": 3}, {"B": 4, "H": 5, "W": 11, "C": 4, "K": 3}),
-            backends=("torch",),
+        ),
+        Op(
+            "guided_score_map",
+            _guided_score_map,
+            _draw_guided,
+            {
+                "even": {"B": 2, "H": 8, "W": 6, "C": 7, "K": 5, "E": 9, "patch": 2},
+                "paper": {"B": 1, "H": 7, "W": 9, "C": 100, "K": 100, "patch": 4, "batch_norm": True},
+                "saturated": {"B": 1, "H": 7, "W": 5, "C": 20, "K": 33, "patch": 3, "spread": 40.0},
+                "wide": {"B": 1, "H": 5, "W": 6, "C": 12, "K": 140, "patch": 2, "batch_norm": True},
+            },
+            tiny={"B": 2, "H": 3, "W": 5, "C": 4, "K": 3, "patch": 2, "batch_norm": True},
+            other=(
+                {"B": 3, "H": 7, "W": 9, "C": 4, "K": 3, "patch": 2, "batch_norm": True},
+                {"B": 4, "H": 5, "W": 11, "C": 4, "K": 3, "patch": 2, "batch_norm": True},
+            ),
+            differentiable=4,
+            options=("patch",),
+            backends=("triton",),  # the others are the three ops, one after the other
         ),
     )
 }

@@ -1,0 +1,287 @@
+"""The score map together with all that the self-guiding losses read of it, in the fewest passes over it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from msformer_fast.dtypes import label_dtype, sum_dtype
+from msformer_fast.ops.backend import choose, why_not_torch
+from msformer_fast.ops.batch_norm import BatchNorm, batch_statistics
+from msformer_fast.ops.clustering_loss import clustering_loss
+from msformer_fast.ops.launch import launching
+from msformer_fast.ops.patch_embedding import check_patches, patch_embedding
+from msformer_fast.ops.precision import cast_product, input_precision
+from msformer_fast.ops.score_map import check_shapes, map_norm, norm_gradients, packed, score_map, why_not
+
+OP = "guided_score_map"
+MAX_CLUSTERS, MAX_WIDTH = 256, 256
+
+
+class GuidedScores(NamedTuple):
+    """Scores of a batch, and what its losses read.
+
+    Attributes:
+        logits: (B, K, H, W), channels-last in memory.
+        loss: scalar, the clustering loss, mean over all pixels.
+        queries, keys: (B, T, E), of the stability loss.
+        labels, label_count: (B, H, W) and (B), as of :func:`clustering_loss`.
+        mean, var: (K), statistics of the logits that the patches were normed by, ``var`` biased; without a gradient.
+    """
+
+    logits: Tensor
+    loss: Tensor
+    queries: Tensor
+    keys: Tensor
+    labels: Tensor
+    label_count: Tensor
+    mean: Tensor
+    var: Tensor
+
+
+def guided_score_map(
+    coarse: Tensor,
+    fine: Tensor,
+    up_weight: Tensor,
+    head_weight: Tensor,
+    patch_weight: Tensor,
+    patch_bias: Tensor | None,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    *,
+    coarse_norm: BatchNorm | None = None,
+    fine_norm: BatchNorm | None = None,
+    patch: int = 32,
+    eps: float = 1e-5,
+    backend: str | None = None,
+) -> GuidedScores:
+    """:func:`score_map`, and of its logits :func:`clustering_loss` and :func:`patch_embedding` in training.
+
+    The kernels take the clustering loss, the labels and the batch norm's statistics from the pass that makes the
+    logits, and the gradients of both losses from one pass that reads the logits and writes their gradient.
+
+    Args:
+        coarse, fine, up_weight, head_weight, coarse_norm, fine_norm: see :func:`score_map`.
+        patch_weight: (E, patch * patch * K); patch_bias: (E) or ``None``: ``weight`` and ``bias`` of
+            :func:`patch_embedding`.
+        norm_weight, norm_bias: (K); patch, eps: see there. The batch norm takes the batch's own statistics.
+        backend: ``"triton"``, ``"torch"``, ``"reference"`` or ``None`` for the fastest that can run. The last two are
+            the three ops one after the other.
+
+    Raises:
+        InputError: a shape or an option that does not fit, named.
+        BackendError: the backend asked for cannot run this call; the message says why.
+
+    The kernels' gradient cannot be differentiated again; that of the other backends can.
+
+    Source: MS-Former, its head and what the losses read.
+    """
+    shapes = check_shapes(OP, coarse, fine, up_weight, head_weight, coarse_norm, fine_norm)
+    check_patches(OP, shapes, patch_weight, patch_bias, norm_weight, norm_bias, patch)
+    affine = cast_product(patch_weight), cast_product(patch_bias), norm_weight, norm_bias
+    given = [cast_product(value) for value in (coarse, fine, up_weight, head_weight)]
+    refusals = {
+        "triton": lambda: _why_not_triton(*affine[:2], *given),
+        "torch": lambda: why_not_torch(OP, *given, *affine[:2]),
+    }
+    chosen = choose(OP, backend, fine.device, refusals)
+    if chosen == "triton":
+        made = _forward(*given, *packed(coarse_norm), *packed(fine_norm), *affine, patch, eps)
+        return GuidedScores(*made[:8])
+    logits = score_map(
+        coarse, fine, up_weight, head_weight, coarse_norm=coarse_norm, fine_norm=fine_norm, backend=chosen
+    ).permute(0, 3, 1, 2)
+    loss, labels, label_count = clustering_loss(logits, backend=chosen)
+    queries, keys = patch_embedding(
+        logits, patch_weight, patch_bias, norm_weight, norm_bias, patch=patch, eps=eps, backend=chosen
+    )
+    mean, var = batch_statistics(logits.permute(0, 2, 3, 1), backend=chosen)
+    return GuidedScores(logits, loss, queries, keys, labels, label_count, mean, var)
+
+
+def _why_not_triton(patch_weight: Tensor, patch_bias: Tensor | None, *head: Tensor) -> str | None:
+    clusters, width = head[-1].shape[0], patch_weight.shape[0]
+    for name, size, most in (("clusters", clusters, MAX_CLUSTERS), ("embedded channels", width, MAX_WIDTH)):
+        if size > most:
+            return f'{OP}: backend="triton" takes at most {most} {name}, got {size}'
+    bias = () if patch_bias is None else (patch_bias,)
+    return why_not(OP, *head, patch_weight, *bias)
+
+
+@torch.library.custom_op("msformer_fast::guided_score_map", mutates_args=())
+def _forward(
+    coarse: Tensor,
+    fine: Tensor,
+    up_weight: Tensor,
+    head_weight: Tensor,
+    coarse_norm: Sequence[Tensor],
+    coarse_eps: float,
+    fine_norm: Sequence[Tensor],
+    fine_eps: float,
+    patch_weight: Tensor,
+    patch_bias: Tensor | None,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    patch: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The fields of :class:`GuidedScores`, 1 / standard deviation of the logits, and two numbers of every pixel."""
+    from msformer_fast.kernels.patch_embedding import patch_embedding_forward
+    from msformer_fast.kernels.score_map import score_map_forward
+
+    with launching("guided_score_map.forward", fine):
+        norms, precision = (
+            (map_norm(coarse_norm, coarse_eps), map_norm(fine_norm, fine_eps)),
+            input_precision(fine.dtype),
+        )
+        logits, gathered = score_map_forward(coarse, fine, up_weight, head_weight, *norms, precision, eps)
+        assert gathered is not None
+        logits = logits.permute(0, 3, 1, 2)
+        queries, keys = patch_embedding_forward(
+            logits, gathered.mean, gathered.rstd, norm_weight, norm_bias, patch_weight, patch_bias, patch, precision
+        )
+    found = gathered.loss, queries, keys, gathered.labels, gathered.label_count, gathered.mean, gathered.var
+    return logits, *found, gathered.rstd, gathered.pixel
+
+
+@_forward.register_fake
+def _(
+    coarse: Tensor,
+    fine: Tensor,
+    up_weight: Tensor,
+    head_weight: Tensor,
+    coarse_norm: Sequence[Tensor],
+    coarse_eps: float,
+    fine_norm: Sequence[Tensor],
+    fine_eps: float,
+    patch_weight: Tensor,
+    patch_bias: Tensor | None,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    patch: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    batch, height, width, _ = fine.shape
+    clusters, patches = head_weight.shape[0], ((height - 1) // patch) * ((width - 1) // patch)
+
+    def sums(*shape: int) -> Tensor:
+        return fine.new_empty(shape, dtype=sum_dtype(fine.dtype))
+
+    queries, keys = (fine.new_empty(batch, patches, patch_weight.shape[0]) for _ in "qk")
+    labels = fine.new_empty(batch, height, width, dtype=label_dtype(clusters))
+    count = fine.new_empty(batch, dtype=torch.int32)
+    logits = fine.new_empty(batch, height, width, clusters).permute(0, 3, 1, 2)
+    vectors = sums(clusters), sums(clusters), sums(clusters)
+    return logits, sums(), queries, keys, labels, count, *vectors, sums(2, batch, height, width)
+
+
+@torch.library.custom_op("msformer_fast::guided_score_map_backward", mutates_args=())
+def _backward(
+    grad_logits: Tensor | None,
+    grad_loss: Tensor,
+    grad_queries: Tensor,
+    grad_keys: Tensor,
+    coarse: Tensor,
+    fine: Tensor,
+    up_weight: Tensor,
+    head_weight: Tensor,
+    coarse_norm: Sequence[Tensor],
+    coarse_eps: float,
+    fine_norm: Sequence[Tensor],
+    fine_eps: float,
+    patch_weight: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    patch: int,
+    kept: Sequence[Tensor],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor], list[Tensor], Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of every tensor in the forward's order; ``kept``: logits, labels, mean, rstd, two numbers a pixel."""
+    from msformer_fast.kernels.patch_embedding import Clustering, patch_embedding_backward
+    from msformer_fast.kernels.score_map import score_map_backward
+
+    logits, labels, mean, rstd, pixel = kept
+    with launching("guided_score_map.backward", fine):
+        norms, precision = (
+            (map_norm(coarse_norm, coarse_eps), map_norm(fine_norm, fine_eps)),
+            input_precision(fine.dtype),
+        )
+        grad, *of_patches, d_bias, d_gamma, d_beta = patch_embedding_backward(
+            grad_queries, grad_keys, logits, mean, rstd, norm_weight, norm_bias, patch_weight, patch, precision,
+            clustering=Clustering(pixel, labels, grad_loss),
+        )  # fmt: skip
+        if grad_logits is not None:
+            grad += grad_logits
+        found = score_map_backward(grad.permute(0, 2, 3, 1), coarse, fine, up_weight, head_weight, *norms, precision)
+    d_norms = norm_gradients(found.coarse_norm, coarse_norm), norm_gradients(found.fine_norm, fine_norm)
+    return (*found[:4], *d_norms, *of_patches, d_bias, d_gamma.to(norm_weight.dtype), d_beta.to(norm_bias.dtype))
+
+
+@_backward.register_fake
+def _(
+    grad_logits: Tensor | None,
+    grad_loss: Tensor,
+    grad_queries: Tensor,
+    grad_keys: Tensor,
+    coarse: Tensor,
+    fine: Tensor,
+    up_weight: Tensor,
+    head_weight: Tensor,
+    coarse_norm: Sequence[Tensor],
+    coarse_eps: float,
+    fine_norm: Sequence[Tensor],
+    fine_eps: float,
+    patch_weight: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    patch: int,
+    kept: Sequence[Tensor],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor], list[Tensor], Tensor, Tensor, Tensor, Tensor]:
+    def like(value: Tensor) -> Tensor:
+        return value.new_empty(value.shape)
+
+    d_norms = [[like(value) for value in norm[:2]] for norm in (coarse_norm, fine_norm)]
+    d_bias = patch_weight.new_empty(patch_weight.shape[0], dtype=sum_dtype(fine.dtype))
+    maps = like(coarse), like(fine), like(up_weight), like(head_weight)
+    return *maps, d_norms[0], d_norms[1], like(patch_weight), d_bias, like(norm_weight), like(norm_bias)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *head, coarse_norm, ctx.coarse_eps, fine_norm, ctx.fine_eps, weight, bias, gamma, beta, ctx.patch, _ = inputs
+    logits, _, queries, _, labels, count, mean, var, rstd, pixel = output
+    ctx.mark_non_differentiable(labels, count, mean, var, rstd, pixel)
+    ctx.set_materialize_grads(False)  # no zeros for the logits, whose gradient comes through the losses
+    ctx.norms, ctx.bias_dtype, ctx.embedded = len(coarse_norm), None if bias is None else bias.dtype, queries.shape
+    kept = logits, labels, mean, rstd, pixel
+    ctx.save_for_backward(*head, weight, gamma, beta, *kept, *coarse_norm, *fine_norm)
+
+
+def _differentiate(
+    ctx: Any,
+    grad_logits: Tensor | None,
+    grad_loss: Tensor | None,
+    grad_queries: Tensor | None,
+    grad_keys: Tensor | None,
+    *_: Tensor | None,
+) -> tuple[Any, ...]:
+    coarse, fine, up_weight, head_weight, weight, gamma, beta, *rest = ctx.saved_tensors
+    kept, norms = rest[:5], rest[5:]
+    logits, pixel = kept[0], kept[4]
+    grad_loss = pixel.new_zeros(()) if grad_loss is None else grad_loss
+    grad_queries, grad_keys = (
+        logits.new_zeros(ctx.embedded) if grad is None else grad for grad in (grad_queries, grad_keys)
+    )
+    coarse_norm, fine_norm = norms[: ctx.norms], norms[ctx.norms :]
+    *d_head, d_coarse_norm, d_fine_norm, d_weight, d_bias, d_gamma, d_beta = _backward(
+        grad_logits, grad_loss, grad_queries, grad_keys, coarse, fine, up_weight, head_weight, coarse_norm,
+        ctx.coarse_eps, fine_norm, ctx.fine_eps, weight, gamma, beta, ctx.patch, kept,
+    )  # fmt: skip
+    # No gradient for a norm's mean and var: the map's holds their part.
+    d_coarse_norm, d_fine_norm = ([*d, None, None] if d else [] for d in (d_coarse_norm, d_fine_norm))
+    d_bias = None if ctx.bias_dtype is None else d_bias.to(ctx.bias_dtype)
+    return *d_head, d_coarse_norm, None, d_fine_norm, None, d_weight, d_bias, d_gamma, d_beta, None, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_setup_context)
