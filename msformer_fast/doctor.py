@@ -56,6 +56,10 @@ def _sample_calls(device: str) -> dict[str, Callable[[str | None], object]]:
         "clustering_loss": lambda b: ops.clustering_loss(image, cluster_dim=-1, backend=b),
         "linear_clustering_loss": lambda b: ops.linear_clustering_loss(image, t(5, 8), backend=b),
         "patch_embedding": lambda b: ops.patch_embedding(t(1, 8, 9, 9), t(8, 128), patch=4, backend=b),
+        "guided_score_map": lambda b: ops.guided_score_map(
+            t(1, 5, 5, 8), image, t(32, 8), t(8, 16), t(8, 128), t(8), t(8), t(8), patch=4, backend=b
+        ),
+        "batch_statistics": lambda b: ops.batch_statistics(image, backend=b),
         "stability_loss": lambda b: ops.stability_loss(*patches, backend=b),
     }
 

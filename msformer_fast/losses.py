@@ -76,7 +76,7 @@ def self_guiding_losses(
     weights = weights or LossWeights()
     if scores.queries is None or scores.keys is None:
         raise InputError("self_guiding_losses: scores hold no queries and keys; call the model with stability=True")
-    clustering, labels, label_count = ops.clustering_loss(scores.logits, backend=backend)
+    clustering, labels, label_count = scores.clustering or ops.clustering_loss(scores.logits, backend=backend)
     clustering = weights.clustering * clustering
     consistency = weights.consistency * consistency_loss(scores.context_fine, scores.context_coarse)
     stability = weights.stability * ops.stability_loss(scores.queries, scores.keys, scale=scale, backend=backend)

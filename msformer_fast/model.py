@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from msformer_fast import ops
 from msformer_fast.errors import InputError
+from msformer_fast.nn.batch_norm import Folded, can_fold, update_running
 from msformer_fast.nn.block import EfficientTransformerBlock
 from msformer_fast.nn.overlap_embedding import OverlapEmbedding
 from msformer_fast.nn.patch_embedding import embed_patches
@@ -23,6 +24,8 @@ class Scores(NamedTuple):
         logits: (B, K, H, W), the score map (channels-last in memory).
         context_fine, context_coarse: (B, C, C), the contexts of the last block of each branch.
         queries, keys: (B, T, C), the patch embeddings of the stability loss; ``None`` where not asked for.
+        clustering: the clustering loss (scalar, unweighted), its labels (B, H, W) and label count (B), where the pass
+            that made the logits gave them too; else ``None``.
     """
 
     logits: Tensor
@@ -30,6 +33,7 @@ class Scores(NamedTuple):
     context_coarse: Tensor
     queries: Tensor | None
     keys: Tensor | None
+    clustering: tuple[Tensor, Tensor, Tensor] | None = None
 
 
 class MSFormer(nn.Module):
@@ -114,6 +118,8 @@ class MSFormer(nn.Module):
             InputError: a wrong number of channels, or an image that is too small.
         """
         self._check(image)
+        if self._folds(image):
+            return self._forward_folded(image, stability)
         fine = self.patch_embed_s(image)
         coarse = self.patch_embed_l(image)
         for block, norm in zip(self.block_s, self.bn2_s, strict=True):
@@ -127,6 +133,54 @@ class MSFormer(nn.Module):
         ).permute(0, 3, 1, 2)
         queries, keys = self.embed_patches(logits) if stability else (None, None)
         return Scores(logits, context_fine, context_coarse, queries, keys)
+
+    def _folds(self, image: Tensor) -> bool:
+        """Whether kernels will run, and every batch norm can be applied by what reads it."""
+        asked = self.backend == "triton" or (self.backend is None and image.device.type == "cuda")
+        norms = (self.patch_embed_s.norm, self.patch_embed_l.norm, *self.bn2_s, *self.bn2_l, self.bn3)
+        return asked and can_fold(norms)
+
+    def _forward_folded(self, image: Tensor, stability: bool) -> Scores:
+        """The same with no pass for any batch norm; the clustering loss is from the pass that makes the logits."""
+        fine, context_fine, fine_norms = self._branch(image, self.patch_embed_s, self.block_s, self.bn2_s)
+        coarse, context_coarse, coarse_norms = self._branch(image, self.patch_embed_l, self.block_l, self.bn2_l)
+        norms = [*fine_norms, *coarse_norms]
+        maps = coarse, fine, self.linear_up.weight, self.linear_down.weight
+        coarse_norm, fine_norm = coarse_norms[-1].for_op(), fine_norms[-1].for_op()
+        if not stability:
+            update_running(norms)
+            logits = ops.score_map(*maps, coarse_norm=coarse_norm, fine_norm=fine_norm, backend=self.backend)
+            return Scores(logits.permute(0, 3, 1, 2), context_fine, context_coarse, None, None)
+        linear, norm = self.to_patch_embedding[1], self.bn3
+        assert isinstance(linear, nn.Linear)
+        made = ops.guided_score_map(
+            *maps,
+            linear.weight,
+            linear.bias,
+            norm.weight,
+            norm.bias,
+            coarse_norm=coarse_norm,
+            fine_norm=fine_norm,
+            patch=self.patch,
+            eps=norm.eps,
+            backend=self.backend,
+        )
+        update_running([*norms, Folded(norm, made.mean, made.var, made.labels.numel())])
+        clustering = made.loss, made.labels, made.label_count
+        return Scores(made.logits, context_fine, context_coarse, made.queries, made.keys, clustering)
+
+    def _branch(
+        self, image: Tensor, embed: OverlapEmbedding, blocks: nn.ModuleList, norms: nn.ModuleList
+    ) -> tuple[Tensor, Tensor, list[Folded]]:
+        """Tokens before the last batch norm, the last context, and every batch norm in order."""
+        x = embed.project(image)
+        mean, var = ops.batch_statistics(x, backend=self.backend)
+        folded = [Folded(embed.norm, mean, var, x[..., 0].numel())]
+        for block, norm in zip(blocks, norms, strict=True):
+            assert isinstance(block, EfficientTransformerBlock) and isinstance(norm, nn.BatchNorm2d)
+            x, context, mean, var = block.between_norms(x, folded[-1].for_op())
+            folded.append(Folded(norm, mean, var, x[..., 0].numel()))
+        return x, context, folded
 
     def embed_patches(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Queries and keys of the stability loss, (B, T, C) each, from the logits (B, K, H, W)."""

@@ -48,6 +48,7 @@ def compare(
     backend: str | None = None,
     dtype: torch.dtype = torch.float64,
     device: str | torch.device = "cpu",
+    steps: int | None = None,
 ) -> list[Comparison]:
     """Run the recorded steps again and compare every recorded quantity.
 
@@ -58,6 +59,8 @@ def compare(
         memory, backend: of every op.
         dtype: ``torch.float64`` or ``torch.float32``.
         device: to run on.
+        steps: of the loop to run after the comparison of the first step, at most as many as were recorded; ``None`` for
+            all. Only all tell ``labels_after``.
 
     Returns:
         One entry a quantity. In float32 ``labels_after`` is shown and not judged: the loop amplifies rounding.
@@ -66,7 +69,7 @@ def compare(
         InputError: the file is missing or no such record.
     """
     recorded = _read(path)
-    channels, _side, coarse_depth, fine_depth, patch, steps = (int(v) for v in recorded["meta"])
+    channels, _side, coarse_depth, fine_depth, patch, recorded_steps = (int(v) for v in recorded["meta"])
     weights = LossWeights(*(float(v) for v in recorded["weights"]))
 
     def tensor(name: str) -> Tensor:
@@ -110,16 +113,21 @@ def compare(
         else:
             rows.append(Comparison(f"grad/{name}", _relative(gradient, wanted), first))
 
+    steps = recorded_steps if steps is None else min(steps, recorded_steps)
+    if steps < 1:
+        return rows
     model.load_state_dict(state)
     # No iteration may stop the recorded run early: it took exactly this many steps.
     guided = self_guide(model, image, weights=weights, max_iterations=steps, min_labels=0)
-    history = recorded["history"]
+    history = recorded["history"][:steps]
     for index, (iteration, wanted_row) in enumerate(zip(guided.history, history, strict=True)):
         for column, name in enumerate(("total", "clustering", "consistency", "stability")):
             # Against the total: a saturated stability loss of 1e-14 is rounding in the recorded run itself.
             error = abs(getattr(iteration, name) - wanted_row[column]) / abs(wanted_row[0])
             rows.append(Comparison(f"step {index} {name}", float(error), later if index else first))
         rows.append(Comparison(f"step {index} label count", abs(iteration.label_count - wanted_row[4]), 0.0))
+    if steps < recorded_steps:
+        return rows
     different = float((guided.labels[0].cpu().numpy() != recorded["labels_after"]).mean())
     rows.append(Comparison("labels_after (share)", different, 0.0 if dtype == torch.float64 else None))
     return rows

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,10 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from msformer_fast import InputError, LossWeights, MSFormer, consistency_loss, self_guiding_losses
 
 from .conftest import GOLDEN
+
+kernels = pytest.mark.skipif(
+    torch.cuda.is_available() or importlib.util.find_spec("triton") is None, reason="in float64, in the interpreter"
+)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +53,84 @@ def test_compiled_whole_it_equals_eager(memory: str) -> None:
         for (name, _), value, wanted in zip(model.named_parameters(), ours, eager, strict=True):
             torch.testing.assert_close(value, wanted, msg=name)
     assert counter.frame_count <= 2
+
+
+@kernels
+@pytest.mark.usefixtures("strict_kernels")
+@pytest.mark.parametrize(("batch", "height", "width"), [(1, 17, 20), (2, 18, 11)])
+def test_a_step_through_the_kernels_equals_the_reference(batch: int, height: int, width: int) -> None:
+    """Every loss, label, gradient and running statistic in float64, and the scores after the step."""
+    images = torch.rand(batch, 3, height, width, dtype=torch.float64)
+    results = []
+    for backend in ("triton", "reference"):
+        model = MSFormer(3, 6, 7, depth=(2, 1), patch=8, seed=3, backend=backend).double()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        scores = model(images)
+        losses = self_guiding_losses(scores, backend=backend)
+        assert (scores.clustering is not None) == (backend == "triton")
+        losses.total.backward()
+        gradients = {f"gradient of {name}": p.grad.clone() for name, p in model.named_parameters()}
+        optimizer.step()
+        with torch.no_grad():
+            after = model(images, stability=False).logits
+        results.append({**losses._asdict(), **gradients, **dict(model.named_buffers()), "after": after})
+    for name, wanted in results[1].items():
+        torch.testing.assert_close(results[0][name], wanted, rtol=1e-8, atol=1e-10, msg=name)
+
+
+@kernels
+@pytest.mark.usefixtures("strict_kernels")
+def test_no_operator_of_an_op_is_left_to_pytorch() -> None:
+    """Beside the kernels a step is the convolutions, the consistency loss, sums of losses and the optimiser."""
+    from benchmarks.aten_traffic import AtenTraffic
+
+    model = MSFormer(3, 6, 7, depth=1, patch=8, seed=0, backend="triton")
+    image = torch.rand(1, 3, 17, 20)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, foreach=True)
+    with AtenTraffic() as counted:
+        self_guiding_losses(model(image), backend="triton").total.backward()
+        optimizer.step()
+    assert counted.calls["convolution"] == 2
+    for name in counted.calls:
+        assert "norm" not in name and "softmax" not in name and "gelu" not in name, name
+        assert name not in ("mm", "bmm", "addmm", "matmul", "argmax"), name
+
+
+@kernels
+@pytest.mark.usefixtures("strict_kernels")
+def test_compiled_through_the_kernels_it_equals_eager() -> None:
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    model = MSFormer(3, 6, 7, depth=1, patch=8, seed=0, backend="triton").double()
+
+    def total(image: torch.Tensor) -> torch.Tensor:
+        return self_guiding_losses(model(image), backend="triton").total
+
+    compiled = torch.compile(total, fullgraph=True, backend=counter)
+    image = torch.rand(1, 3, 17, 20, dtype=torch.float64)
+    eager, ours = (torch.autograd.grad(call(image), list(model.parameters())) for call in (total, compiled))
+    for (name, _), value, wanted in zip(model.named_parameters(), ours, eager, strict=True):
+        torch.testing.assert_close(value, wanted, msg=name)
+    assert model.bn3.num_batches_tracked == 2
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "folds"),
+    [
+        (lambda model: None, True),
+        (lambda model: model.eval(), False),
+        (lambda model: setattr(model.bn3, "momentum", None), False),
+        (lambda model: setattr(model.bn3, "momentum", 0.3), False),
+        (lambda model: setattr(model, "bn3", torch.nn.SyncBatchNorm(7)), False),
+        (lambda model: setattr(model, "backend", None), False),
+    ],
+)
+def test_what_is_folded(change: Callable[[MSFormer], None], folds: bool) -> None:
+    """Batch norms are left to the next op's reads only where each does just what the kernels do."""
+    model = MSFormer(3, 6, 7, depth=1, patch=8, seed=0, backend="triton")
+    change(model)
+    assert model._folds(torch.rand(1, 3, 17, 20)) == folds
 
 
 def test_a_batch_is_the_mean_of_its_images() -> None:

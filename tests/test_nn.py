@@ -97,5 +97,5 @@ def test_block_and_score_map() -> None:
 
 
 def test_a_backend_by_name_is_asked_for() -> None:
-    with pytest.raises(BackendError, match='mix_ffn: this version has no "triton" backend'):
-        nn.MixFFN(4, backend="triton")(torch.randn(1, 3, 3, 4))
+    with pytest.raises(BackendError, match='mix_ffn: backend="triton" takes at most 256 channels, got 257'):
+        nn.MixFFN(257, 4, backend="triton")(torch.randn(1, 3, 3, 257))

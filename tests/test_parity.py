@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,9 @@ from tests.harness.error_rule import Errors, assert_no_worse, errors_of
 
 from .conftest import DATA, GOLDEN
 
+kernels = pytest.mark.skipif(
+    torch.cuda.is_available() or importlib.util.find_spec("triton") is None, reason="in float64, in the interpreter"
+)
 RECORDS = sorted({path.name: path for folder in (DATA / "golden", GOLDEN) for path in folder.glob("*.npz")}.items())
 
 
@@ -26,6 +30,22 @@ def test_float64_equals_the_authors(record: Path, backend: str) -> None:
     assert len(rows) > 60
     assert {row.name for row in rows} >= {"logits", "attention", "context_fine", "labels_after (share)"}
     assert [row for row in rows if not row.passed] == []
+
+
+@kernels
+@pytest.mark.usefixtures("strict_kernels")
+def test_a_step_through_the_kernels_equals_the_authors() -> None:
+    """Logits, attention, contexts and every gradient, in float64."""
+    rows = compare(GOLDEN / "dim8_img65.npz", backend="triton", steps=0)
+    assert len(rows) > 40
+    assert [row for row in rows if not row.passed] == []
+
+
+@pytest.mark.slow
+@kernels
+@pytest.mark.parametrize("record", [path for _, path in RECORDS], ids=[name for name, _ in RECORDS])
+def test_the_recorded_run_through_the_kernels(record: Path) -> None:
+    assert [row for row in compare(record, backend="triton") if not row.passed] == []
 
 
 def test_float32_stays_close() -> None:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from msformer_fast.nn.efficient_attention import EfficientAttention
 from msformer_fast.nn.mix_ffn import MixFFN
+from msformer_fast.ops.batch_norm import BatchNorm
 
 
 class EfficientTransformerBlock(nn.Module):
@@ -29,3 +30,13 @@ class EfficientTransformerBlock(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         t, context = self.attn.tokens(x, norm=self.norm1, residual=True)
         return self.mlp(t, norm=self.norm2, residual=True), context[:, 0]
+
+    def between_norms(self, x: Tensor, batch_norm: BatchNorm) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The same on a map read through a batch norm, and mean and variance (C) of ``y``, for the one behind it.
+
+        Returns:
+            y, the context, mean and biased variance.
+        """
+        t, context = self.attn.tokens(x, norm=self.norm1, residual=True, batch_norm=batch_norm)
+        y, mean, var = self.mlp.with_statistics(t, norm=self.norm2, residual=True)
+        return y, context[:, 0], mean, var

@@ -18,6 +18,11 @@ class OverlapEmbedding(nn.Module):
         self.norm = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Channels last, so that the tokens are contiguous: what reads them next need not copy.
-        embedded: Tensor = self.norm(self.proj(x.contiguous(memory_format=torch.channels_last)))
+        embedded: Tensor = self.norm(self.project(x).permute(0, 3, 1, 2))
         return embedded.permute(0, 2, 3, 1)
+
+    def project(self, x: Tensor) -> Tensor:
+        """The same before the batch norm."""
+        # Channels last, so that the tokens are contiguous: what reads them next need not copy.
+        projected: Tensor = self.proj(x.contiguous(memory_format=torch.channels_last))
+        return projected.permute(0, 2, 3, 1)
