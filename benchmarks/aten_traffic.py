@@ -1,0 +1,90 @@
+"""What PyTorch's own operators read and write, and how many there are, counted call by call.
+
+On a GPU an eager operator is about one launch, and reads its arguments and writes its results once; convolutions and
+their gradients, reductions and layout copies may take more. So both counts are lower bounds of what a card does.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._library.custom_ops import OPDEFS
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+#: Operators that launch nothing: they make no values, or none on the device.
+QUIET = (
+    *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"),
+    *("_local_scalar_dense", "_unsafe_view", "detach"),
+)
+
+
+class AtenTraffic(TorchDispatchMode):
+    """Counts inside a ``with`` block.
+
+    Args:
+        inside: look into this package's registered ops, which must really run; else they count for nothing.
+
+    Attributes:
+        launches: calls of operators that compute.
+        bytes: of their tensor arguments and results; a tensor expanded over an axis counts what it holds.
+        calls: launches by operator.
+    """
+
+    def __init__(self, inside: bool = False) -> None:
+        super().__init__()
+        self.inside = inside
+        self.launches, self.bytes = 0, 0
+        self.calls: collections.Counter[str] = collections.Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func.namespace == "msformer_fast" and self.inside:
+            with self:
+                return OPDEFS[func.name()]._init_fn(*args, **kwargs)
+        out = func(*args, **kwargs)
+        name = func.name().removeprefix("aten::").partition(".")[0]
+        if func.namespace != "aten" or name in QUIET or _is_view(func):
+            return out
+        self.launches += 1
+        self.calls[name] += 1
+        read = {id(t): t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)}
+        written = [t for t in tree_flatten(out)[0] if isinstance(t, Tensor)]
+        if func._schema.is_mutable and not written:  # a list of tensors changed in place
+            written = [t for t in tree_flatten(args[0])[0] if isinstance(t, Tensor)]
+        self.bytes += sum(_held(tensor) for tensor in (*read.values(), *written))
+        return out
+
+
+def _is_view(func: Any) -> bool:
+    """Whether the operator only looks at its argument in another way."""
+    returned = [r.alias_info for r in func._schema.returns]
+    return bool(returned) and all(info is not None and not info.is_write for info in returned)
+
+
+def _held(tensor: Tensor) -> int:
+    size = tensor.element_size()
+    for length, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        size *= length if stride else min(length, 1)
+    return size
+
+
+def step_of(backend: str, side: int, channels: int, *, depth: int = 2, patch: int = 32) -> Callable[[], None]:
+    """A whole training step on a square image, after a first that makes the optimiser's buffers: call it to run it."""
+    from msformer_fast import MSFormer, self_guiding_losses
+
+    model = MSFormer(3, channels, channels, depth, patch, seed=0, backend=backend)
+    image = torch.rand(1, 3, side, side)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
+
+    def step() -> None:
+        losses = self_guiding_losses(model(image), backend=backend)
+        losses.total.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step

@@ -1,0 +1,201 @@
+"""What a whole training step moves, op by op, beside the least that it must and beside plain PyTorch.
+
+    TRITON_INTERPRET=1 python -m benchmarks.ledger [--side 257] [--channels 100] [--processors 132]
+
+Bytes of the kernels come from formulas (``benchmarks/traffic``) that tests hold to what Triton's interpreter counts at
+small sizes; a kernel's reads count each address once a launch, as a perfect cache would. Bytes of PyTorch's operators
+are those of their arguments and results (``benchmarks/aten_traffic``). Times are predictions from data sheets: of each
+op the slower of its bytes over the bandwidth and its useful operations over the throughput. No GPU has measured them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, field
+
+import torch
+
+from benchmarks.traffic import efficient_attention, mix_ffn, patch_embedding, score_map, stability_loss
+from benchmarks.traffic.score_map import Kernels
+from msformer_fast.floors import efficient_attention as attention_floor
+from msformer_fast.floors import guided_score_map as head_floor
+from msformer_fast.floors import mix_ffn as ffn_floor
+from msformer_fast.floors import stability_loss as stability_floor
+
+DTYPE, TARGET, PATCH = torch.float32, "sm_90", 32
+
+#: Memory bandwidth in GB/s; float32 and tf32 (dense) operations in TFLOP/s. From the vendor's data sheets.
+CARDS = {
+    "A100 SXM 80 GB": (2039, 19.5, 156),
+    "H100 SXM": (3350, 67, 494),
+    "H200 SXM": (4800, 67, 494),
+    "RTX 4090": (1008, 82.6, 82.6),
+}
+
+
+@dataclass
+class Row:
+    """One op, forward or backward, as often as a step runs it.
+
+    Attributes:
+        kernels: of one run, see :data:`benchmarks.traffic.score_map.Kernels`.
+        floor: bytes that one run must move.
+        flops: useful operations of the products of one run.
+    """
+
+    name: str
+    times: int
+    kernels: Kernels
+    floor: int
+    flops: int = 0
+    moved: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.moved = sum(loaded + stored for _, loaded, stored in self.kernels.values())
+
+    @property
+    def launches(self) -> int:
+        return self.times * sum(launches for launches, _, _ in self.kernels.values())
+
+    def seconds(self, bandwidth: float, throughput: float) -> float:
+        """At least, on a card of that many bytes and operations a second."""
+        return self.times * max(self.moved / bandwidth, self.flops / throughput)
+
+
+def rows_of(side: int, channels: int, *, processors: int, depth: int = 2, patch: int = PATCH) -> list[Row]:
+    """Every op of a step on one square image, with C channels and as many clusters."""
+    rows = []
+    for branch, size in (("fine", side), ("coarse", (side + 1) // 2)):
+        rows += _block(branch, size, channels, processors, depth)
+    rows += _embedding_statistics(side, channels, processors)
+    rows += _head(side, channels, processors, patch)
+    return rows
+
+
+def _block(branch: str, side: int, channels: int, processors: int, depth: int) -> list[Row]:
+    from msformer_fast.kernels import efficient_attention as attention_kernels
+    from msformer_fast.kernels import mix_ffn as ffn_kernels
+
+    sizes, hidden = (1, side, side, channels), 4 * channels
+    shape = attention_kernels.Shape(1, side * side, channels, channels, channels, 1)
+    programs = {}
+    for part in ("context", "queries", "tokens", "keys"):
+        settings = attention_kernels.launch_settings(part, shape, "ieee", TARGET)
+        chunks = attention_kernels.chunks_of(part, shape, settings)
+        programs[part] = attention_kernels.programs_of(shape, settings, chunks, processors)
+    floor, flops = attention_floor.bytes_moved(*sizes, DTYPE, batch_norm=True), attention_floor.flops(*sizes)
+    rows = [
+        Row(
+            f"efficient attention, {branch}, {part}",
+            depth,
+            traffic(*sizes, DTYPE, programs=programs, batch_norm=True),
+            floor[part],
+            flops[part],
+        )
+        for part, traffic in (("forward", efficient_attention.forward), ("backward", efficient_attention.backward))
+    ]
+    programs = {}
+    for part in ("contract", "wide", "token", "product"):
+        settings = ffn_kernels.launch_settings(part, channels, hidden, DTYPE, "ieee", TARGET)
+        tiles = -(-side // settings["TH"]) * -(-side // settings["TW"])
+        programs[part] = ffn_kernels.programs_of(part, tiles, -(-hidden // settings["BD"]), processors)
+    floor, flops = ffn_floor.bytes_moved(*sizes, hidden, DTYPE), ffn_floor.flops(*sizes, hidden)
+    found = {
+        "forward": mix_ffn.forward(*sizes, hidden, DTYPE, programs=programs, statistics=True),
+        "backward": mix_ffn.backward(*sizes, hidden, DTYPE, programs=programs),
+    }
+    return rows + [
+        Row(f"Mix-FFN, {branch}, {part}", depth, kernels, floor[part], flops[part]) for part, kernels in found.items()
+    ]
+
+
+def _embedding_statistics(side: int, channels: int, processors: int) -> list[Row]:
+    """Of the two embeddings' batch norms, which the attention applies."""
+    rows = []
+    for branch, size in (("fine", side), ("coarse", (side + 1) // 2)):
+        loaded, slots = size * size * channels * 4, 2 * processors // 2 * 3 * channels * 4
+        kernels = {"moments_kernel": (1, loaded, slots), "merge_moments_kernel": (1, slots, 2 * channels * 4)}
+        rows.append(Row(f"statistics of the embedding, {branch}, forward", 1, kernels, loaded))
+    return rows
+
+
+def _head(side: int, channels: int, processors: int, patch: int) -> list[Row]:
+    head, embed = (1, side, side, channels, channels), (1, channels, side, side, channels, patch)
+    floor, flops = head_floor.bytes_moved(*head, channels, patch, DTYPE), head_floor.flops(*head, channels, patch)
+    patches = ((side - 1) // patch) ** 2
+    kernels = {
+        "forward": score_map.forward(*head, DTYPE, norms=True, gather=True, programs=2 * processors)
+        | patch_embedding.forward(*embed, DTYPE, programs=processors),
+        "backward": score_map.backward(*head, DTYPE, norms=True, programs=-(-processors // 16))
+        | patch_embedding.backward(*embed, DTYPE, programs=processors // 2, clustering=True),
+    }
+    rows = [
+        Row(f"score map, clustering, patches, {part}", 1, kernels[part], floor[part], flops[part]) for part in kernels
+    ]
+    floor, flops = stability_floor.bytes_moved(1, patches, channels, DTYPE), stability_floor.flops(1, patches, channels)
+    found = {
+        "forward": stability_loss.forward(1, patches, channels, DTYPE, slots=-(-patches // 16)),
+        "backward": stability_loss.backward(1, patches, channels, DTYPE),
+    }
+    return rows + [Row(f"stability loss, {part}", 1, found[part], floor[part], flops[part]) for part in found]
+
+
+def operators(backend: str, side: int, channels: int) -> tuple[int, int]:
+    """Launches and bytes of PyTorch's own operators in a step, outside of the registered ops; nothing is computed."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from benchmarks.aten_traffic import AtenTraffic, step_of
+
+    with FakeTensorMode():
+        step = step_of(backend, side, channels)
+        step()
+        with AtenTraffic() as counted:
+            step()
+    return counted.launches, counted.bytes
+
+
+def operators_inside(side: int, channels: int) -> tuple[int, int]:
+    """Launches and bytes of PyTorch's operators inside the registered ops, counted in a step that really runs."""
+    from benchmarks.aten_traffic import AtenTraffic, step_of
+
+    step = step_of("triton", side, channels)
+    with AtenTraffic(inside=True) as counted:
+        step()
+    outside = operators("triton", side, channels)
+    return counted.launches - outside[0], counted.bytes - outside[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--side", type=int, default=257, help="pixels")
+    parser.add_argument("--channels", type=int, default=100, help="channels and clusters")
+    parser.add_argument("--processors", type=int, default=132, help="multiprocessors of the card")
+    parser.add_argument("--inside", action="store_true", help="run a small step to count the operators inside the ops")
+    arguments = parser.parse_args()
+    side, channels = arguments.side, arguments.channels
+    rows = rows_of(side, channels, processors=arguments.processors)
+    print(f"{side} x {side} pixels, C = K = {channels}, float32, {arguments.processors} multiprocessors\n")
+    print("| op | runs | launches | MB moved | MB floor | ratio |\n| --- | --- | --- | --- | --- | --- |")
+    for row in rows:
+        moved, floor = row.times * row.moved / 1e6, row.times * row.floor / 1e6
+        print(f"| {row.name} | {row.times} | {row.launches} | {moved:.1f} | {floor:.1f} | {moved / floor:.2f} |")
+    launches, moved = sum(r.launches for r in rows), sum(r.times * r.moved for r in rows)
+    floor = sum(r.times * r.floor for r in rows)
+    print(f"| all ops | | {launches} | {moved / 1e6:.1f} | {floor / 1e6:.1f} | {moved / floor:.2f} |")
+    own, own_bytes = operators("triton", side, channels)
+    print(f"| PyTorch's operators beside them | | {own} | {own_bytes / 1e6:.1f} | | |")
+    if arguments.inside:
+        print(f"| PyTorch's operators inside them | | {operators_inside(33, channels)[0]} | | | |")
+    plain, plain_bytes = operators("reference", side, channels)
+    print(
+        f"\nplain PyTorch: {plain} operators, {plain_bytes / 1e6:.0f} MB: {plain_bytes / (moved + own_bytes):.1f} times"
+    )
+    print("\n| predicted, not measured | float32 products | tf32 products |\n| --- | --- | --- |")
+    for card, (bandwidth, *throughputs) in CARDS.items():
+        rest = own_bytes / (bandwidth * 1e9)
+        times = [1e3 * (rest + sum(r.seconds(bandwidth * 1e9, t * 1e12) for r in rows)) for t in throughputs]
+        print(f"| {card} | {times[0]:.1f} ms | {times[1]:.1f} ms |")
+
+
+if __name__ == "__main__":
+    main()
