@@ -57,6 +57,13 @@ TABLE = {
     ("map_gradients", "half"): {("", 256): (64, 32, 128, 8, 1), ("sm_90", 256): (32, 32, 128, 8, 1)},
 }
 UNFOLD = dict(BLOCK=32, num_warps=8, num_stages=1)
+# Few large blocks: what a program costs in the interpreter is its operations, whatever their size.
+INTERPRETER = {
+    "scores": (64, 128, 0, 8, 1),
+    "gather": (64, 128, 0, 8, 1),
+    "weight_sums": (64, 128, 0, 8, 1),
+    "map_gradients": (64, 128, 0, 8, 1),
+}
 GATHERED = dict(BLOCK_S=128, BLOCK_K=16, BLOCK=1024, num_warps=4, num_stages=1)
 
 
@@ -98,7 +105,10 @@ class Gathered(NamedTuple):
 def launch_settings(
     part: str, K: int, C: int, dtype: torch.dtype, input_precision: str = "ieee", target: str | None = None
 ) -> dict[str, int]:
-    """Launch options of a kernel: "scores", "gather", "weight_sums", "map_gradients".
+    """Launch options of a kernel: "scores", "gather", "weight_sums", "map_gradients". Other cards get those of any.
+
+    Args:
+        target: name of the card; None is the interpreter.
 
     Raises:
         ValueError: more channels, or clusters of one tile, than the table was made for.
@@ -106,7 +116,8 @@ def launch_settings(
     if C > LIMIT_C or (part == "gather" and K > LIMIT_K):
         raise ValueError(f"score_map: K = {K}, C = {C}; at most {LIMIT_K} and {LIMIT_C} are supported")
     size = max(padded(K), padded(C)) if part == "gather" else padded(C)
-    row = choose(TABLE[part, product_kind(dtype, input_precision)], size, target)
+    rows = TABLE[part, product_kind(dtype, input_precision)]
+    row = INTERPRETER[part] if target is None else choose(rows, size, target)
     block_n, block_k, block_c, warps, stages = row
     return dict(
         BLOCK_N=block_n,

@@ -23,7 +23,8 @@ GOLDEN = Path(__file__).resolve().parent / "golden"
 #: Recorded runs and research images that the project may not carry; tests that need them skip without them.
 DATA = Path(os.environ.get("MSFORMER_FAST_DATA", ROOT.parent / "shared"))
 
-SEED = int(os.environ.get("MSFORMER_FAST_TEST_SEED", secrets.randbelow(2**31)))
+# In the environment, so that every process of a parallel run draws from the seed that its header shows.
+SEED = int(os.environ.setdefault("MSFORMER_FAST_TEST_SEED", str(secrets.randbelow(2**31))))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

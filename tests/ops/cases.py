@@ -31,6 +31,8 @@ class Op:
         differentiable: how many outputs are, counted from the first.
         options: keyword options, by the names in the sizes.
         backends: those beside the reference that this op has.
+        of_rounded: outputs of a wider dtype than the inputs that are made from maps rounded to the inputs' dtype, so
+            that they are held to its epsilon.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Op:
     differentiable: int = 1
     options: tuple[str, ...] = field(default=())
     backends: tuple[str, ...] = ("triton", "torch")
+    of_rounded: tuple[int, ...] = ()
 
     def run(self, inputs: Inputs, sizes: Sizes, backend: str | None) -> tuple[Tensor, ...]:
         options = {name: sizes[name] for name in self.options if name in sizes}
@@ -326,10 +329,10 @@ OPS = {
             _guided_score_map,
             _draw_guided,
             {
-                "even": {"B": 2, "H": 8, "W": 6, "C": 7, "K": 5, "E": 9, "patch": 2},
+                "even": {"B": 2, "H": 8, "W": 6, "C": 17, "K": 5, "E": 9, "patch": 2},
                 "paper": {"B": 1, "H": 7, "W": 9, "C": 100, "K": 100, "patch": 4, "batch_norm": True},
                 "saturated": {"B": 1, "H": 7, "W": 5, "C": 20, "K": 33, "patch": 3, "spread": 40.0},
-                "wide": {"B": 1, "H": 5, "W": 6, "C": 12, "K": 140, "patch": 2, "batch_norm": True},
+                "wide": {"B": 1, "H": 5, "W": 6, "C": 60, "K": 140, "patch": 2, "batch_norm": True},
             },
             tiny={"B": 2, "H": 3, "W": 5, "C": 4, "K": 3, "patch": 2, "batch_norm": True},
             other=(
@@ -339,6 +342,7 @@ OPS = {
             differentiable=4,
             options=("patch",),
             backends=("triton",),  # the others are the three ops, one after the other
+            of_rounded=(1,),
         ),
     )
 }

@@ -220,9 +220,10 @@ def test_rows_of_a_strip() -> None:
     assert strip_rows(0, 0, 0, 8, 4) == 1
 
 
-def test_limits_are_refused() -> None:
-    t, p = draw(1, 2, 2, 257, 4)
-    with pytest.raises(BackendError, match="at most 256 channels, got 257"):
+@pytest.mark.parametrize(("c", "d", "message"), [(257, 4, "256 channels, got 257"), (2, 2049, "2048 hidden channels")])
+def test_limits_are_refused(c: int, d: int, message: str) -> None:
+    t, p = draw(1, 2, 2, c, d)
+    with pytest.raises(BackendError, match=f"mix_ffn: .*at most {message}"):
         ops.mix_ffn(t, *p, backend="triton")
 
 

@@ -45,9 +45,8 @@ def many_programs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_sums_over_many_slots(batch_norm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     from msformer_fast.kernels import score_map
 
-    for part in ("gather", "weight_sums"):
-        rows = {key: (16, *row[1:]) for key, row in score_map.TABLE[part, "ieee"].items()}
-        monkeypatch.setitem(score_map.TABLE, (part, "ieee"), rows)
+    for part, row in score_map.INTERPRETER.items():
+        monkeypatch.setitem(score_map.INTERPRETER, part, (16, 16, *row[2:]))
     inputs, sizes = draw("guided_score_map", torch.float64, H=17, W=14, batch_norm=batch_norm)
     results = []
     for backend in ("triton", "reference"):
@@ -55,6 +54,32 @@ def test_sums_over_many_slots(batch_norm: bool, monkeypatch: pytest.MonkeyPatch)
         results.append((*outputs, *grads_of(outputs, inputs)))
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+@interpreted
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_120", "gfx942"])
+@pytest.mark.parametrize(
+    ("dtype", "precision"), [(torch.float32, "highest"), (torch.float32, "high"), (torch.float16, "")]
+)
+def test_settings_of_the_cards(
+    target: str, dtype: torch.dtype, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows of the launch table, in pieces and several blocks, give what the interpreter's own give."""
+    inputs, sizes = draw("guided_score_map", dtype, H=11, W=9, K=40, C=34)
+    before = torch.get_float32_matmul_precision()
+    results = []
+    try:
+        torch.set_float32_matmul_precision(precision or before)
+        for name in (None, target):
+            monkeypatch.setattr("msformer_fast.kernels.score_map.target_of", lambda device, name=name: name)
+            outputs = OPS["guided_score_map"].run(inputs, sizes, "triton")
+            results.append((*outputs, *grads_of(outputs, inputs)))
+    finally:
+        torch.set_float32_matmul_precision(before)
+    loose = 2e-2 if dtype == torch.float16 else 1e-4
+    for ours, theirs in zip(*results, strict=True):
+        scale = float(theirs.detach().abs().max())
+        torch.testing.assert_close(ours, theirs, rtol=loose, atol=loose * scale)
 
 
 @pytest.mark.parametrize("backend", ["triton", "torch"])
