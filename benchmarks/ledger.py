@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -62,18 +63,23 @@ class Row:
         return self.times * max(self.moved / bandwidth, self.flops / throughput)
 
 
-def rows_of(side: int, channels: int, *, processors: int, depth: int = 2, patch: int = PATCH) -> list[Row]:
-    """Every op of a step on one square image, with C channels and as many clusters."""
+def rows_of(
+    side: int, channels: int, *, processors: int, depth: int = 2, patch: int = PATCH, strips: bool = False
+) -> list[Row]:
+    """Every op of a step on one square image, with C channels and as many clusters.
+
+    ``strips``: the Mix-FFN of ``memory="lean"``, on a card whose last cache keeps a strip of both wide maps.
+    """
     rows = []
     for branch, size in (("fine", side), ("coarse", (side + 1) // 2)):
-        rows += _block(branch, size, channels, processors, depth)
+        rows += _block(branch, size, channels, processors, depth, strips)
     rows += _embedding_statistics(side, channels, processors)
     rows += _head(side, channels, processors, patch)
     return rows
 
 
-def _block(branch: str, side: int, channels: int, processors: int, depth: int) -> list[Row]:
-    from msformer_fast.kernels import efficient_attention as attention_kernels
+def _block(branch: str, side: int, channels: int, processors: int, depth: int, strips: bool) -> list[Row]:
+    from msformer_fast.kernels import efficient_attention_table as attention_kernels
     from msformer_fast.kernels import mix_ffn as ffn_kernels
 
     sizes, hidden = (1, side, side, channels), 4 * channels
@@ -100,9 +106,11 @@ def _block(branch: str, side: int, channels: int, processors: int, depth: int) -
         tiles = -(-side // settings["TH"]) * -(-side // settings["TW"])
         programs[part] = ffn_kernels.programs_of(part, tiles, -(-hidden // settings["BD"]), processors)
     floor, flops = ffn_floor.bytes_moved(*sizes, hidden, DTYPE), ffn_floor.flops(*sizes, hidden)
+    strip = ffn_kernels.strip_rows(1, side, side, hidden, DTYPE.itemsize) if strips else None
+    how: dict[str, Any] = {"programs": programs, "strip": strip, "resident": strips}
     found = {
-        "forward": mix_ffn.forward(*sizes, hidden, DTYPE, programs=programs, statistics=True),
-        "backward": mix_ffn.backward(*sizes, hidden, DTYPE, programs=programs),
+        "forward": mix_ffn.forward(*sizes, hidden, DTYPE, statistics=True, **how),
+        "backward": mix_ffn.backward(*sizes, hidden, DTYPE, kept=not strips, **how),
     }
     return rows + [
         Row(f"Mix-FFN, {branch}, {part}", depth, kernels, floor[part], flops[part]) for part, kernels in found.items()
@@ -186,10 +194,13 @@ def main() -> None:
     print(f"| PyTorch's operators beside them | | {own} | {own_bytes / 1e6:.1f} | | |")
     if arguments.inside:
         print(f"| PyTorch's operators inside them | | {operators_inside(33, channels)[0]} | | | |")
+    in_strips = rows_of(side, channels, processors=arguments.processors, strips=True)
+    strip_bytes = sum(r.times * r.moved for r in in_strips)
+    print(f"| all ops, wide maps in strips that stay in the cache | | {sum(r.launches for r in in_strips)} | ", end="")
+    print(f"{strip_bytes / 1e6:.1f} | {floor / 1e6:.1f} | {strip_bytes / floor:.2f} |")
     plain, plain_bytes = operators("reference", side, channels)
-    print(
-        f"\nplain PyTorch: {plain} operators, {plain_bytes / 1e6:.0f} MB: {plain_bytes / (moved + own_bytes):.1f} times"
-    )
+    more = [plain_bytes / (total + own_bytes) for total in (moved, strip_bytes)]
+    print(f"\nplain PyTorch: {plain} operators, {plain_bytes / 1e6:.0f} MB: {more[0]:.1f} times (strips {more[1]:.1f})")
     print("\n| predicted, not measured | float32 products | tf32 products |\n| --- | --- | --- |")
     for card, (bandwidth, *throughputs) in CARDS.items():
         rest = own_bytes / (bandwidth * 1e9)

@@ -14,10 +14,19 @@ class _Sizes:
     """Bytes of what kernels read and write, every norm, bias, affine parameter and the residual there."""
 
     def __init__(
-        self, images: int, height: int, width: int, channels: int, hidden: int, dtype: torch.dtype, strip: int | None
+        self,
+        images: int,
+        height: int,
+        width: int,
+        channels: int,
+        hidden: int,
+        dtype: torch.dtype,
+        strip: int | None,
+        resident: bool,
     ) -> None:
         self.height, self.strip, size, wide = height, strip or height, dtype.itemsize, sum_dtype(dtype).itemsize
-        self.row, self.wide_row = images * width * channels * size, images * width * hidden * size
+        self.row = images * width * channels * size
+        self.wide_row = 0 if resident else images * width * hidden * size
         self.inner_row = 2 * images * width * wide
         self.c, self.d, self.weight = channels * size, hidden * size, channels * hidden * size
         self.parameters = 2 * self.weight + 13 * self.d + 3 * self.c
@@ -49,6 +58,7 @@ def forward(
     programs: Mapping[str, int],
     statistics: bool = False,
     strip: int | None = None,
+    resident: bool = False,
 ) -> Kernels:
     """Of the result.
 
@@ -56,8 +66,9 @@ def forward(
         programs: by part of the launch table, how many share the tiles (``programs_of``).
         statistics: of the result are gathered too.
         strip: rows of a strip; None for all.
+        resident: without the wide map's bytes, as where a strip of it stays in the cache.
     """
-    s = _Sizes(images, height, width, channels, hidden, dtype, strip)
+    s = _Sizes(images, height, width, channels, hidden, dtype, strip, resident)
     found = {"expand_kernel": s.expand(1)}
     strips, slots = list(s.strips(0)), programs["contract"] * s.moments if statistics else 0
     loaded = sum(rows * s.row + around * s.wide_row for rows, around in strips)
@@ -79,9 +90,10 @@ def backward(
     programs: Mapping[str, int],
     kept: bool = True,
     strip: int | None = None,
+    resident: bool = False,
 ) -> Kernels:
     """Of the gradients of the tokens and of every parameter; ``kept``: the wide map is, so that there is one strip."""
-    s = _Sizes(images, height, width, channels, hidden, dtype, None if kept else strip)
+    s = _Sizes(images, height, width, channels, hidden, dtype, None if kept else strip, resident)
     found = {} if kept else {"expand_kernel": s.expand(2)}
     parts = {  # rows ahead; parameters; narrow maps and wide ones (with neighbours) read; a row written; a slot
         "wide": (1, 12 * s.d + s.weight, 1, 1, s.wide_row, s.sums_d),
