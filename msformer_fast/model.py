@@ -47,9 +47,12 @@ class MSFormer(nn.Module):
         patch: P, side in pixels of the stability loss's patches (paper: 32).
         seed: draws the parameters from this seed and leaves PyTorch's generators as they were; ``None`` draws
             from PyTorch's current state. The draws are PyTorch's defaults, made in the order of the authors' code.
-        memory: ``"fast"`` keeps wide maps between forward and backward, ``"lean"`` makes them again there; for the
-            ``"torch"`` backend, the CPU's.
+        memory: ``"fast"`` keeps wide maps between forward and backward, ``"lean"`` makes them again there, a strip of
+            rows at a time. The reference always keeps all.
         backend: of every op; see :mod:`msformer_fast.ops`.
+
+    In training the kernels apply every batch norm where the next op reads, and take the clustering loss from the pass
+    that makes the logits, unless a module has hooks: then each is called by itself, so that they run.
 
     State dict: the authors' names and shapes, both ways.
 
@@ -135,10 +138,12 @@ class MSFormer(nn.Module):
         return Scores(logits, context_fine, context_coarse, queries, keys)
 
     def _folds(self, image: Tensor) -> bool:
-        """Whether kernels will run, and every batch norm can be applied by what reads it."""
+        """Whether kernels will run, every batch norm can be applied by what reads it, and nobody looks on."""
         asked = self.backend == "triton" or (self.backend is None and image.device.type == "cuda")
         norms = (self.patch_embed_s.norm, self.patch_embed_l.norm, *self.bn2_s, *self.bn2_l, self.bn3)
-        return asked and can_fold(norms)
+        kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+        hooked = any(getattr(module, kind) for module in self.modules() if module is not self for kind in kinds)
+        return asked and not hooked and can_fold(norms)
 
     def _forward_folded(self, image: Tensor, stability: bool) -> Scores:
         """The same with no pass for any batch norm; the clustering loss is from the pass that makes the logits."""

@@ -124,6 +124,7 @@ def test_compiled_through_the_kernels_it_equals_eager() -> None:
         (lambda model: setattr(model.bn3, "momentum", 0.3), False),
         (lambda model: setattr(model, "bn3", torch.nn.SyncBatchNorm(7)), False),
         (lambda model: setattr(model, "backend", None), False),
+        (lambda model: model.bn2_s[0].register_forward_hook(lambda *given: None), False),
     ],
 )
 def test_what_is_folded(change: Callable[[MSFormer], None], folds: bool) -> None:
