@@ -18,7 +18,7 @@ from msformer_fast.kernels.mix_ffn_weight_kernels import finish_gradients_kernel
 if TYPE_CHECKING:
     from msformer_fast.identities.mix_ffn import Options, Parameters
 
-LIMIT_C = 256
+LIMIT_C, LIMIT_D = 256, 2048
 RING_BYTES, LEAST_ROWS = 24 << 20, 16
 MERGE = dict(BLOCK_S=64, BLOCK_C=16, num_warps=4, num_stages=1)
 FINISH = dict(BLOCK_S=32, BLOCK=128, num_warps=8, num_stages=1)
@@ -105,6 +105,9 @@ TABLE = {
     },
 }
 
+# Above 1024 wide channels the sums that "wide" keeps in registers leave less room for a tile on these.
+MANY_CHANNELS = {("ieee", "sm_80"): (4, 8, 32, 16, 8, 1), ("tf32", "sm_120"): (4, 8, 32, 16, 8, 1)}
+
 
 def launch_settings(
     kernel: str, C: int, D: int, dtype: torch.dtype, input_precision: str = "ieee", target: str | None = None
@@ -117,10 +120,12 @@ def launch_settings(
         input_precision: of float32 products.
         target: name of the card; None is the interpreter.
     """
-    if C > LIMIT_C:
-        raise ValueError(f"mix_ffn: C = {C}; at most {LIMIT_C} is supported")
-    rows = TABLE[kernel, product_kind(dtype, input_precision)]
-    row = INTERPRETER if target is None else choose(rows, padded(C), target)
+    if C > LIMIT_C or D > LIMIT_D:
+        raise ValueError(f"mix_ffn: C = {C}, D = {D}; at most {LIMIT_C} and {LIMIT_D} are supported")
+    kind = product_kind(dtype, input_precision)
+    row = INTERPRETER if target is None else choose(TABLE[kernel, kind], padded(C), target)
+    if kernel == "wide" and padded(D) > 1024 and (kind, target) in MANY_CHANNELS:
+        row = MANY_CHANNELS[kind, target or ""]
     height, width, block_d, block_k, warps, stages = row
     settings = dict(TH=height, TW=width, BD=min(block_d, padded(D)), num_warps=warps, num_stages=stages)
     if kernel != "wide":

@@ -22,7 +22,7 @@ from msformer_fast.ops.shapes import Shapes
 from msformer_fast.reference.mix_ffn import mix_ffn as _reference
 
 OP = "mix_ffn"
-MAX_CHANNELS = 256
+MAX_CHANNELS, MAX_HIDDEN = 256, 2048
 
 
 def mix_ffn(
@@ -74,7 +74,7 @@ def mix_ffn(
     Raises:
         InputError: a shape or an option that does not fit, named.
         BackendError: the backend asked for cannot run this call; the message says why. The kernels take at most 256
-            channels C, and any D.
+            channels C and 2048 hidden channels D.
 
     Source: Xie et al., "SegFormer", NeurIPS 2021, equation 3; inner skip and norm as in MS-Former's code.
     """
@@ -161,8 +161,10 @@ def _check(t: Tensor, p: Parameters, options: Options) -> None:
 
 
 def _why_not_triton(t: Tensor, p: Parameters) -> str | None:
-    if t.shape[-1] > MAX_CHANNELS:
-        return f'{OP}: backend="triton" takes at most {MAX_CHANNELS} channels, got {t.shape[-1]}'
+    widths = ("channels", t.shape[-1], MAX_CHANNELS), ("hidden channels", p.fc1_weight.shape[0], MAX_HIDDEN)
+    for name, size, most in widths:
+        if size > most:
+            return f'{OP}: backend="triton" takes at most {most} {name}, got {size}'
     if autocast_dtype(t.device) is None:
         return why_not_triton(OP, t, *p)
     # The dtypes count that operands are cast to: the kernels take tokens and norms in others.

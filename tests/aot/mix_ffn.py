@@ -71,6 +71,10 @@ def cases(target: str, small: bool) -> list[Case]:
         for variant in _variants(C, product, small)
         for part in variant.parts
     ]
+    if not small:
+        found += [
+            _case("wide", PAPER, C, product, target, D=launch.LIMIT_D) for product in PRODUCTS for C in (128, 256)
+        ]
     rest = [(PAPER, 100)] if small else [(PAPER, 100), (PAPER, 256), (SEGFORMER, 100), (BARE, 100), (AUTOCAST, 100)]
     for variant, C in rest:
         found.append(_last("finish", weights.finish_gradients_kernel, launch.FINISH, variant, C))
@@ -84,15 +88,18 @@ def _variants(C: int, product: tuple[torch.dtype, str], small: bool) -> list[Var
     return [*variants, SEGFORMER] if C in (64, 128) and product[1] == "ieee" else variants
 
 
-def _case(part: str, variant: Variant, C: int, product: tuple[torch.dtype, str], target: str) -> Case:
+def _case(
+    part: str, variant: Variant, C: int, product: tuple[torch.dtype, str], target: str, D: int | None = None
+) -> Case:
     dtype, precision = product
-    kernel, D = PARTS[part], 4 * C
+    kernel, many = PARTS[part], "" if D is None else f", D {D}"
+    D = D or 4 * C
     settings = launch.launch_settings(part, C, D, dtype, precision, target)
     constants = {**variant.flags, "C": C, "D": D, "ACC": tl.float32, "PREC": precision}
     absent = list(variant.absent)
     if (part, variant) == ("wide", SEGFORMER) or (variant is BARE and part in ("wide", "token")):
         absent.append("p_sums")
-    name = f"{part}, C {C}, {short(dtype)} {precision}{variant.name}"
+    name = f"{part}, C {C}, {short(dtype)} {precision}{variant.name}{many}"
     return Case.of(name, kernel, settings, dtype, _present(kernel, constants, absent), **_types(kernel, variant))
 
 
