@@ -19,11 +19,37 @@ BLOCK_N, BLOCK_K, WARPS = 32, 64, 8  # the most pixels and channels of a block
 
 
 @triton.jit
-def _chan(n, b_mean, b_m2, more, b_mean_more, b_m2_more):
+def chan(n, b_mean, b_m2, more, b_mean_more, b_m2_more):
     """Statistics of two sets as one: counts, means, sums of squared deviations (Chan et al.); a set may be empty."""
     total = tl.maximum(n + more, 1.0)
     b_delta = b_mean_more - b_mean
     return b_mean + b_delta * (more / total), b_m2 + b_m2_more + b_delta * b_delta * (n * (more / total))
+
+
+@triton.jit
+def merged_slots(p_moments, o_k, slots, K, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr, ACC: tl.constexpr):
+    """Mean and biased variance (k) of all slots in order, relative to the first shift: digits of a nearly constant
+    channel far from 0 stay.
+
+    p_moments (slots, 4, K): count (perhaps 0), shift, mean less shift, squared deviations of a program's pixels
+    """
+    b_first = tl.load(p_moments + K + o_k, mask=o_k < K * tl.minimum(slots, 1), other=0.0)
+    n, b_mean, b_m2 = tl.zeros((BLOCK_K,), ACC), tl.zeros((BLOCK_K,), ACC), tl.zeros((BLOCK_K,), ACC)
+    for start in range(0, slots, BLOCK_S):
+        o_s = start + tl.arange(0, BLOCK_S)
+        m_s = (o_s < slots)[:, None] & (o_k < K)[None, :]
+        p_s = p_moments + (o_s.to(tl.int64) * 4 * K)[:, None] + o_k[None, :]
+        b_n = tl.load(p_s, mask=m_s, other=0.0)  # (slots, k)
+        b_shift, b_mean_s = tl.load(p_s + K, mask=m_s, other=0.0), tl.load(p_s + 2 * K, mask=m_s, other=0.0)
+        b_m2_s = tl.load(p_s + 3 * K, mask=m_s, other=0.0)
+        b_mean_s += b_shift - b_first[None, :]
+        more = tl.sum(b_n, 0)
+        b_mean_more = tl.sum(b_n * b_mean_s, 0) / tl.maximum(more, 1.0)
+        b_mean_s -= b_mean_more[None, :]
+        b_m2_more = tl.sum(b_m2_s + b_n * b_mean_s * b_mean_s, 0)
+        b_mean, b_m2 = chan(n, b_mean, b_m2, more, b_mean_more, b_m2_more)
+        n += more
+    return b_first + b_mean, b_m2 / tl.maximum(n, 1.0)
 
 
 @triton.jit
@@ -70,7 +96,7 @@ def moments_kernel(
         b_x = tl.where(m_x, b_x - b_shift[None, :], 0.0)
         b_mean_more = tl.sum(b_x, 0) / more
         b_x = tl.where(m_x, b_x - b_mean_more[None, :], 0.0)
-        b_mean, b_m2 = _chan(n, b_mean, b_m2, more, b_mean_more, tl.sum(b_x * b_x, 0))
+        b_mean, b_m2 = chan(n, b_mean, b_m2, more, b_mean_more, tl.sum(b_x * b_x, 0))
         n += more
     p_parts += tl.program_id(0).to(tl.int64) * 3 * K + o_k
     tl.store(p_parts, tl.zeros((BLOCK_K,), ACC) + n, mask=o_k < K)
@@ -104,7 +130,7 @@ def merge_moments_kernel(
         more = tl.sum(b_n, 0)
         b_mean_more = tl.sum(b_n * b_mean_s, 0) / tl.maximum(more, 1.0)
         b_mean_s -= b_mean_more[None, :]
-        b_mean, b_m2 = _chan(n, b_mean, b_m2, more, b_mean_more, tl.sum(b_m2_s + b_n * b_mean_s * b_mean_s, 0))
+        b_mean, b_m2 = chan(n, b_mean, b_m2, more, b_mean_more, tl.sum(b_m2_s + b_n * b_mean_s * b_mean_s, 0))
         n += more
     tl.store(p_mean + o_k, b_mean + _first_pixel(p_logits, o_k, B, K, stride_lk, ACC), mask=o_k < K)
     tl.store(p_var + o_k, b_m2 / tl.maximum(n, 1.0), mask=o_k < K)

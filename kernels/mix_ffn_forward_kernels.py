@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from msformer_fast.kernels.batch_statistics import _chan
+from msformer_fast.kernels.batch_statistics import chan, merged_slots
 from msformer_fast.kernels.mix_ffn_kernels import (
     SIZES,
     inner_norm,
@@ -169,7 +169,7 @@ def contract_kernel(
             b_out = tl.where(m_y, b_out - b_shift[None, :], 0.0)
             b_mean_more = tl.sum(b_out, 0) / more
             b_out = tl.where(m_y, b_out - b_mean_more[None, :], 0.0)
-            b_mean_y, b_m2_y = _chan(n, b_mean_y, b_m2_y, more, b_mean_more, tl.sum(b_out * b_out, 0))
+            b_mean_y, b_m2_y = chan(n, b_mean_y, b_m2_y, more, b_mean_more, tl.sum(b_out * b_out, 0))
             n += more
     if p_moments is not None:
         tl.store(p_moments, tl.zeros((BC,), ACC) + n, mask=o_c < C)
@@ -190,18 +190,6 @@ def merge_output_moments_kernel(
 ):
     """Mean and biased variance (2, C) of all slots in order, relative to the first shift. Grid: blocks of channels."""
     o_c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    b_shift = tl.load(p_moments + C + o_c, mask=o_c < C * tl.minimum(slots, 1), other=0.0)
-    n, b_mean, b_m2 = tl.zeros((BLOCK_C,), ACC), tl.zeros((BLOCK_C,), ACC), tl.zeros((BLOCK_C,), ACC)
-    for start in range(0, slots, BLOCK_S):
-        o_s = start + tl.arange(0, BLOCK_S)
-        m_s = (o_s < slots)[:, None] & (o_c < C)[None, :]
-        p_s = p_moments + (o_s.to(tl.int64) * 4 * C)[:, None] + o_c[None, :]
-        b_n, b_m2_s = tl.load(p_s, mask=m_s, other=0.0), tl.load(p_s + 3 * C, mask=m_s, other=0.0)
-        b_mean_s = tl.load(p_s + C, mask=m_s, other=0.0) - b_shift[None, :] + tl.load(p_s + 2 * C, mask=m_s, other=0.0)
-        more = tl.sum(b_n, 0)
-        b_mean_more = tl.sum(b_n * b_mean_s, 0) / tl.maximum(more, 1.0)
-        b_mean_s -= b_mean_more[None, :]
-        b_mean, b_m2 = _chan(n, b_mean, b_m2, more, b_mean_more, tl.sum(b_m2_s + b_n * b_mean_s * b_mean_s, 0))
-        n += more
-    tl.store(p_mean_var + o_c, b_mean + b_shift, mask=o_c < C)
-    tl.store(p_mean_var + C + o_c, b_m2 / tl.maximum(n, 1.0), mask=o_c < C)
+    b_mean, b_var = merged_slots(p_moments, o_c, slots, C, BLOCK_S, BLOCK_C, ACC)
+    tl.store(p_mean_var + o_c, b_mean, mask=o_c < C)
+    tl.store(p_mean_var + C + o_c, b_var, mask=o_c < C)

@@ -28,6 +28,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from msformer_fast.kernels.batch_statistics import chan, merged_slots
 from msformer_fast.kernels.clustering_loss import NOTHING, log1p, top_and_others
 
 SIZES = (
@@ -104,14 +105,6 @@ def load_weight(p_w, o_k, o_c, stride, K, C: tl.constexpr):
     """A block (k, c) of a weight, 0 outside."""
     m_w = (o_k < K)[:, None] & (o_c < C)[None, :]
     return tl.load(p_w + (o_k.to(tl.int64) * stride)[:, None] + o_c[None, :], mask=m_w, other=0.0)
-
-
-@triton.jit
-def _merge(n, b_mean, b_m2, more, b_mean_more, b_m2_more):
-    """Statistics of two sets as one: counts, means, sums of squared deviations (Chan et al.); a set may be empty."""
-    total = tl.maximum(n + more, 1.0)
-    b_delta = b_mean_more - b_mean
-    return b_mean + b_delta * (more / total), b_m2 + b_m2_more + b_delta * b_delta * (n * (more / total))
 
 
 @_jit
@@ -194,7 +187,7 @@ def scores_kernel(
             b_out = tl.where(m_out, b_out - b_shift[None, :], 0.0)
             b_mean_more = tl.sum(b_out, 0) / tl.maximum(more, 1.0)
             b_out = tl.where(m_out, b_out - b_mean_more[None, :], 0.0)
-            b_mean, b_m2 = _merge(n, b_mean, b_m2, more, b_mean_more, tl.sum(b_out * b_out, 0))
+            b_mean, b_m2 = chan(n, b_mean, b_m2, more, b_mean_more, tl.sum(b_out * b_out, 0))
             n += more
     if GATHER:
         slot = tl.program_id(0).to(tl.int64)
@@ -236,24 +229,8 @@ def gathered_kernel(
     k_blocks = (K + BLOCK_K - 1) // BLOCK_K
     if tl.program_id(0) < k_blocks:
         o_k = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
-        b_first = tl.load(p_moments + K + o_k, mask=o_k < tl.where(slots > 0, K, 0), other=0.0)
-        n, b_mean, b_m2 = tl.zeros((BLOCK_K,), ACC), tl.zeros((BLOCK_K,), ACC), tl.zeros((BLOCK_K,), ACC)
-        for start in range(0, slots, BLOCK_S):
-            o_s = start + tl.arange(0, BLOCK_S)
-            m_s = (o_s < slots)[:, None] & (o_k < K)[None, :]
-            p_s = p_moments + (o_s.to(tl.int64) * 4 * K)[:, None] + o_k[None, :]
-            b_n = tl.load(p_s, mask=m_s, other=0.0)  # (slots, k)
-            b_shift, b_mean_s = tl.load(p_s + K, mask=m_s, other=0.0), tl.load(p_s + 2 * K, mask=m_s, other=0.0)
-            b_m2_s = tl.load(p_s + 3 * K, mask=m_s, other=0.0)
-            b_mean_s += b_shift - b_first[None, :]
-            more = tl.sum(b_n, 0)
-            b_mean_more = tl.sum(b_n * b_mean_s, 0) / tl.maximum(more, 1.0)
-            b_mean_s -= b_mean_more[None, :]
-            b_m2_more = tl.sum(b_m2_s + b_n * b_mean_s * b_mean_s, 0)
-            b_mean, b_m2 = _merge(n, b_mean, b_m2, more, b_mean_more, b_m2_more)
-            n += more
-        tl.store(p_mean + o_k, b_first + b_mean, mask=o_k < K)
-        b_var = b_m2 / tl.maximum(n, 1.0)
+        b_mean, b_var = merged_slots(p_moments, o_k, slots, K, BLOCK_S, BLOCK_K, ACC)
+        tl.store(p_mean + o_k, b_mean, mask=o_k < K)
         tl.store(p_var + o_k, b_var, mask=o_k < K)
         tl.store(p_rstd + o_k, 1.0 / tl.sqrt(b_var + eps), mask=o_k < K)
     else:

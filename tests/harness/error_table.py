@@ -1,6 +1,6 @@
 """Our error and PyTorch's own, for every op, dtype and size of the contract, both against float64.
 
-``python -m tests.harness.error_table`` prints the worst of each op and dtype: of its outputs and of its gradients,
+``python -m tests.harness.error_table [OP ...]`` prints the worst of each op and dtype: of its outputs and of its gradients,
 relative to the norm of the truth. Without a GPU the kernels run in the interpreter.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 
 import torch
 
@@ -29,7 +30,7 @@ def main() -> None:
     print("| op | dtype | outputs: ours | PyTorch's own | gradients: ours | PyTorch's own |")
     print("| --- | --- | --- | --- | --- | --- |")
     with stack:
-        for op in OPS.values():
+        for op in [OPS[name] for name in sys.argv[1:] or OPS]:
             for dtype in DTYPES:
                 worst = {"outputs": (0.0, 0.0), "gradients": (0.0, 0.0)}
                 for sizes in op.sizes.values():
