@@ -1,7 +1,7 @@
 """Our error and PyTorch's own, for every op, dtype and size of the contract, both against float64.
 
-``python -m tests.harness.error_table [OP ...]`` prints the worst of each op and dtype: of its outputs and of its gradients,
-relative to the norm of the truth. Without a GPU the kernels run in the interpreter.
+``python -m tests.harness.error_table [OP ...]`` prints the worst of each op and dtype: of its outputs and of its
+gradients, relative to the norm of the truth. Without a GPU the kernels run in the interpreter.
 """
 
 from __future__ import annotations

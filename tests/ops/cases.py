@@ -31,8 +31,8 @@ class Op:
         differentiable: how many outputs are, counted from the first.
         options: keyword options, by the names in the sizes.
         backends: those beside the reference that this op has.
-        of_rounded: outputs of a wider dtype than the inputs that are made from maps rounded to the inputs' dtype, so
-            that they are held to its epsilon.
+        of_rounded: outputs that are small differences within output 0, which is rounded to the inputs' dtype: they are
+            held to that dtype's epsilon, at the size of output 0.
     """
 
     name: str
