@@ -121,7 +121,7 @@ def _embedding_statistics(side: int, channels: int, processors: int) -> list[Row
     """Of the two embeddings' batch norms, which the attention applies."""
     rows = []
     for branch, size in (("fine", side), ("coarse", (side + 1) // 2)):
-        loaded, slots = size * size * channels * 4, 2 * processors // 2 * 3 * channels * 4
+        loaded, slots = size * size * channels * 4, 2 * processors // 2 * 4 * channels * 4
         kernels = {"moments_kernel": (1, loaded, slots), "merge_moments_kernel": (1, slots, 2 * channels * 4)}
         rows.append(Row(f"statistics of the embedding, {branch}, forward", 1, kernels, loaded))
     return rows

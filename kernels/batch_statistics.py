@@ -16,6 +16,7 @@ from msformer_fast.kernels.launch import accumulator, padded, processors_of
 
 SIZES = ("B", "H", "W", "slots")  # never specialised: a new size runs the code of the old one
 BLOCK_N, BLOCK_K, WARPS = 32, 64, 8  # the most pixels and channels of a block
+MERGE = dict(BLOCK_S=128, BLOCK_K=16, num_warps=4)
 
 
 @triton.jit
@@ -24,6 +25,25 @@ def chan(n, b_mean, b_m2, more, b_mean_more, b_m2_more):
     total = tl.maximum(n + more, 1.0)
     b_delta = b_mean_more - b_mean
     return b_mean + b_delta * (more / total), b_m2 + b_m2_more + b_delta * b_delta * (n * (more / total))
+
+
+@triton.jit
+def add_block(n, b_shift, b_mean, b_m2, b_x, m_x, more):
+    """Mean less shift and squared deviations (k) of n values of each channel and of `more` in a block (pixels, k)."""
+    b_x = tl.where(m_x, b_x - b_shift[None, :], 0.0)
+    b_mean_more = tl.sum(b_x, 0) / tl.maximum(more, 1.0)
+    b_x = tl.where(m_x, b_x - b_mean_more[None, :], 0.0)
+    return chan(n, b_mean, b_m2, more, b_mean_more, tl.sum(b_x * b_x, 0))
+
+
+@triton.jit
+def store_moments(p_moments, o_k, K, n, b_shift, b_mean, b_m2, BLOCK_K: tl.constexpr, ACC: tl.constexpr):
+    """This program's slot of moments (programs, 4, K), see ``merged_slots``."""
+    p_moments += tl.program_id(0).to(tl.int64) * 4 * K + o_k
+    tl.store(p_moments, tl.zeros((BLOCK_K,), ACC) + n, mask=o_k < K)
+    tl.store(p_moments + K, b_shift, mask=o_k < K)
+    tl.store(p_moments + 2 * K, b_mean, mask=o_k < K)
+    tl.store(p_moments + 3 * K, b_m2, mask=o_k < K)
 
 
 @triton.jit
@@ -52,11 +72,6 @@ def merged_slots(p_moments, o_k, slots, K, BLOCK_S: tl.constexpr, BLOCK_K: tl.co
     return b_first + b_mean, b_m2 / tl.maximum(n, 1.0)
 
 
-@triton.jit
-def _first_pixel(p_logits, o_k, B, K, stride_lk, ACC: tl.constexpr):
-    return tl.load(p_logits + o_k.to(tl.int64) * stride_lk, mask=o_k < tl.minimum(B, 1) * K, other=0.0).to(ACC)
-
-
 @triton.jit(do_not_specialize=SIZES)
 def moments_kernel(
     p_logits,
@@ -73,13 +88,13 @@ def moments_kernel(
     BLOCK_K: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """Count, mean and squared deviations of this program's pixels, to p_parts (programs, 3, K).
+    """Moments of this program's pixels, to p_parts (programs, 4, K), see ``merged_slots``.
 
-    Grid: programs, blocks of channels.
-    Relative to the first pixel, the same for all: a nearly constant channel far from 0 keeps its digits.
+    Grid: programs, blocks of channels. The shift is the first pixel, the same for all.
     """
     o_k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
-    b_shift = _first_pixel(p_logits, o_k, B, K, stride_lk, ACC)
+    m_first = o_k < tl.minimum(B, 1) * K
+    b_shift = tl.load(p_logits + o_k.to(tl.int64) * stride_lk, mask=m_first, other=0.0).to(ACC)
     blocks = tl.cdiv(W, BLOCK_N)
     n = tl.zeros((), ACC)
     b_mean, b_m2 = tl.zeros((BLOCK_K,), ACC), tl.zeros((BLOCK_K,), ACC)
@@ -93,47 +108,35 @@ def moments_kernel(
             other=0.0,
         ).to(ACC)
         more = tl.minimum(W - index % blocks * BLOCK_N, BLOCK_N).to(ACC)
-        b_x = tl.where(m_x, b_x - b_shift[None, :], 0.0)
-        b_mean_more = tl.sum(b_x, 0) / more
-        b_x = tl.where(m_x, b_x - b_mean_more[None, :], 0.0)
-        b_mean, b_m2 = chan(n, b_mean, b_m2, more, b_mean_more, tl.sum(b_x * b_x, 0))
+        b_mean, b_m2 = add_block(n, b_shift, b_mean, b_m2, b_x, m_x, more)
         n += more
-    p_parts += tl.program_id(0).to(tl.int64) * 3 * K + o_k
-    tl.store(p_parts, tl.zeros((BLOCK_K,), ACC) + n, mask=o_k < K)
-    tl.store(p_parts + K, b_mean, mask=o_k < K)
-    tl.store(p_parts + 2 * K, b_m2, mask=o_k < K)
+    store_moments(p_parts, o_k, K, n, b_shift, b_mean, b_m2, BLOCK_K, ACC)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def merge_moments_kernel(
-    p_logits,
-    p_parts,
+    p_moments,
     p_mean,
     p_var,
     slots,
-    B,
     K,
-    stride_lk,
     BLOCK_S: tl.constexpr,
     BLOCK_K: tl.constexpr,
     ACC: tl.constexpr,
 ):
     """mean and biased variance (K) of all slots. Grid: blocks of channels."""
     o_k = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
-    n, b_mean, b_m2 = tl.zeros((BLOCK_K,), ACC), tl.zeros((BLOCK_K,), ACC), tl.zeros((BLOCK_K,), ACC)
-    for start in range(0, slots, BLOCK_S):
-        o_s = start + tl.arange(0, BLOCK_S)
-        m_s = (o_s < slots)[:, None] & (o_k < K)[None, :]
-        p_s = p_parts + (o_s.to(tl.int64) * 3 * K)[:, None] + o_k[None, :]
-        b_n = tl.load(p_s, mask=m_s, other=0.0)  # (slots, k)
-        b_mean_s, b_m2_s = tl.load(p_s + K, mask=m_s, other=0.0), tl.load(p_s + 2 * K, mask=m_s, other=0.0)
-        more = tl.sum(b_n, 0)
-        b_mean_more = tl.sum(b_n * b_mean_s, 0) / tl.maximum(more, 1.0)
-        b_mean_s -= b_mean_more[None, :]
-        b_mean, b_m2 = chan(n, b_mean, b_m2, more, b_mean_more, tl.sum(b_m2_s + b_n * b_mean_s * b_mean_s, 0))
-        n += more
-    tl.store(p_mean + o_k, b_mean + _first_pixel(p_logits, o_k, B, K, stride_lk, ACC), mask=o_k < K)
-    tl.store(p_var + o_k, b_m2 / tl.maximum(n, 1.0), mask=o_k < K)
+    b_mean, b_var = merged_slots(p_moments, o_k, slots, K, BLOCK_S, BLOCK_K, ACC)
+    tl.store(p_mean + o_k, b_mean, mask=o_k < K)
+    tl.store(p_var + o_k, b_var, mask=o_k < K)
+
+
+def merge_moments(moments: Tensor, mean: Tensor, var: Tensor) -> None:
+    """Mean and biased variance (K) of moments (slots, 4, K), see ``merged_slots``; zeros of no slot."""
+    slots, K = moments.shape[0], mean.shape[0]
+    merge_moments_kernel[(triton.cdiv(K, MERGE["BLOCK_K"]),)](
+        moments, mean, var, slots, K, ACC=accumulator(moments.dtype), **MERGE
+    )
 
 
 def batch_statistics(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,7 +153,7 @@ def batch_statistics(logits: Tensor) -> tuple[Tensor, Tensor]:
     k_blocks = triton.cdiv(K, block_k)
     programs = max(1, min(2 * processors_of(logits.device) // k_blocks, B * H * triton.cdiv(W, BLOCK_N)))
     parts, mean, var = (
-        torch.empty(shape, dtype=dtype, device=logits.device) for shape in ((programs, 3, K), (K,), (K,))
+        torch.empty(shape, dtype=dtype, device=logits.device) for shape in ((programs, 4, K), (K,), (K,))
     )
     moments_kernel[programs, k_blocks](
         logits,
@@ -168,7 +171,5 @@ def batch_statistics(logits: Tensor) -> tuple[Tensor, Tensor]:
         ACC=acc,
         num_warps=WARPS,
     )
-    merge_moments_kernel[(triton.cdiv(K, 16),)](
-        logits, parts, mean, var, programs, B, K, stride_k, BLOCK_S=128, BLOCK_K=16, ACC=acc, num_warps=4
-    )
+    merge_moments(parts, mean, var)
     return mean, var

@@ -142,11 +142,11 @@ def loss_kernel(p_logits, p_loss, p_labels, p_present, stride_b, stride_h, strid
     )
 
 
-@_jit
-def finish_kernel(p_partial, p_present, p_loss, p_count, slots, divisor, images, K, BLOCK_K: tl.constexpr,
+@triton.jit
+def count_and_sum(p_partial, p_present, p_loss, p_count, b, slots, divisor, images, K, BLOCK_K: tl.constexpr,
                   BLOCK: tl.constexpr, SUM: tl.constexpr):  # fmt: skip
-    """Count each image's flags, and sum the slots of all programs in their order. Grid: images, at least 1."""
-    b, o_k = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK_K)
+    """Count the flags of image b; for the first, and if SUM, add the slots of all programs in their order."""
+    o_k = tl.arange(0, BLOCK_K)
     b_flags = tl.load(p_present + b * K + o_k, mask=o_k < tl.where(b < images, K, 0), other=0)
     tl.store(p_count + b, tl.sum(b_flags.to(tl.int32), 0), mask=b < images)
     if SUM:  # noqa: SIM102 - known when compiled, the next one is not
@@ -156,6 +156,14 @@ def finish_kernel(p_partial, p_present, p_loss, p_count, slots, divisor, images,
                 o_slot = start + tl.arange(0, BLOCK)
                 b_sum += tl.load(p_partial + o_slot, mask=o_slot < slots, other=0.0)
             tl.store(p_loss, tl.sum(b_sum, 0) / divisor)
+
+
+@_jit
+def finish_kernel(p_partial, p_present, p_loss, p_count, slots, divisor, images, K, BLOCK_K: tl.constexpr,
+                  BLOCK: tl.constexpr, SUM: tl.constexpr):  # fmt: skip
+    """Count each image's flags, and sum the slots of all programs in their order. Grid: images, at least 1."""
+    b = tl.program_id(0).to(tl.int64)
+    count_and_sum(p_partial, p_present, p_loss, p_count, b, slots, divisor, images, K, BLOCK_K, BLOCK, SUM)
 
 
 @_jit

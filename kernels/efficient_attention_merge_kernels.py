@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from msformer_fast.kernels.efficient_attention_kernels import SIZES, load_rows, load_vector
+from msformer_fast.kernels.slot_sums import sum_of_slots
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -116,20 +117,10 @@ def merge_gradients_kernel(
 
 
 @triton.jit
-def sum_slots(p_parts, o, size, stride, slots, BLOCK: tl.constexpr, BLOCK_S: tl.constexpr, ACC: tl.constexpr):
-    """Elements o of parts (slots, size), a slot every `stride` elements, added over the slots in order."""
-    b_sum = tl.zeros((BLOCK,), ACC)
-    for start in range(0, slots, BLOCK_S):
-        o_s = start + tl.arange(0, BLOCK_S)
-        b_sum += tl.sum(load_rows(p_parts, o_s, o, slots, size, stride), 0)
-    return b_sum
-
-
-@triton.jit
-def store_sum(p_out, p_parts, o, size, stride, slots, BLOCK: tl.constexpr, BLOCK_S: tl.constexpr, ACC: tl.constexpr):
+def store_sum(p_out, p_parts, o, size, stride, slots, BLOCK_S: tl.constexpr, ACC: tl.constexpr):
     """Elements o of the parts' sum, to p_out unless that is None."""
     if p_out is not None:
-        b_sum = sum_slots(p_parts, o, size, stride, slots, BLOCK, BLOCK_S, ACC)
+        b_sum = sum_of_slots(p_parts, o, size, stride, slots, BLOCK_S, ACC)
         tl.store(p_out + o, b_sum.to(p_out.dtype.element_ty), mask=o < size)
 
 
@@ -204,22 +195,22 @@ def finish_kernel(
             tl.store(p_dbv + index, tl.sum(b_dbv, 0).to(p_dbv.dtype.element_ty))
     elif index < CV + matrix_blocks:
         o += (index - CV) * BLOCK
-        store_sum(p_dwk, p_dwks, o, CK * C, CK * C, key_slots, BLOCK, BLOCK_S, ACC)
+        store_sum(p_dwk, p_dwks, o, CK * C, CK * C, key_slots, BLOCK_S, ACC)
     elif index < CV + 2 * matrix_blocks:
         o += (index - CV - matrix_blocks) * BLOCK
-        store_sum(p_dwq, p_dwqs, o, CK * C, CK * C, query_slots, BLOCK, BLOCK_S, ACC)
+        store_sum(p_dwq, p_dwqs, o, CK * C, CK * C, query_slots, BLOCK_S, ACC)
     else:
         if p_dbk is not None:
             tl.store(p_dbk + o, tl.zeros((BLOCK,), ACC).to(p_dbk.dtype.element_ty), mask=o < CK)
-        store_sum(p_dbq, p_vectors, o, CK, CK + C, query_slots, BLOCK, BLOCK_S, ACC)
-        store_sum(p_dbr, p_vectors + CK, o, C, CK + C, query_slots, BLOCK, BLOCK_S, ACC)
-        store_sum(p_dgamma, p_parts, o, C, 4 * C, token_slots, BLOCK, BLOCK_S, ACC)
-        store_sum(p_dbeta, p_parts + C, o, C, 4 * C, token_slots, BLOCK, BLOCK_S, ACC)
-        store_sum(p_dbn_bias, p_parts + 2 * C, o, C, 4 * C, token_slots, BLOCK, BLOCK_S, ACC)
-        store_sum(p_dbn_weight, p_parts + 3 * C, o, C, 4 * C, token_slots, BLOCK, BLOCK_S, ACC)
+        store_sum(p_dbq, p_vectors, o, CK, CK + C, query_slots, BLOCK_S, ACC)
+        store_sum(p_dbr, p_vectors + CK, o, C, CK + C, query_slots, BLOCK_S, ACC)
+        store_sum(p_dgamma, p_parts, o, C, 4 * C, token_slots, BLOCK_S, ACC)
+        store_sum(p_dbeta, p_parts + C, o, C, 4 * C, token_slots, BLOCK_S, ACC)
+        store_sum(p_dbn_bias, p_parts + 2 * C, o, C, 4 * C, token_slots, BLOCK_S, ACC)
+        store_sum(p_dbn_weight, p_parts + 3 * C, o, C, 4 * C, token_slots, BLOCK_S, ACC)
         if p_sums is not None:
-            store_sum(p_sums, p_parts + 2 * C, o, C, 4 * C, token_slots, BLOCK, BLOCK_S, ACC)
-            store_sum(p_sums + C, p_parts + 3 * C, o, C, 4 * C, token_slots, BLOCK, BLOCK_S, ACC)
+            store_sum(p_sums, p_parts + 2 * C, o, C, 4 * C, token_slots, BLOCK_S, ACC)
+            store_sum(p_sums + C, p_parts + 3 * C, o, C, 4 * C, token_slots, BLOCK_S, ACC)
 
 
 @triton.jit(do_not_specialize=SIZES)

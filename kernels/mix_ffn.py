@@ -10,9 +10,10 @@ import triton
 from torch import Tensor
 
 from msformer_fast.dtypes import sum_dtype
+from msformer_fast.kernels.batch_statistics import merge_moments
 from msformer_fast.kernels.launch import accumulator, choose, padded, processors_of, product_kind, target_of
 from msformer_fast.kernels.mix_ffn_backward_kernels import token_gradient_kernel, wide_gradient_kernel
-from msformer_fast.kernels.mix_ffn_forward_kernels import contract_kernel, expand_kernel, merge_output_moments_kernel
+from msformer_fast.kernels.mix_ffn_forward_kernels import contract_kernel, expand_kernel
 from msformer_fast.kernels.mix_ffn_weight_kernels import finish_gradients_kernel, product_gradient_kernel
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 LIMIT_C, LIMIT_D = 256, 2048
 RING_BYTES, LEAST_ROWS = 24 << 20, 16
-MERGE = dict(BLOCK_S=64, BLOCK_C=16, num_warps=4, num_stages=1)
 FINISH = dict(BLOCK_S=32, BLOCK=128, num_warps=8, num_stages=1)
 
 INTERPRETER = (16, 16, 512, 0, 4, 1)  # few and large blocks, for an operation costs the same whatever its size
@@ -250,9 +250,7 @@ def mix_ffn_forward(
     mean_var = run.new(0)
     if moments is not None:
         mean_var = run.new(2, run.C)
-        merge_output_moments_kernel[(triton.cdiv(run.C, MERGE["BLOCK_C"]),)](
-            moments, mean_var, slots=len(moments), C=run.C, ACC=accumulator(t.dtype), **MERGE
-        )
+        merge_moments(moments, *mean_var)
     return y, u if keep else u.new_empty(0), run.new(0) if inner is None else inner, mean_var
 
 

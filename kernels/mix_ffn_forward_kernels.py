@@ -1,7 +1,7 @@
 """Forward kernels of mix_ffn: maths, shapes and shared arguments stand in ``mix_ffn_kernels``.
 
 Two passes: t -> u, which goes to memory once, and (u, t) -> y. The second can gather mean and variance of every channel
-of y on the way, for a batch norm that follows; a small third kernel merges what its programs found.
+of y on the way, for a batch norm that follows; ``batch_statistics`` merges what its programs found.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from msformer_fast.kernels.batch_statistics import chan, merged_slots
+from msformer_fast.kernels.batch_statistics import add_block, store_moments
 from msformer_fast.kernels.mix_ffn_kernels import (
     SIZES,
     inner_norm,
@@ -119,19 +119,18 @@ def contract_kernel(
 
     Two sweeps over the channels of a tile: the first gathers the inner norm's statistics, merging blocks without
     cancellation; the second makes v again, from taps that lie in the caches by then.
-    p_moments None or (programs, 4, C): count, shift, mean less shift, squared deviations of this program's pixels. The
+    p_moments None or (programs, 4, C): moments of this program's pixels, see ``batch_statistics.merged_slots``. The
     shift is the mean of its first tile: a nearly constant channel far from 0 keeps its digits.
     """
     o_c = tl.arange(0, BC)
     n = tl.zeros((), ACC)
     b_shift, b_mean_y, b_m2_y = tl.zeros((BC,), ACC), tl.zeros((BC,), ACC), tl.zeros((BC,), ACC)
     if p_moments is not None:
-        p_moments += tl.program_id(0).to(tl.int64) * 4 * C + o_c
-        m_old = o_c < C * (1 - first)
-        n += tl.max(tl.load(p_moments, mask=m_old, other=0.0), 0)  # the same in all
-        b_shift += tl.load(p_moments + C, mask=m_old, other=0.0)
-        b_mean_y += tl.load(p_moments + 2 * C, mask=m_old, other=0.0)
-        b_m2_y += tl.load(p_moments + 3 * C, mask=m_old, other=0.0)
+        p_old, m_old = p_moments + tl.program_id(0).to(tl.int64) * 4 * C + o_c, o_c < C * (1 - first)
+        n += tl.max(tl.load(p_old, mask=m_old, other=0.0), 0)  # the same in all
+        b_shift += tl.load(p_old + C, mask=m_old, other=0.0)
+        b_mean_y += tl.load(p_old + 2 * C, mask=m_old, other=0.0)
+        b_m2_y += tl.load(p_old + 3 * C, mask=m_old, other=0.0)
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         image, o_y, o_x, m_p = tile_of(tile, row_begin, row_end, W, tiles_y, tiles_x, TH, TW)
         o_p = (image * H + o_y) * W + o_x
@@ -166,30 +165,7 @@ def contract_kernel(
             b_out = tl.where(m_y, b_out.to(ACC), 0.0)
             more = tl.sum(m_p.to(ACC), 0)
             b_shift = tl.where(n > 0, b_shift, tl.sum(b_out, 0) / more)
-            b_out = tl.where(m_y, b_out - b_shift[None, :], 0.0)
-            b_mean_more = tl.sum(b_out, 0) / more
-            b_out = tl.where(m_y, b_out - b_mean_more[None, :], 0.0)
-            b_mean_y, b_m2_y = chan(n, b_mean_y, b_m2_y, more, b_mean_more, tl.sum(b_out * b_out, 0))
+            b_mean_y, b_m2_y = add_block(n, b_shift, b_mean_y, b_m2_y, b_out, m_y, more)
             n += more
     if p_moments is not None:
-        tl.store(p_moments, tl.zeros((BC,), ACC) + n, mask=o_c < C)
-        tl.store(p_moments + C, b_shift, mask=o_c < C)
-        tl.store(p_moments + 2 * C, b_mean_y, mask=o_c < C)
-        tl.store(p_moments + 3 * C, b_m2_y, mask=o_c < C)
-
-
-@_jit
-def merge_output_moments_kernel(
-    p_moments,
-    p_mean_var,
-    slots,
-    C: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    ACC: tl.constexpr,
-):
-    """Mean and biased variance (2, C) of all slots in order, relative to the first shift. Grid: blocks of channels."""
-    o_c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    b_mean, b_var = merged_slots(p_moments, o_c, slots, C, BLOCK_S, BLOCK_C, ACC)
-    tl.store(p_mean_var + o_c, b_mean, mask=o_c < C)
-    tl.store(p_mean_var + C + o_c, b_var, mask=o_c < C)
+        store_moments(p_moments, o_c, C, n, b_shift, b_mean_y, b_m2_y, BC, ACC)

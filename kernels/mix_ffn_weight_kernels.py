@@ -18,6 +18,7 @@ from msformer_fast.kernels.mix_ffn_kernels import (
     token_statistics,
     vector,
 )
+from msformer_fast.kernels.slot_sums import sum_of_slots
 
 _jit = triton.jit(do_not_specialize=SIZES)
 
@@ -105,17 +106,6 @@ def product_gradient_kernel(
 
 
 @triton.jit
-def _sum_slots(p_sums, o, slots, size, BLOCK_S: tl.constexpr, ACC: tl.constexpr):
-    """Sums over the slots of some entries, in order."""
-    b_sum = tl.zeros((o.shape[0],), ACC)
-    for start in range(0, slots, BLOCK_S):
-        o_s = start + tl.arange(0, BLOCK_S).to(tl.int64)
-        m_s = (o_s < slots)[:, None] & (o < size)[None, :]
-        b_sum += tl.sum(tl.load(p_sums + (o_s * size)[:, None] + o[None, :], mask=m_s, other=0.0), 0)
-    return b_sum
-
-
-@triton.jit
 def _put(p, o, begin, size, b_sum):
     """Entries from `begin` on to a gradient of `size` entries, where there is one."""
     if p is not None:
@@ -155,7 +145,7 @@ def finish_gradients_kernel(
     block, i = tl.program_id(0), tl.arange(0, BLOCK)
     if block < PRODUCT_BLOCKS:
         o = block * BLOCK + i
-        b_sum = _sum_slots(p_product_sums, o, product_slots, 2 * D * C + 11 * D, BLOCK_S, ACC)
+        b_sum = sum_of_slots(p_product_sums, o, 2 * D * C + 11 * D, 2 * D * C + 11 * D, product_slots, BLOCK_S, ACC)
         _put(p_dw1, o, 0, D * C, b_sum)
         _put(p_dw2, o, D * C, D * C, b_sum)
         _put(p_ddw, o, 2 * D * C, 9 * D, b_sum)
@@ -164,13 +154,13 @@ def finish_gradients_kernel(
     elif block < PRODUCT_BLOCKS + WIDE_BLOCKS:
         if p_wide_sums is not None:
             o = (block - PRODUCT_BLOCKS) * BLOCK + i
-            b_sum = _sum_slots(p_wide_sums, o, wide_slots, 2 * D, BLOCK_S, ACC)
+            b_sum = sum_of_slots(p_wide_sums, o, 2 * D, 2 * D, wide_slots, BLOCK_S, ACC)
             _put(p_dgamma2, o, 0, D, b_sum)
             _put(p_dbeta2, o, D, D, b_sum)
     else:
         if p_token_sums is not None:
             o = (block - PRODUCT_BLOCKS - WIDE_BLOCKS) * BLOCK + i
-            b_sum = _sum_slots(p_token_sums, o, token_slots, 3 * C, BLOCK_S, ACC)
+            b_sum = sum_of_slots(p_token_sums, o, 3 * C, 3 * C, token_slots, BLOCK_S, ACC)
             _put(p_dgamma1, o, 0, C, b_sum)
             _put(p_dbeta1, o, C, C, b_sum)
             _put(p_dbias2, o, 2 * C, C, b_sum)

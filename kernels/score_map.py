@@ -1,4 +1,4 @@
-"""Launchers of the two-scale head (kernels: ``score_map_kernels``, ``score_map_gradient_kernels``)."""
+"""Launchers of the two-scale head. Its kernels, forward and gradient, and the launch table have files of their own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import triton
 from torch import Tensor
 
 from msformer_fast.dtypes import label_dtype, sum_dtype
-from msformer_fast.kernels.launch import accumulator, choose, padded, processors_of, product_kind, target_of
+from msformer_fast.kernels.launch import accumulator, padded, processors_of, target_of
 from msformer_fast.kernels.score_map_gradient_kernels import (
     map_gradients_kernel,
     unfold_kernel,
@@ -17,54 +17,7 @@ from msformer_fast.kernels.score_map_gradient_kernels import (
     weight_sums_kernel,
 )
 from msformer_fast.kernels.score_map_kernels import gathered_kernel, scores_kernel
-
-LIMIT_C, LIMIT_K = 256, 256  # channels; clusters of a tile that gathers
-
-# (kernel, kind of product): {(targets, largest padded C): (BLOCK_N, BLOCK_K, BLOCK_C, num_warps, num_stages)}; "" is
-# any target, a block of 0 channels is all of them. "gather" is the scores' kernel where a tile holds all clusters.
-# Found by compiling ahead of time: no spill. Nobody has timed them.
-TABLE = {
-    ("scores", "ieee"): {("", 256): (64, 128, 16, 8, 1)},
-    ("scores", "tf32"): {("", 256): (64, 128, 32, 8, 1), ("sm_100", 256): (32, 128, 32, 8, 1)},
-    ("scores", "half"): {("", 256): (64, 128, 32, 8, 1)},
-    ("gather", "ieee"): {
-        ("", 128): (32, 128, 16, 8, 1),
-        ("sm_86 sm_89 sm_120", 128): (32, 128, 8, 8, 1),
-        ("gfx942", 128): (16, 128, 16, 8, 1),
-        ("", 256): (16, 256, 16, 8, 1),
-    },
-    ("gather", "tf32"): {
-        ("", 128): (64, 128, 32, 8, 1),
-        ("sm_90 sm_100 sm_120", 128): (32, 128, 32, 8, 1),
-        ("", 256): (32, 256, 32, 8, 1),
-        ("sm_100 sm_120", 256): (16, 256, 32, 8, 1),
-        ("sm_90", 256): (32, 256, 16, 8, 1),
-    },
-    ("gather", "half"): {
-        ("", 128): (64, 128, 32, 8, 1),
-        ("sm_90", 128): (32, 128, 64, 8, 1),
-        ("", 256): (32, 256, 32, 8, 1),
-    },
-    ("weight_sums", "ieee"): {("", 128): (16, 32, 0, 8, 1), ("", 256): (16, 16, 0, 8, 1)},
-    ("weight_sums", "tf32"): {("", 128): (32, 64, 0, 8, 1), ("", 256): (32, 32, 0, 8, 1)},
-    ("weight_sums", "half"): {("", 128): (32, 64, 0, 8, 1), ("", 256): (32, 32, 0, 8, 1)},
-    ("map_gradients", "ieee"): {("", 256): (32, 16, 128, 8, 1), ("gfx942", 256): (32, 16, 64, 8, 1)},
-    ("map_gradients", "tf32"): {
-        ("", 256): (64, 16, 128, 8, 1),
-        ("sm_90 sm_100", 256): (32, 32, 128, 8, 1),
-        ("gfx942", 256): (64, 32, 128, 8, 1),
-    },
-    ("map_gradients", "half"): {("", 256): (64, 32, 128, 8, 1), ("sm_90", 256): (32, 32, 128, 8, 1)},
-}
-UNFOLD = dict(BLOCK=32, num_warps=8, num_stages=1)
-# Few large blocks: what a program costs in the interpreter is its operations, whatever their size.
-INTERPRETER = {
-    "scores": (64, 128, 0, 8, 1),
-    "gather": (64, 128, 0, 8, 1),
-    "weight_sums": (64, 128, 0, 8, 1),
-    "map_gradients": (64, 128, 0, 8, 1),
-}
-GATHERED = dict(BLOCK_S=128, BLOCK_K=16, BLOCK=1024, num_warps=4, num_stages=1)
+from msformer_fast.kernels.score_map_table import GATHERED, UNFOLD, finish_settings, launch_settings
 
 
 class MapNorm(NamedTuple):
@@ -102,37 +55,6 @@ class Gathered(NamedTuple):
     pixel: Tensor
 
 
-def launch_settings(
-    part: str, K: int, C: int, dtype: torch.dtype, input_precision: str = "ieee", target: str | None = None
-) -> dict[str, int]:
-    """Launch options of a kernel: "scores", "gather", "weight_sums", "map_gradients". Other cards get those of any.
-
-    Args:
-        target: name of the card; None is the interpreter.
-
-    Raises:
-        ValueError: more channels, or clusters of one tile, than the table was made for.
-    """
-    if C > LIMIT_C or (part == "gather" and K > LIMIT_K):
-        raise ValueError(f"score_map: K = {K}, C = {C}; at most {LIMIT_K} and {LIMIT_C} are supported")
-    size = max(padded(K), padded(C)) if part == "gather" else padded(C)
-    rows = TABLE[part, product_kind(dtype, input_precision)]
-    row = INTERPRETER[part] if target is None else choose(rows, size, target)
-    block_n, block_k, block_c, warps, stages = row
-    return dict(
-        BLOCK_N=block_n,
-        BLOCK_K=padded(K) if part == "gather" else min(block_k, padded(K)),
-        BLOCK_C=min(block_c or padded(C), padded(C)),
-        num_warps=warps,
-        num_stages=stages,
-    )
-
-
-def finish_settings(C: int) -> dict[str, int]:
-    """Launch options of the sums over the slots of the weights' gradients."""
-    return dict(BLOCK_S=min(2048 // padded(C), 16), BLOCK_C=padded(C), num_warps=8, num_stages=1)
-
-
 class _Head:
     """What the launches of one call share."""
 
@@ -152,7 +74,7 @@ class _Head:
         self.sums = sum_dtype(fine.dtype)
         self.maps = coarse.contiguous(), fine.contiguous()
         self.norms = coarse_norm, fine_norm
-        self.up, self.head = up_weight, head_weight.contiguous()
+        self.head = head_weight.contiguous()
         self.fine_weight = self.head[:, self.C :]
         self.folded = torch.matmul(self.head[:, : self.C], up_weight.unflatten(0, (4, self.C)))
         self.precision = input_precision
@@ -193,7 +115,7 @@ def score_map_forward(
         up_weight: (4C, C); head_weight: (K, 2C).
         coarse_norm, fine_norm: batch norms through which the maps are read.
         input_precision: of float32 products: ``"ieee"``, ``"tf32"`` or ``"tf32x3"``.
-        gather_eps: added to the variance of the logits; K is at most ``LIMIT_K``.
+        gather_eps: added to the variance of the logits; K is at most 256.
     """
     gather = gather_eps is not None
     head = _Head(coarse, fine, up_weight, head_weight, coarse_norm, fine_norm, input_precision)

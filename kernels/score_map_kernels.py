@@ -28,8 +28,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from msformer_fast.kernels.batch_statistics import chan, merged_slots
-from msformer_fast.kernels.clustering_loss import NOTHING, log1p, top_and_others
+from msformer_fast.kernels.batch_statistics import add_block, merged_slots, store_moments
+from msformer_fast.kernels.clustering_loss import NOTHING, count_and_sum, log1p, top_and_others
 
 SIZES = (
     "B",
@@ -184,19 +184,11 @@ def scores_kernel(
             b_out = tl.where(m_out, b_out, 0.0)
             if n == 0.0:
                 b_shift = tl.sum(b_out, 0) / tl.maximum(more, 1.0)
-            b_out = tl.where(m_out, b_out - b_shift[None, :], 0.0)
-            b_mean_more = tl.sum(b_out, 0) / tl.maximum(more, 1.0)
-            b_out = tl.where(m_out, b_out - b_mean_more[None, :], 0.0)
-            b_mean, b_m2 = chan(n, b_mean, b_m2, more, b_mean_more, tl.sum(b_out * b_out, 0))
+            b_mean, b_m2 = add_block(n, b_shift, b_mean, b_m2, b_out, m_out, more)
             n += more
     if GATHER:
-        slot = tl.program_id(0).to(tl.int64)
-        tl.store(p_loss + slot, b_loss)
-        p_moments += slot * 4 * K + o_k
-        tl.store(p_moments, tl.zeros((BLOCK_K,), ACC) + n, mask=o_k < K)
-        tl.store(p_moments + K, b_shift, mask=o_k < K)
-        tl.store(p_moments + 2 * K, b_mean, mask=o_k < K)
-        tl.store(p_moments + 3 * K, b_m2, mask=o_k < K)
+        tl.store(p_loss + tl.program_id(0), b_loss)
+        store_moments(p_moments, o_k, K, n, b_shift, b_mean, b_m2, BLOCK_K, ACC)
 
 
 @_jit
@@ -234,12 +226,5 @@ def gathered_kernel(
         tl.store(p_var + o_k, b_var, mask=o_k < K)
         tl.store(p_rstd + o_k, 1.0 / tl.sqrt(b_var + eps), mask=o_k < K)
     else:
-        b, o_all = (tl.program_id(0) - k_blocks).to(tl.int64), tl.arange(0, ALL_K)
-        b_flags = tl.load(p_present + b * K + o_all, mask=o_all < tl.where(b < images, K, 0), other=0)
-        tl.store(p_count + b, tl.sum(b_flags.to(tl.int32), 0), mask=b < images)
-        if b == 0:
-            b_sum = tl.zeros((BLOCK,), ACC)
-            for first in range(0, slots, BLOCK):
-                o_slot = first + tl.arange(0, BLOCK)
-                b_sum += tl.load(p_loss + o_slot, mask=o_slot < slots, other=0.0)
-            tl.store(p_total, tl.sum(b_sum, 0) / divisor)
+        b = (tl.program_id(0) - k_blocks).to(tl.int64)
+        count_and_sum(p_loss, p_present, p_total, p_count, b, slots, divisor, images, K, ALL_K, BLOCK, True)

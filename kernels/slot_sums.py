@@ -11,6 +11,18 @@ from msformer_fast.kernels.launch import accumulator
 SUMS = dict(BLOCK_S=128, BLOCK=32, num_warps=4)
 
 
+@triton.jit
+def sum_of_slots(p_parts, o, size, stride, slots, BLOCK_S: tl.constexpr, ACC: tl.constexpr):
+    """Elements o of parts (slots, size), a slot every `stride` elements, added in the slots' order; 0 beyond size."""
+    b_sum = tl.zeros((o.shape[0],), ACC)
+    for start in range(0, slots, BLOCK_S):
+        o_s = start + tl.arange(0, BLOCK_S).to(tl.int64)
+        m_parts = (o_s < slots)[:, None] & (o < size)[None, :]
+        b_parts = tl.load(p_parts + (o_s * stride)[:, None] + o[None, :], mask=m_parts, other=0.0)
+        b_sum += tl.sum(b_parts.to(ACC), 0)
+    return b_sum
+
+
 @triton.jit(do_not_specialize=("slots", "size", "half"))
 def sum_slots_kernel(
     p_parts,
@@ -31,13 +43,7 @@ def sum_slots_kernel(
     The first `half` of the sums goes to one tensor, the rest to another.
     """
     o = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    b_sum = tl.zeros((BLOCK,), ACC)
-    for start in range(0, slots, BLOCK_S):
-        o_s = start + tl.arange(0, BLOCK_S).to(tl.int64)
-        b_parts = tl.load(
-            p_parts + (o_s * size)[:, None] + o[None, :], mask=(o_s < slots)[:, None] & (o < size)[None, :], other=0.0
-        )
-        b_sum += tl.sum(b_parts.to(ACC), 0)
+    b_sum = sum_of_slots(p_parts, o, size, size, slots, BLOCK_S, ACC)
     if HAS_BIAS:
         b_sum += tl.load(p_bias + o % C, mask=o < size, other=0.0).to(ACC)
     tl.store(p_first + o, b_sum.to(p_first.dtype.element_ty), mask=o < half)

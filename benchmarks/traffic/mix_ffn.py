@@ -75,7 +75,7 @@ def forward(
     loaded += len(strips) * (12 * s.d + s.weight + s.c) + (len(strips) - 1) * slots
     found["contract_kernel"] = (len(strips), loaded, height * (s.row + s.inner_row) + len(strips) * slots)
     if statistics:
-        found["merge_output_moments_kernel"] = (1, slots, s.moments // 2)
+        found["merge_moments_kernel"] = (1, slots, s.moments // 2)
     return found
 
 

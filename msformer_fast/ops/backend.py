@@ -78,6 +78,14 @@ def why_not_triton(op: str, *tensors: Tensor | None) -> str | None:
     return None
 
 
+def over_limit(op: str, *limits: tuple[str, int, int]) -> str | None:
+    """Why the kernels take no call of these widths (name, size, most), or ``None``."""
+    for name, size, most in limits:
+        if size > most:
+            return f'{op}: backend="triton" takes at most {most} {name}, got {size}'
+    return None
+
+
 def why_not_torch(op: str, *tensors: Tensor | None) -> str | None:
     """Why the identities cannot run on these tensors, or ``None``."""
     given = [tensor for tensor in tensors if tensor is not None]

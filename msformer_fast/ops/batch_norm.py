@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -37,6 +38,26 @@ class BatchNorm(NamedTuple):
         """The same as an expression that PyTorch differentiates; it takes the statistics anew."""
         normed = F.batch_norm(x.permute(0, 3, 1, 2), None, None, self.weight, self.bias, True, 0.0, self.eps)
         return normed.permute(0, 2, 3, 1)
+
+
+def check_batch_norm(shapes: Shapes, name: str, norm: BatchNorm | None) -> None:
+    """Check the vectors of an argument against the size C.
+
+    Raises:
+        InputError: one does not fit, named.
+    """
+    for field in () if norm is None else ("weight", "bias", "mean", "var"):
+        shapes(f"{name}.{field}", getattr(norm, field), "C")
+
+
+def packed(norm: BatchNorm | None) -> tuple[list[Tensor], float]:
+    """A batch norm as a registered op takes it."""
+    return ([], 0.0) if norm is None else ([norm.weight, norm.bias, norm.mean, norm.var], norm.eps)
+
+
+def packed_gradients(found: Sequence[Tensor]) -> list[Tensor | None]:
+    """Of a packed batch norm, from its weight's and bias's: none for mean and var, as the map's holds their part."""
+    return [*found, None, None] if found else []
 
 
 def batch_statistics(x: Tensor, *, backend: str | None = None) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from msformer_fast.dtypes import label_dtype, sum_dtype
 from msformer_fast.errors import InputError
 from msformer_fast.identities import clustering_loss as identity
-from msformer_fast.ops.backend import choose, runs_in_strips, why_not_torch, why_not_triton
+from msformer_fast.ops.backend import choose, over_limit, runs_in_strips, why_not_torch, why_not_triton
 from msformer_fast.ops.double_backward import differentiable_gradients, wants_double_backward
 from msformer_fast.ops.launch import in_strips, launching
 from msformer_fast.ops.shapes import Shapes
@@ -66,9 +66,7 @@ def clustering_loss(
 
 
 def _why_not_triton(logits: Tensor, clusters: int) -> str | None:
-    if clusters > MAX_CLUSTERS:
-        return f'{OP}: backend="triton" takes at most {MAX_CLUSTERS} clusters, got {clusters}'
-    return why_not_triton(OP, logits)
+    return over_limit(OP, ("clusters", clusters, MAX_CLUSTERS)) or why_not_triton(OP, logits)
 
 
 @torch.library.custom_op("msformer_fast::clustering_loss", mutates_args=())

@@ -12,8 +12,8 @@ from msformer_fast.dtypes import sum_dtype
 from msformer_fast.errors import InputError
 from msformer_fast.identities import efficient_attention as identity
 from msformer_fast.identities.efficient_attention import Options, Parameters, Saved
-from msformer_fast.ops.backend import choose, runs_in_strips, why_not_torch, why_not_triton
-from msformer_fast.ops.batch_norm import BatchNorm
+from msformer_fast.ops.backend import choose, over_limit, runs_in_strips, why_not_torch, why_not_triton
+from msformer_fast.ops.batch_norm import BatchNorm, check_batch_norm, packed, packed_gradients
 from msformer_fast.ops.double_backward import differentiable_gradients, wants_double_backward
 from msformer_fast.ops.launch import in_strips, launching
 from msformer_fast.ops.memory import check_memory, is_kept, lean
@@ -94,9 +94,8 @@ def efficient_attention(
     shapes("reprojection_bias", reprojection_bias, "C")
     shapes("norm_weight", norm_weight, "C")
     shapes("norm_bias", norm_bias, "C")
-    normed_by: list[Tensor] = [] if batch_norm is None else list(batch_norm[:4])
-    for name, value in zip(("weight", "bias", "mean", "var"), normed_by, strict=False):
-        shapes(f"batch_norm.{name}", value, "C")
+    check_batch_norm(shapes, "batch_norm", batch_norm)
+    normed_by, bn_eps = packed(batch_norm)
     if heads < 1 or shapes["Ck"] % heads or shapes["Cv"] % heads:
         raise InputError(
             f"efficient_attention: heads must be at least 1 and divide the key width {shapes['Ck']} and the "
@@ -125,7 +124,6 @@ def efficient_attention(
     chosen = choose(OP, backend, x.device, refusals)
     tensors, present = pack(parameters)
     if chosen == "triton":
-        bn_eps = 0.0 if batch_norm is None else batch_norm.eps
         y, context, *_ = _forward(
             x, tensors, present, *options, normed_by, bn_eps, _products_dtype(x), keep=False, backend=chosen
         )
@@ -150,8 +148,9 @@ def _why_not_triton(x: Tensor, *others: Tensor | None) -> str | None:
     """Under autocast x may have another dtype than the parameters: the kernels round what they read."""
     matrices = [tensor.shape for tensor in others if tensor is not None and tensor.ndim == 2]
     widest = max(max(shape) for shape in matrices)
-    if widest > MAX_CHANNELS:
-        return f'{OP}: backend="triton" takes at most {MAX_CHANNELS} channels, got {widest}'
+    refusal = over_limit(OP, ("channels", widest, MAX_CHANNELS))
+    if refusal is not None:
+        return refusal
     wide = any(tensor is not None and tensor.dtype == torch.float64 for tensor in (x, *others))
     if autocast_dtype(x.device) is None or wide:
         return why_not_triton(OP, x, *others)
@@ -310,8 +309,7 @@ def _differentiate(ctx: Any, grad_y: Tensor | None, grad_context: Tensor | None,
         grad_y, grad_context, x, parameters, present, *options, batch_norm, ctx.bn_eps, ctx.products, saved, backend
     )
     gradients, d_batch_norm = gradients[: len(parameters)], gradients[len(parameters) :]
-    d_batch_norm = [*d_batch_norm, None, None] if batch_norm else []
-    return d_x, gradients, *nothing, d_batch_norm, None, None, None, None
+    return d_x, gradients, *nothing, packed_gradients(d_batch_norm), None, None, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_setup_context)

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from msformer_fast.dtypes import label_dtype, sum_dtype
-from msformer_fast.ops.backend import choose, why_not_torch
-from msformer_fast.ops.batch_norm import BatchNorm, batch_statistics
+from msformer_fast.ops.backend import choose, over_limit, why_not_torch
+from msformer_fast.ops.batch_norm import BatchNorm, batch_statistics, packed, packed_gradients
 from msformer_fast.ops.clustering_loss import clustering_loss
 from msformer_fast.ops.launch import launching
 from msformer_fast.ops.patch_embedding import check_patches, patch_embedding
 from msformer_fast.ops.precision import cast_product, input_precision
-from msformer_fast.ops.score_map import check_shapes, map_norm, norm_gradients, packed, score_map, why_not
+from msformer_fast.ops.score_map import check_shapes, map_norm, norm_gradients, score_map, why_not
 
 OP = "guided_score_map"
 MAX_CLUSTERS, MAX_WIDTH = 256, 256
@@ -104,11 +104,9 @@ def guided_score_map(
 
 def _why_not_triton(patch_weight: Tensor, patch_bias: Tensor | None, *head: Tensor) -> str | None:
     clusters, width = head[-1].shape[0], patch_weight.shape[0]
-    for name, size, most in (("clusters", clusters, MAX_CLUSTERS), ("embedded channels", width, MAX_WIDTH)):
-        if size > most:
-            return f'{OP}: backend="triton" takes at most {most} {name}, got {size}'
+    limits = ("clusters", clusters, MAX_CLUSTERS), ("embedded channels", width, MAX_WIDTH)
     bias = () if patch_bias is None else (patch_bias,)
-    return why_not(OP, *head, patch_weight, *bias)
+    return over_limit(OP, *limits) or why_not(OP, *head, patch_weight, *bias)
 
 
 @torch.library.custom_op("msformer_fast::guided_score_map", mutates_args=())
@@ -278,10 +276,9 @@ def _differentiate(
         grad_logits, grad_loss, grad_queries, grad_keys, coarse, fine, up_weight, head_weight, coarse_norm,
         ctx.coarse_eps, fine_norm, ctx.fine_eps, weight, gamma, beta, ctx.patch, kept,
     )  # fmt: skip
-    # No gradient for a norm's mean and var: the map's holds their part.
-    d_coarse_norm, d_fine_norm = ([*d, None, None] if d else [] for d in (d_coarse_norm, d_fine_norm))
+    d_norms = packed_gradients(d_coarse_norm), None, packed_gradients(d_fine_norm), None
     d_bias = None if ctx.bias_dtype is None else d_bias.to(ctx.bias_dtype)
-    return *d_head, d_coarse_norm, None, d_fine_norm, None, d_weight, d_bias, d_gamma, d_beta, None, None
+    return *d_head, *d_norms, d_weight, d_bias, d_gamma, d_beta, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_setup_context)

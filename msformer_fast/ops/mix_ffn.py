@@ -12,7 +12,8 @@ from msformer_fast.dtypes import sum_dtype
 from msformer_fast.errors import InputError
 from msformer_fast.identities import mix_ffn as identity
 from msformer_fast.identities.mix_ffn import Options, Parameters
-from msformer_fast.ops.backend import choose, runs_in_strips, why_not_torch, why_not_triton
+from msformer_fast.ops.backend import choose, over_limit, runs_in_strips, why_not_torch, why_not_triton
+from msformer_fast.ops.batch_norm import batch_statistics
 from msformer_fast.ops.double_backward import differentiable_gradients, wants_double_backward
 from msformer_fast.ops.launch import in_strips, launching
 from msformer_fast.ops.memory import check_memory, is_kept, lean
@@ -145,7 +146,7 @@ def _run(
     else:
         tensors, present = pack(p)
         y = _forward(t, tensors, present, *options, is_kept(memory, t, *tensors), False, False, chosen)[0]
-    return y, _moments(y) if statistics else y
+    return y, torch.stack(batch_statistics(y, backend=chosen)) if statistics else y
 
 
 def _check(t: Tensor, p: Parameters, options: Options) -> None:
@@ -162,22 +163,13 @@ def _check(t: Tensor, p: Parameters, options: Options) -> None:
 
 def _why_not_triton(t: Tensor, p: Parameters) -> str | None:
     widths = ("channels", t.shape[-1], MAX_CHANNELS), ("hidden channels", p.fc1_weight.shape[0], MAX_HIDDEN)
-    for name, size, most in widths:
-        if size > most:
-            return f'{OP}: backend="triton" takes at most {most} {name}, got {size}'
+    refusal = over_limit(OP, *widths)
+    if refusal is not None:
+        return refusal
     if autocast_dtype(t.device) is None:
         return why_not_triton(OP, t, *p)
     # The dtypes count that operands are cast to: the kernels take tokens and norms in others.
     return why_not_triton(OP, *(cast_product(None if value is None else value[:0]) for value in (t, *p)))
-
-
-def _moments(y: Tensor) -> Tensor:
-    """Mean and biased variance (2, C) of every channel, zeros of none."""
-    y = y.detach().to(sum_dtype(y.dtype)).flatten(0, 2)
-    if not y.shape[0]:
-        return y.new_zeros(2, y.shape[1])
-    var, mean = torch.var_mean(y, 0, correction=0)
-    return torch.stack((mean, var))
 
 
 @torch.library.custom_op("msformer_fast::mix_ffn", mutates_args=())

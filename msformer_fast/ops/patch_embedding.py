@@ -10,7 +10,7 @@ from torch import Tensor
 from msformer_fast.dtypes import sum_dtype
 from msformer_fast.errors import InputError
 from msformer_fast.identities import patch_embedding as identity
-from msformer_fast.ops.backend import choose, runs_in_strips, why_not_torch, why_not_triton
+from msformer_fast.ops.backend import choose, over_limit, runs_in_strips, why_not_torch, why_not_triton
 from msformer_fast.ops.batch_norm import statistics
 from msformer_fast.ops.double_backward import differentiable_gradients, wants_double_backward
 from msformer_fast.ops.launch import in_strips, launching
@@ -145,10 +145,8 @@ def _norm_of(
 
 
 def _why_not_triton(logits: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
-    for name, size, most in (("clusters", logits.shape[1], MAX_CLUSTERS), ("channels", weight.shape[0], MAX_CHANNELS)):
-        if size > most:
-            return f'{OP}: backend="triton" takes at most {most} {name}, got {size}'
-    return why_not_triton(OP, logits, weight, bias)
+    limits = ("clusters", logits.shape[1], MAX_CLUSTERS), ("channels", weight.shape[0], MAX_CHANNELS)
+    return over_limit(OP, *limits) or why_not_triton(OP, logits, weight, bias)
 
 
 @torch.library.custom_op("msformer_fast::patch_embedding", mutates_args=())

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from msformer_fast.errors import InputError
 from msformer_fast.identities import score_map as identity
-from msformer_fast.ops.backend import choose, runs_in_strips, why_not_torch, why_not_triton
-from msformer_fast.ops.batch_norm import BatchNorm
+from msformer_fast.ops.backend import choose, over_limit, runs_in_strips, why_not_torch, why_not_triton
+from msformer_fast.ops.batch_norm import BatchNorm, check_batch_norm, packed, packed_gradients
 from msformer_fast.ops.double_backward import differentiable_gradients, wants_double_backward
 from msformer_fast.ops.launch import in_strips, launching
 from msformer_fast.ops.precision import cast_product, input_precision
@@ -97,8 +97,7 @@ def check_shapes(
     shapes("up_weight", up_weight, "4C C")
     shapes("head_weight", head_weight, "K 2C")
     for name, norm in (("coarse_norm", coarse_norm), ("fine_norm", fine_norm)):
-        for field in () if norm is None else ("weight", "bias", "mean", "var"):
-            shapes(f"{name}.{field}", getattr(norm, field), "C")
+        check_batch_norm(shapes, name, norm)
     height, width, channels = shapes["H"], shapes["W"], shapes["C"]
     if (shapes["Hc"], shapes["Wc"]) != ((height + 1) // 2, (width + 1) // 2):
         raise InputError(
@@ -115,14 +114,7 @@ def check_shapes(
 
 def why_not(op: str, *given: Tensor) -> str | None:
     """Why the kernels cannot run on coarse, fine and their weights, or ``None``."""
-    if given[0].shape[-1] > MAX_CHANNELS:
-        return f'{op}: backend="triton" takes at most {MAX_CHANNELS} channels, got {given[0].shape[-1]}'
-    return why_not_triton(op, *given)
-
-
-def packed(norm: BatchNorm | None) -> tuple[list[Tensor], float]:
-    """A batch norm as a registered op takes it."""
-    return ([], 0.0) if norm is None else ([norm.weight, norm.bias, norm.mean, norm.var], norm.eps)
+    return over_limit(op, ("channels", given[0].shape[-1], MAX_CHANNELS)) or why_not_triton(op, *given)
 
 
 def map_norm(norm: Sequence[Tensor], eps: float) -> MapNorm | None:
@@ -237,16 +229,7 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     *found, d_coarse_norm, d_fine_norm = _backward(
         grad, *given, coarse_norm, ctx.coarse_eps, fine_norm, ctx.fine_eps, ctx.backend
     )
-    # No gradient for a norm's mean and var: the map's holds their part.
-    unused = [None, None]
-    return (
-        *found,
-        [*d_coarse_norm, *unused[: len(d_coarse_norm)]],
-        None,
-        [*d_fine_norm, *unused[: len(d_fine_norm)]],
-        None,
-        None,
-    )
+    return *found, packed_gradients(d_coarse_norm), None, packed_gradients(d_fine_norm), None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_setup_context)

@@ -10,7 +10,7 @@ from torch import Tensor
 from msformer_fast.dtypes import sum_dtype
 from msformer_fast.errors import InputError
 from msformer_fast.identities import stability_loss as identity
-from msformer_fast.ops.backend import choose, runs_in_strips, why_not_torch, why_not_triton
+from msformer_fast.ops.backend import choose, over_limit, runs_in_strips, why_not_torch, why_not_triton
 from msformer_fast.ops.double_backward import differentiable_gradients, wants_double_backward
 from msformer_fast.ops.launch import in_strips, launching
 from msformer_fast.ops.precision import cast_product, input_precision
@@ -76,9 +76,7 @@ def _check_pair(op: str, queries: Tensor, keys: Tensor, scale: float) -> None:
 
 
 def _why_not_triton(queries: Tensor, keys: Tensor) -> str | None:
-    if queries.shape[-1] > MAX_CHANNELS:
-        return f'{OP}: backend="triton" takes at most {MAX_CHANNELS} channels, got {queries.shape[-1]}'
-    return why_not_triton(OP, queries, keys)
+    return over_limit(OP, ("channels", queries.shape[-1], MAX_CHANNELS)) or why_not_triton(OP, queries, keys)
 
 
 @torch.library.custom_op("msformer_fast::stability_loss", mutates_args=())

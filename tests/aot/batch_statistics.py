@@ -27,8 +27,5 @@ def cases(target: str, small: bool) -> list[Case]:
             settings = {"num_warps": kernels.WARPS}
             name = f"moments, {short(dtype)}, {layout}"
             found.append(Case.of(name, kernels.moments_kernel, settings, dtype, constexprs, p_parts="*fp32", **types))
-        settings = {"BLOCK_S": 128, "BLOCK_K": 16, "num_warps": 4}
-        pointers = {"p_parts": "*fp32", "p_mean": "*fp32", "p_var": "*fp32"}
-        name = f"merge, {short(dtype)}"
-        found.append(Case.of(name, kernels.merge_moments_kernel, settings, dtype, {"ACC": tl.float32}, **pointers))
-    return found
+    merge = kernels.merge_moments_kernel, kernels.MERGE, torch.float32
+    return [*found, Case.of("merge", *merge, {"ACC": tl.float32})]

@@ -57,7 +57,7 @@ BARE = Variant(
     ),
 )
 
-FLOAT32 = ("p_inner", "p_moments", "p_sums", "p_mean_var", "p_product_sums", "p_wide_sums", "p_token_sums")
+FLOAT32 = ("p_inner", "p_moments", "p_sums", "p_product_sums", "p_wide_sums", "p_token_sums")
 TOKENS = ("p_t", "p_y", "p_dy", "p_dt", "p_gamma1", "p_beta1", "p_gamma2", "p_beta2")
 NORM_GRADIENTS = ("p_dgamma1", "p_dbeta1", "p_dgamma2", "p_dbeta2")
 
@@ -77,8 +77,8 @@ def cases(target: str, small: bool) -> list[Case]:
         ]
     rest = [(PAPER, 100)] if small else [(PAPER, 100), (PAPER, 256), (SEGFORMER, 100), (BARE, 100), (AUTOCAST, 100)]
     for variant, C in rest:
-        found.append(_last("finish", weights.finish_gradients_kernel, launch.FINISH, variant, C))
-    return [*found, _last("merge", forward.merge_output_moments_kernel, launch.MERGE, STATISTICS, 100)]
+        found.append(_finish(variant, C))
+    return found
 
 
 def _variants(C: int, product: tuple[torch.dtype, str], small: bool) -> list[Variant]:
@@ -103,12 +103,12 @@ def _case(
     return Case.of(name, kernel, settings, dtype, _present(kernel, constants, absent), **_types(kernel, variant))
 
 
-def _last(name: str, kernel: Any, settings: dict[str, int], variant: Variant, C: int) -> Case:
-    """A kernel that adds up slots."""
-    dtype = torch.bfloat16 if variant is AUTOCAST else torch.float32
+def _finish(variant: Variant, C: int) -> Case:
+    """The kernel that adds up slots."""
+    kernel, dtype = weights.finish_gradients_kernel, torch.bfloat16 if variant is AUTOCAST else torch.float32
     constants = _present(kernel, {"C": C, "D": 4 * C, "ACC": tl.float32}, list(variant.absent))
-    name = f"{name}, C {C}, {short(dtype)}{variant.name}"
-    return Case.of(name, kernel, settings, dtype, constants, **_types(kernel, variant))
+    name = f"finish, C {C}, {short(dtype)}{variant.name}"
+    return Case.of(name, kernel, launch.FINISH, dtype, constants, **_types(kernel, variant))
 
 
 def _present(kernel: Any, constants: dict[str, Any], absent: list[str]) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 import triton.language as tl
 
-from msformer_fast.kernels import score_map as launch
 from msformer_fast.kernels import score_map_gradient_kernels as gradients
 from msformer_fast.kernels import score_map_kernels as kernels
+from msformer_fast.kernels import score_map_table as launch
 from msformer_fast.kernels.launch import padded
 from tests.harness.aot import Case, short
 

@@ -43,10 +43,10 @@ def many_programs(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("many_programs")
 @pytest.mark.parametrize("batch_norm", [True, False])
 def test_sums_over_many_slots(batch_norm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    from msformer_fast.kernels import score_map
+    from msformer_fast.kernels import score_map_table as table
 
-    for part, row in score_map.INTERPRETER.items():
-        monkeypatch.setitem(score_map.INTERPRETER, part, (16, 16, *row[2:]))
+    for part, row in table.INTERPRETER.items():
+        monkeypatch.setitem(table.INTERPRETER, part, (16, 16, *row[2:]))
     inputs, sizes = draw("guided_score_map", torch.float64, H=17, W=14, batch_norm=batch_norm)
     results = []
     for backend in ("triton", "reference"):
