@@ -52,6 +52,7 @@ def _sample_calls(device: str) -> dict[str, Callable[[str | None], object]]:
     return {
         "efficient_attention": lambda b: ops.efficient_attention(image, *weights, backend=b),
         "mix_ffn": lambda b: ops.mix_ffn(image, *ffn, backend=b),
+        "cross_scale_attention": lambda b: ops.cross_scale_attention(t(1, 9, 9, 3, 2, 8), None, None, 4, backend=b),
         "score_map": lambda b: ops.score_map(t(1, 5, 5, 8), image, t(32, 8), t(8, 16), backend=b),
         "clustering_loss": lambda b: ops.clustering_loss(image, cluster_dim=-1, backend=b),
         "linear_clustering_loss": lambda b: ops.linear_clustering_loss(image, t(5, 8), backend=b),

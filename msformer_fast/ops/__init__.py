@@ -2,6 +2,7 @@
 
 from msformer_fast.ops.batch_norm import BatchNorm, batch_statistics
 from msformer_fast.ops.clustering_loss import clustering_loss
+from msformer_fast.ops.cross_scale_attention import cross_scale_attention
 from msformer_fast.ops.efficient_attention import efficient_attention
 from msformer_fast.ops.guided_score_map import guided_score_map
 from msformer_fast.ops.linear_clustering_loss import linear_clustering_loss
@@ -14,6 +15,7 @@ __all__ = [
     "BatchNorm",
     "batch_statistics",
     "clustering_loss",
+    "cross_scale_attention",
     "efficient_attention",
     "guided_score_map",
     "linear_clustering_loss",

@@ -12,7 +12,8 @@ from msformer_fast.floors import efficient_attention as floor
 from msformer_fast.ops.batch_norm import BatchNorm
 
 from ..harness.error_rule import Errors, assert_no_worse, errors_of
-from .cases import OPS, batch_norm_of
+from .cases import OPS
+from .draws import batch_norm_of
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.usefixtures("strict_kernels")

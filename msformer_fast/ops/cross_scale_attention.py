@@ -1,0 +1,309 @@
+"""Windowed attention of one feature map to another of another size, or to itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from msformer_fast.dtypes import sum_dtype
+from msformer_fast.errors import InputError
+from msformer_fast.identities.cross_scale_attention import cross_scale_attention as _identity
+from msformer_fast.ops.backend import choose, over_limit, why_not_torch, why_not_triton
+from msformer_fast.ops.launch import launching
+from msformer_fast.ops.optional_tensors import pack
+from msformer_fast.ops.precision import cast_product, input_precision
+from msformer_fast.ops.shapes import Shapes
+from msformer_fast.reference.cross_scale_attention import cross_scale_attention as _reference
+from msformer_fast.windows import Windows, windows_of
+
+OP = "cross_scale_attention"
+MAX_HEAD_DIM = 128
+
+
+def cross_scale_attention(
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    window: int | Sequence[int],
+    halo: int | Sequence[int] = 0,
+    shift: int | Sequence[int] = 0,
+    scale: float | None = None,
+    bias: Tensor | None = None,
+    *,
+    outside: str = "ignore",
+    order: str = "pad_roll",
+    pad_k: Tensor | None = None,
+    pad_v: Tensor | None = None,
+    seam: float = -math.inf,
+    dropout: float = 0.0,
+    backend: str | None = None,
+) -> Tensor:
+    r"""Queries of one map attend, in windows, to the keys of another that cover the same area.
+
+    On each axis the ratio r = keys / queries is 1, 1/2, 2, 1/4 or 4 where either size is the other's, times r, rounded
+    up (257 rows and 129 have r = 1/2, the last key row covering one query row); else the two sizes' own. A window of
+    w query rows covers w r key rows, which must be whole. With window 4, ratio 1/2 and halo 1, the second window of a
+    row and what it sees::
+
+        queries   . . . . | 4 5 6 7 | . . . .        4 queries
+        keys       .   . [.|  2   3 |.]  .   .       2 keys, and 1 of the halo on each side
+
+    Equal sizes without halo are the (shifted) window attention of Swin, W-MSA and SW-MSA.
+
+    Args:
+        q: (B, Hq, Wq, heads, d), or with ``k`` and ``v`` ``None`` queries, keys and values of one map in one tensor,
+            (B, H, W, 3, heads, d).
+        k: (B, Hk, Wk, heads, d), or with ``v`` ``None`` keys and values in one tensor, (B, Hk, Wk, 2, heads, d).
+        v: (B, Hk, Wk, heads, d). All three floating point, of any strides: they are read in place. The gradient of a
+            packed tensor is written packed.
+        window: queries a side of a window. An integer, or (height, width), as ``halo`` and ``shift``.
+        halo: keys by which a window's keys are widened on every side, cut where the (rolled, padded) map ends.
+        shift: query rows by which both maps are rolled, upwards and to the left, before they are cut into windows; less
+            than the window, and a whole number of key rows.
+        scale: of the scores, default ``d ** -0.5``.
+        bias: added to the scores: (heads, queries of a window, keys of a window), halo included; or a table of relative
+            positions, (entries, heads), whose entry for a query and a key is, with r = p / q in lowest terms, numbered
+            ``p * query row - q * key row`` on each axis, from the lowest, rows first. At equal sizes it is Swin's
+            table of (2 window - 1)^2 entries, in its order.
+        outside: what becomes of positions outside the map, where sizes do not divide and in the halo. ``"ignore"``: no
+            query sees them. ``"pad"``: they take part, with key ``pad_k`` and value ``pad_v``, as where a map is
+            padded before its projection.
+        order: ``"pad_roll"``: the maps are padded to whole windows, then rolled (MONAI); two scales stay aligned.
+            ``"roll_pad"``: rolled, then padded (timm); a coarse map that was rounded up is half a pixel off beyond the
+            seam, and a query there may see no key.
+        pad_k, pad_v: (heads, d), with ``outside="pad"``; ``None`` for zeros.
+        seam: added to the score of a query and a key that the roll brought together from opposite edges. The default
+            hides them from each other; timm and MONAI add -100. As in Swin's mask the seam lies ``shift`` rows before
+            the end of the padded map; with ``"roll_pad"`` and ``"ignore"`` it lies where the rows meet.
+        dropout: must be 0.
+        backend: ``"triton"`` (d at most 128), ``"torch"`` (PyTorch's fused attention, windows copied out of the maps
+            and back; its gradients can be differentiated again where the fused attention's can), ``"reference"`` (one
+            window after the other) or ``None`` for the fastest that can run.
+
+    Returns:
+        (B, Hq, Wq, heads, d), contiguous, in the dtype of ``q``. A query that sees no key gets zeros, and gives no
+        gradient.
+
+    Raises:
+        InputError: a shape or an option that does not fit, named; for a window that covers no whole number of keys
+            the nearest that do.
+        BackendError: the backend asked for cannot run this call; the message says why.
+
+    Source: Liu et al., "Swin Transformer", ICCV 2021, section 3.2, for equal sizes; keys of another scale are this
+    package's own.
+    """
+    shapes = Shapes(OP)
+    maps = _check_maps(shapes, q, k, v)
+    width = shapes["d"]
+    key_sizes = (shapes["Hk"], shapes["Wk"]) if k is not None else (shapes["H"], shapes["W"])
+    windows = windows_of(OP, (shapes["H"], shapes["W"]), key_sizes, window, halo, shift, outside, order)
+    _check_bias(shapes, bias, windows)
+    shapes("pad_k", pad_k, "heads d")
+    shapes("pad_v", pad_v, "heads d")
+    if outside != "pad" and (pad_k is not None or pad_v is not None):
+        raise InputError(f'{OP}: pad_k and pad_v need outside="pad"; pass None for both')
+    if dropout != 0:
+        raise InputError(
+            f"{OP}: dropout must be 0, got {dropout}: attention probabilities are not dropped out by any backend; "
+            "drop out the result instead"
+        )
+    if not seam < math.inf:
+        raise InputError(f"{OP}: seam must be a number below infinity, or -infinity; got {seam}")
+    scale = width**-0.5 if scale is None else float(scale)
+    refusals = {
+        "triton": lambda: _why_not_triton(width, maps, bias, pad_k, pad_v),
+        "torch": lambda: why_not_torch(OP, *maps, bias, pad_k, pad_v),
+    }
+    chosen = choose(OP, backend, q.device, refusals)
+    # PyTorch's fused attention of no image at all leaves the bias without a gradient.
+    if chosen == "reference" or (chosen == "torch" and not q.shape[0]):
+        return _reference(*_unpacked(maps), windows, scale, seam, bias, pad_k, pad_v)
+    maps, pad_k, pad_v = [cast_product(value) for value in maps], cast_product(pad_k), cast_product(pad_v)
+    if chosen == "torch":
+        return _identity(*_unpacked(maps), windows, scale, seam, bias, pad_k, pad_v)
+    y, x = windows.y, windows.x
+    sides = (y.window, x.window), (y.halo, x.halo), (y.shift, x.shift)
+    return _forward(maps, bias, pad_k, pad_v, *sides, scale, float(seam), outside, order)[0]
+
+
+def _check_maps(shapes: Shapes, q: Tensor, k: Tensor | None, v: Tensor | None) -> list[Tensor]:
+    """The tensors that hold the maps, as they were given."""
+    if k is None:
+        if v is not None:
+            raise InputError(f"{OP}: k is None and v is not; pass both, or neither with q as (B, H, W, 3, heads, d)")
+        shapes("q", q, "B H W 3 heads d")
+        return [q]
+    shapes("q", q, "B H W heads d")
+    if v is None:
+        shapes("k", k, "B Hk Wk 2 heads d")
+        return [q, k]
+    shapes("k", k, "B Hk Wk heads d")
+    shapes("v", v, "B Hk Wk heads d")
+    return [q, k, v]
+
+
+def _check_bias(shapes: Shapes, bias: Tensor | None, windows: Windows) -> None:
+    """A table or a dense bias, of the size that these windows have."""
+    if isinstance(bias, Tensor) and bias.ndim == 2:
+        if bias.shape[0] != windows.table:
+            raise InputError(
+                f"{OP}: a bias table must have {windows.table} entries for these windows, halo and ratio; "
+                f"got {tuple(bias.shape)}"
+            )
+        shapes("bias", bias, "entries heads")
+    else:
+        shapes("bias", bias, f"heads {windows.queries} {windows.keys}")
+
+
+def _unpacked(maps: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values as views."""
+    if len(maps) == 3:
+        q, k, v = maps
+    elif len(maps) == 2:
+        q, (k, v) = maps[0], maps[1].unbind(3)
+    else:
+        q, k, v = maps[0].unbind(3)
+    return q, k, v
+
+
+def _why_not_triton(width: int, maps: list[Tensor], bias: Tensor | None, *pads: Tensor | None) -> str | None:
+    """A bias may have a dtype of its own: under autocast it is a parameter beside activations."""
+    refusal = over_limit(OP, ("channels a head", width, MAX_HEAD_DIM))
+    if refusal is not None:
+        return refusal
+    cast = [cast_product(value) for value in (*maps, *pads)]
+    return why_not_triton(OP, *cast) or (None if bias is None else why_not_triton(OP, bias))
+
+
+@torch.library.custom_op("msformer_fast::cross_scale_attention", mutates_args=())
+def _forward(
+    maps: Sequence[Tensor],
+    bias: Tensor | None,
+    pad_k: Tensor | None,
+    pad_v: Tensor | None,
+    window: Sequence[int],
+    halo: Sequence[int],
+    shift: Sequence[int],
+    scale: float,
+    seam: float,
+    outside: str,
+    order: str,
+) -> tuple[Tensor, Tensor]:
+    """The result, and the scores' logarithms of sums of powers of 2, (B, heads, Hq, Wq)."""
+    from msformer_fast.kernels.cross_scale_attention import cross_scale_attention_forward
+
+    q, k, v = _unpacked(maps)
+    windows = windows_of(OP, q.shape[1:3], k.shape[1:3], window, halo, shift, outside, order)
+    with launching("cross_scale_attention.forward", q):
+        return cross_scale_attention_forward(
+            q, k, v, windows, scale, seam, bias, pad_k, pad_v, input_precision(q.dtype)
+        )
+
+
+@_forward.register_fake
+def _(
+    maps: Sequence[Tensor],
+    bias: Tensor | None,
+    pad_k: Tensor | None,
+    pad_v: Tensor | None,
+    window: Sequence[int],
+    halo: Sequence[int],
+    shift: Sequence[int],
+    scale: float,
+    seam: float,
+    outside: str,
+    order: str,
+) -> tuple[Tensor, Tensor]:
+    q, _, _ = _unpacked(maps)
+    batch, height, width, heads, _ = q.shape
+    return q.new_empty(q.shape), q.new_empty((batch, heads, height, width), dtype=sum_dtype(q.dtype))
+
+
+@torch.library.custom_op("msformer_fast::cross_scale_attention_backward", mutates_args=())
+def _backward(
+    grad: Tensor,
+    maps: Sequence[Tensor],
+    bias: Tensor | None,
+    pad_k: Tensor | None,
+    pad_v: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    window: Sequence[int],
+    halo: Sequence[int],
+    shift: Sequence[int],
+    scale: float,
+    seam: float,
+    outside: str,
+    order: str,
+) -> list[Tensor]:
+    """Gradients of the maps, as they were given, and of bias, pad_k and pad_v, those that are there."""
+    from msformer_fast.kernels.cross_scale_attention import cross_scale_attention_backward
+
+    q, k, v = _unpacked(maps)
+    windows = windows_of(OP, q.shape[1:3], k.shape[1:3], window, halo, shift, outside, order)
+    results = [value.new_empty(value.shape) for value in maps]
+    with launching("cross_scale_attention.backward", q):
+        found = cross_scale_attention_backward(
+            grad,
+            q,
+            k,
+            v,
+            out,
+            lse,
+            windows,
+            scale,
+            seam,
+            bias,
+            pad_k,
+            pad_v,
+            input_precision(q.dtype),
+            into=_unpacked(results),
+        )
+    return results + pack((found.bias, found.pad_k, found.pad_v))[0]
+
+
+@_backward.register_fake
+def _(
+    grad: Tensor,
+    maps: Sequence[Tensor],
+    bias: Tensor | None,
+    pad_k: Tensor | None,
+    pad_v: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    window: Sequence[int],
+    halo: Sequence[int],
+    shift: Sequence[int],
+    scale: float,
+    seam: float,
+    outside: str,
+    order: str,
+) -> list[Tensor]:
+    return [value.new_empty(value.shape) for value in (*maps, bias, pad_k, pad_v) if value is not None]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    maps, bias, pad_k, pad_v, *ctx.options = inputs
+    others, ctx.present = pack((bias, pad_k, pad_v))
+    ctx.maps = len(maps)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*output, *maps, *others)
+
+
+def _differentiate(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
+    nothing = (None,) * len(ctx.options)
+    if grad is None:
+        return [None] * ctx.maps, None, None, None, *nothing
+    out, lse, *saved = ctx.saved_tensors
+    maps, given = saved[: ctx.maps], iter(saved[ctx.maps :])
+    others = [next(given) if there else None for there in ctx.present]
+    found = _backward(grad, maps, *others, out, lse, *ctx.options)
+    rest = iter(found[ctx.maps :])
+    return found[: ctx.maps], *(next(rest) if there else None for there in ctx.present), *nothing
+
+
+_forward.register_autograd(_differentiate, setup_context=_setup_context)

@@ -1,0 +1,164 @@
+"""Which queries meet which keys in windowed cross-scale attention: the geometry, axis by axis."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from msformer_fast.errors import InputError
+
+#: Ratios keys / queries that are tried in this order; the coarser map of one of them may have been rounded up.
+RATIOS = ((1, 1), (1, 2), (2, 1), (1, 4), (4, 1))
+
+#: What becomes of positions outside the map: they are masked out, or take part with given vectors.
+OUTSIDE = ("ignore", "pad")
+
+#: Whether maps are padded to whole windows before the cyclic shift (MONAI) or after it (timm).
+ORDERS = ("pad_roll", "roll_pad")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of the windows.
+
+    Attributes:
+        queries, keys: rows of the query map and of the key map.
+        window, shift: in query rows; ``halo``: in key rows, on each side.
+        p, q: keys / queries in lowest terms.
+    """
+
+    queries: int
+    keys: int
+    window: int
+    shift: int
+    halo: int
+    p: int
+    q: int
+
+    @property
+    def count(self) -> int:
+        """Windows."""
+        return (self.queries + self.window - 1) // self.window
+
+    @property
+    def core(self) -> int:
+        """Key rows of a window, halo excluded."""
+        return self.window * self.p // self.q
+
+    @property
+    def reach(self) -> int:
+        """Key rows of a window, halo included."""
+        return self.core + 2 * self.halo
+
+    @property
+    def key_shift(self) -> int:
+        return self.shift * self.p // self.q
+
+    @property
+    def offsets(self) -> int:
+        """Different values of ``p * query row - q * key row`` within a window, counted from the lowest."""
+        return (self.window - 1) * self.p + (self.reach - 1) * self.q + 1
+
+    @property
+    def whole(self) -> bool:
+        """Whether no key row of a window lies outside the map."""
+        return self.queries == self.count * self.window and self.keys == self.count * self.core and self.halo == 0
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Both axes, and the two rules that they share; see :func:`msformer_fast.ops.cross_scale_attention`."""
+
+    y: Axis
+    x: Axis
+    outside: str
+    order: str
+
+    @property
+    def queries(self) -> int:
+        """Queries of a window."""
+        return self.y.window * self.x.window
+
+    @property
+    def keys(self) -> int:
+        """Keys of a window, halo included."""
+        return self.y.reach * self.x.reach
+
+    @property
+    def pads(self) -> bool:
+        """Whether vectors for positions outside the map are read."""
+        return self.outside == "pad" and not (self.y.whole and self.x.whole)
+
+    @property
+    def table(self) -> int:
+        """Entries of a relative position bias table."""
+        return self.y.offsets * self.x.offsets
+
+
+def windows_of(
+    op: str,
+    queries: Sequence[int],
+    keys: Sequence[int],
+    window: int | Sequence[int],
+    halo: int | Sequence[int] = 0,
+    shift: int | Sequence[int] = 0,
+    outside: str = "ignore",
+    order: str = "pad_roll",
+) -> Windows:
+    """The windows of two maps of (height, width).
+
+    Raises:
+        InputError: a window that covers no whole number of keys (the nearest that do are named), a shift that is not
+            less than the window or moves no whole number of keys, a negative halo, an unknown rule.
+    """
+    if outside not in OUTSIDE:
+        raise InputError(f"{op}: outside must be one of {', '.join(OUTSIDE)}; got {outside!r}")
+    if order not in ORDERS:
+        raise InputError(f"{op}: order must be one of {', '.join(ORDERS)}; got {order!r}")
+    pairs = [_pair(op, name, value) for name, value in (("window", window), ("halo", halo), ("shift", shift))]
+    y, x = (
+        _axis(op, name, *sizes)
+        for name, sizes in zip(("height", "width"), zip(queries, keys, *pairs, strict=True), strict=True)
+    )
+    return Windows(y, x, outside, order)
+
+
+def _pair(op: str, name: str, value: int | Sequence[int]) -> tuple[int, int]:
+    found = (value, value) if not isinstance(value, Sequence) else tuple(value)
+    if len(found) != 2 or not all(isinstance(size, int) for size in found):
+        raise InputError(f"{op}: {name} must be an integer or a pair (height, width) of them, got {value!r}")
+    return found
+
+
+def _axis(op: str, axis: str, queries: int, keys: int, window: int, halo: int, shift: int) -> Axis:
+    if window < 1:
+        raise InputError(f"{op}: window must be at least 1, got {window} ({axis})")
+    if queries < 1 or keys < 1:
+        raise InputError(f"{op}: maps must not be empty; got {queries} query rows and {keys} key rows ({axis})")
+    p, q = ratio_of(queries, keys)
+    if window * p % q:
+        below = window // q * q
+        nearest = f"{below} and {below + q}" if below else str(q)
+        raise InputError(
+            f"{op}: window {window} covers {window * p / q:g} of {keys} keys for {queries} queries ({axis}), "
+            f"which is not whole; the nearest that fit: {nearest}"
+        )
+    if not 0 <= shift < window or shift * p % q:
+        raise InputError(
+            f"{op}: shift must be at least 0, less than the window {window} and move whole keys, {p} for {q} queries "
+            f"({axis}); got {shift}"
+        )
+    if halo < 0:
+        raise InputError(f"{op}: halo must be at least 0, got {halo} ({axis})")
+    return Axis(queries, keys, window, shift, halo, p, q)
+
+
+def ratio_of(queries: int, keys: int) -> tuple[int, int]:
+    """Keys / queries of one axis in lowest terms, where the coarser of the two may have been rounded up."""
+    for p, q in RATIOS:
+        if keys == (queries * p + q - 1) // q or queries == (keys * q + p - 1) // p:
+            return p, q
+    queries, keys = int(queries), int(keys)
+    divisor = math.gcd(queries, keys)
+    return keys // divisor, queries // divisor

@@ -1,0 +1,237 @@
+"""Windowed cross-scale attention: brute force from the definition alone, packed maps, refusals."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from msformer_fast import InputError, ops
+from msformer_fast.windows import ratio_of, windows_of
+from tests.harness.error_rule import Error
+
+pytestmark = pytest.mark.usefixtures("strict_kernels")
+
+BACKENDS = ("reference", "torch", "triton")
+
+
+def _rolled(size: int, padded: int, shift: int, halo: int, outside: str, order: str) -> list[tuple[int | None, bool]]:
+    """Every row of a rolled axis and of its halo: the map's row that stands there, and whether it is past the seam."""
+    rows: list[int | None] = list(range(size))
+    rest: list[int | None] = [None] * (padded - size)
+    if order == "pad_roll":
+        rows = rows + rest
+        rows = rows[shift:] + rows[:shift]
+    else:
+        turn = shift % size
+        rows = rows[turn:] + rows[:turn] + rest
+    seam = padded - shift
+    if order == "roll_pad" and outside == "ignore":
+        seam = size - shift % size
+    sides = [shift > 0 and position >= seam for position in range(padded)]
+    nothing: list[int | None] = [None] * halo
+    return list(zip(nothing + rows + nothing, [sides[0]] * halo + sides + [sides[-1]] * halo, strict=True))
+
+
+def brute_force(q: np.ndarray, k: np.ndarray, v: np.ndarray, options: dict[str, Any]) -> np.ndarray:
+    """The definition, one query after the other."""
+    (window, halo, shift), outside, order = (
+        (options[n] for n in ("window", "halo", "shift")),
+        options["outside"],
+        options["order"],
+    )
+    out = np.zeros_like(q)
+    axes, offsets = [], []
+    for size_q, size_k, w, h, s in zip(q.shape[1:3], k.shape[1:3], window, halo, shift, strict=True):
+        p, r = ratio_of(size_q, size_k)
+        count, core = math.ceil(size_q / w), w * p // r
+        rows_q = _rolled(size_q, count * w, s, 0, outside, order)
+        rows_k = _rolled(size_k, count * core, s * p // r, h, outside, order)
+        axes.append((rows_q, rows_k, w, core, h, p, r))
+        offsets.append([p * a - r * b for a in range(w) for b in range(-h, core + h)])
+    (rows_y, keys_y, wy, cy, hy, py, ry), (rows_x, keys_x, wx, cx, hx, px, rx) = axes
+    columns = max(offsets[1]) - min(offsets[1]) + 1
+    for uy, (y, past_y) in enumerate(rows_y):
+        for ux, (x, past_x) in enumerate(rows_x):
+            if y is None or x is None:
+                continue
+            scores, values = [], []
+            for ny in range(cy + 2 * hy):
+                for nx in range(cx + 2 * hx):
+                    row, past_row = keys_y[uy // wy * cy + ny]
+                    column, past_column = keys_x[ux // wx * cx + nx]
+                    exists = row is not None and column is not None
+                    apart = (past_y, past_x) != (past_row, past_column)
+                    if (outside == "ignore" and not exists) or (apart and options["seam"] == -math.inf):
+                        continue
+                    zero = np.zeros_like(q[:, 0, 0])
+                    key, value = (k[:, row, column], v[:, row, column]) if exists else (zero, zero)
+                    if not exists and options["pad_k"] is not None:
+                        key, value = zero + options["pad_k"], zero + options["pad_v"]
+                    score = options["scale"] * (q[:, y, x] * key).sum(-1) + (options["seam"] if apart else 0.0)
+                    bias = options["bias"]
+                    if bias is not None and bias.ndim == 3:
+                        score = score + bias[:, uy % wy * wx + ux % wx, ny * (cx + 2 * hx) + nx]
+                    elif bias is not None:
+                        entry_y = py * (uy % wy) - ry * (ny - hy) - min(offsets[0])
+                        entry_x = px * (ux % wx) - rx * (nx - hx) - min(offsets[1])
+                        score = score + bias[entry_y * columns + entry_x]
+                    scores.append(score)
+                    values.append(value)
+            if scores:
+                weights = np.exp(np.stack(scores) - np.max(scores, 0))
+                out[:, y, x] = ((weights / weights.sum(0))[..., None] * np.stack(values)).sum(0)
+    return out
+
+
+def _draw(rng: random.Random) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Maps and options, every one of them drawn."""
+    sizes_q, sizes_k, window, halo, shift = [], [], [], [], []
+    for _ in range(2):
+        p, r = rng.choice([(1, 1), (1, 1), (1, 2), (1, 2), (2, 1), (1, 4), (4, 1), (2, 3)])
+        w = r * rng.choice([1, 2, 3] if r == 1 else [1, 2] if r < 4 else [1])
+        if (p, r) == (2, 3):
+            sizes_q.append(r * rng.randint(1, 3))
+            sizes_k.append(sizes_q[-1] * p // r)
+        elif p == 1:
+            sizes_q.append(rng.randint(3 if r < 4 else 5, 9))
+            sizes_k.append(-(-sizes_q[-1] // r))
+        else:
+            sizes_k.append(rng.randint(5, 9 if p == 2 else 13))
+            sizes_q.append(-(-sizes_k[-1] // p))
+        p, r = ratio_of(sizes_q[-1], sizes_k[-1])
+        w = -(-w // r) * r
+        window.append(w)
+        shift.append(rng.randrange(0, w, r))
+        halo.append(rng.choice([0, 0, 1, 2]))
+    outside, order = rng.choice(["ignore", "pad"]), rng.choice(["pad_roll", "roll_pad"])
+    heads, d = rng.choice([1, 2]), rng.choice([1, 3, 8, 10])
+
+    def new(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=torch.float64)
+
+    batch = rng.choice([1, 2])
+    maps = {"q": new(batch, *sizes_q, heads, d)} | {name: new(batch, *sizes_k, heads, d) for name in "kv"}
+    windows = windows_of("", sizes_q, sizes_k, window, halo, shift, outside, order)
+    shapes = {"none": None, "table": (windows.table, heads), "dense": (heads, windows.queries, windows.keys)}
+    bias = shapes[rng.choice(["none", "table", "dense"])]
+    pads = outside == "pad" and rng.random() < 0.7
+    return maps, {
+        **{"window": window, "halo": halo, "shift": shift, "outside": outside, "order": order},
+        "scale": rng.choice([0.3, 1.0, 1.7]),
+        "seam": rng.choice([-math.inf, -math.inf, -2.0]),
+        "bias": None if bias is None else new(*bias),
+        "pad_k": new(heads, d) if pads else None,
+        "pad_v": new(heads, d) if pads else None,
+    }
+
+
+@pytest.mark.parametrize("number", range(24))
+def test_brute_force_agrees_for_every_option(number: int) -> None:
+    rng = random.Random(torch.initial_seed() + number)
+    torch.manual_seed(rng.randrange(2**31))
+    maps, options = _draw(rng)
+    plain = {name: value.numpy() if isinstance(value, Tensor) else value for name, value in options.items()}
+    truth = torch.from_numpy(brute_force(*(value.numpy() for value in maps.values()), plain))
+    for backend in BACKENDS:
+        out = ops.cross_scale_attention(**maps, **options, backend=backend)
+        assert Error.of(out, truth).row < 1e-12, (backend, options)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_packed_maps_are_the_same_and_their_gradients_come_packed(backend: str) -> None:
+    qkv = torch.randn(2, 7, 6, 3, 2, 5, dtype=torch.float64, requires_grad=True)
+    options: dict[str, Any] = {"window": (4, 3), "shift": 1, "backend": backend}
+    weights = torch.randn(2, 7, 6, 2, 5, dtype=torch.float64)
+    separate = [part.detach().clone().requires_grad_() for part in qkv.unbind(3)]
+    truth = ops.cross_scale_attention(*separate, **options)
+    wanted = torch.stack(torch.autograd.grad(truth, separate, weights), 3)
+    out = ops.cross_scale_attention(qkv, None, None, **options)
+    torch.testing.assert_close(out, truth)
+    torch.testing.assert_close(torch.autograd.grad(out, qkv, weights)[0], wanted)
+    q, kv = separate[0], qkv[:, :, :, 1:].detach().requires_grad_()
+    out = ops.cross_scale_attention(q, kv, None, **options)
+    torch.testing.assert_close(out, truth)
+    for got, want in zip(
+        torch.autograd.grad(out, [q, kv], weights), (wanted[:, :, :, 0], wanted[:, :, :, 1:]), strict=True
+    ):
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_query_without_any_key_gives_zeros_and_no_gradient(backend: str) -> None:
+    q = torch.randn(1, 5, 8, 1, 4, dtype=torch.float64, requires_grad=True)
+    k, v = (torch.randn(1, 3, 4, 1, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    bias = torch.randn(1, 16, 4, dtype=torch.float64, requires_grad=True)
+    out = ops.cross_scale_attention(q, k, v, 4, shift=(2, 0), bias=bias, order="roll_pad", backend=backend)
+    gradients = torch.autograd.grad(out, [q, k, v, bias], torch.randn_like(out))
+    lonely = (out == 0).all(-1)
+    assert lonely.any() and not lonely.all()
+    assert (gradients[0][lonely] == 0).all()
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+def test_shifted_windows_of_equal_sizes_are_swins() -> None:
+    """Roll, partition, masked attention with Swin's table and index, reverse, roll back."""
+    size, w, shift, heads, d = (8, 12), 4, 2, 3, 5
+    q, k, v = (torch.randn(2, *size, heads, d, dtype=torch.float64) for _ in range(3))
+    table = torch.randn((2 * w - 1) ** 2, heads, dtype=torch.float64)
+
+    def partition(x: Tensor) -> Tensor:
+        x = x.unflatten(2, (-1, w)).unflatten(1, (-1, w))
+        return x.transpose(2, 3).reshape(-1, w * w, *x.shape[5:])
+
+    grid = torch.stack(torch.meshgrid(torch.arange(w), torch.arange(w), indexing="ij")).flatten(1)
+    relative = (grid[:, :, None] - grid[:, None, :]) + w - 1
+    bias = table[relative[0] * (2 * w - 1) + relative[1]].permute(2, 0, 1)
+    regions = torch.zeros(1, *size, 1)
+    for number, (i, j) in enumerate((i, j) for i in range(3) for j in range(3)):
+        spans = [slice(0, -w), slice(-w, -shift), slice(-shift, None)]
+        regions[:, spans[i], spans[j]] = number
+    region = partition(regions)[..., 0]
+    hidden = (region[:, None, :] != region[:, :, None]).repeat(2, 1, 1)[:, None]
+    q_w, k_w, v_w = (partition(torch.roll(t, (-shift, -shift), (1, 2))).transpose(1, 2) for t in (q, k, v))
+    p = torch.softmax((q_w @ k_w.mT * d**-0.5 + bias).masked_fill(hidden, -math.inf), -1)
+    merged = (p @ v_w).transpose(1, 2).reshape(2, size[0] // w, size[1] // w, w, w, heads, d)
+    truth = torch.roll(merged.transpose(2, 3).reshape(q.shape), (shift, shift), (1, 2))
+    for backend in BACKENDS:
+        out = ops.cross_scale_attention(q, k, v, w, shift=shift, bias=table, backend=backend)
+        torch.testing.assert_close(out, truth)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"window": 7}, r"window 7 covers 3.5 of 129 keys for 257 queries \(height\).*nearest that fit: 6 and 8"),
+        ({"window": 1}, r"window 1 covers 0.5 .*nearest that fit: 2"),
+        ({"window": 0}, "window must be at least 1, got 0"),
+        ({"window": (8, 8, 8)}, r"window must be an integer or a pair"),
+        ({"window": 8.0}, r"window must be an integer or a pair"),
+        ({"shift": 3}, r"shift must be at least 0, less than the window 8 and move whole keys, 1 for 2 .*got 3"),
+        ({"shift": 8}, "shift must be .* got 8"),
+        ({"halo": -1}, r"halo must be at least 0, got -1 \(height\)"),
+        ({"outside": "zeros"}, "outside must be one of ignore, pad; got 'zeros'"),
+        ({"order": "roll"}, "order must be one of pad_roll, roll_pad; got 'roll'"),
+        ({"dropout": 0.1}, "dropout must be 0, got 0.1"),
+        ({"seam": math.inf}, "seam must be a number below infinity"),
+        ({"seam": math.nan}, "seam must be a number below infinity"),
+        ({"bias": torch.zeros(7, 2)}, "a bias table must have 196 entries .*got .7, 2."),
+        ({"bias": torch.zeros(2, 64, 17)}, r"bias must have shape \(heads, 64, 16\)"),
+        ({"pad_k": torch.zeros(2, 4)}, 'pad_k and pad_v need outside="pad"'),
+        ({"pad_k": torch.zeros(2, 5), "outside": "pad"}, r"pad_k must have shape \(heads, d\) with d = 4"),
+        ({"v": torch.zeros(1, 129, 8, 2, 4)}, r"v must have shape \(B, Hk, Wk, heads, d\) with Wk = 9"),
+        ({"k": None}, "k is None and v is not"),
+        ({"k": None, "v": None}, r"q must have shape \(B, H, W, 3, heads, d\)"),
+        ({"backend": "cuda"}, "backend must be None or one of"),
+    ],
+)
+def test_bad_input_is_named(changed: dict[str, Any], message: str) -> None:
+    k = torch.zeros(1, 129, 9, 2, 4)
+    given = {"q": torch.zeros(1, 257, 17, 2, 4), "k": k, "v": k, "window": 8} | changed
+    with pytest.raises(InputError, match=message):
+        ops.cross_scale_attention(**given)
