@@ -165,7 +165,7 @@ def _parity(arguments: argparse.Namespace) -> int:
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments of ``segment`` that the options name."""
     names = "rule size seed max_iterations min_labels learning_rate weights channels clusters depth"
-    names += " device memory backend"
+    names += " device memory cross_scale backend"
     return {name: getattr(arguments, name) for name in names.split()}
 
 
@@ -248,6 +248,7 @@ def _add_settings(parser: argparse.ArgumentParser, size: int = 257) -> None:
     add("--depth", type=int, default=2, help="blocks in each branch (%(default)s)")
     add("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
     add("--memory", default="fast", help="fast, or lean: half the memory for some more time, on the CPU (%(default)s)")
+    add("--cross-scale", default="none", help="window: both scales see each other; none: the paper's (%(default)s)")
     add("--threads", type=int, help="of the CPU (default: the cores that this process may use)")
     add("--backend", help="triton, torch or reference (default: the fastest that can run)")
     add("--quiet", action="store_true", help="no progress, results only")

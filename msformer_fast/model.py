@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -12,9 +13,13 @@ from msformer_fast import ops
 from msformer_fast.errors import InputError
 from msformer_fast.nn.batch_norm import Folded, can_fold, update_running
 from msformer_fast.nn.block import EfficientTransformerBlock
+from msformer_fast.nn.cross_scale_attention import TwoWayCrossScaleAttention
 from msformer_fast.nn.overlap_embedding import OverlapEmbedding
 from msformer_fast.nn.patch_embedding import embed_patches
 from msformer_fast.ops.memory import check_memory
+
+#: How the two branches see each other before the head: not at all, or window by window.
+CROSS_SCALE = ("none", "window")
 
 
 class Scores(NamedTuple):
@@ -49,12 +54,18 @@ class MSFormer(nn.Module):
             from PyTorch's current state. The draws are PyTorch's defaults, made in the order of the authors' code.
         memory: ``"fast"`` keeps wide maps between forward and backward, ``"lean"`` makes them again there, a strip of
             rows at a time. The reference always keeps all.
+        cross_scale: ``"none"`` is the paper's network. ``"window"``, an extension, lets the two maps ask each other
+            after every block that both branches have, in windows of 8 fine and 4 coarse pixels, every other time
+            shifted by half a window; see :class:`msformer_fast.nn.TwoWayCrossScaleAttention`. It starts as the
+            paper's network: these parameters are drawn last, and what they add is zero at first. Heads: 4, or 2 or 1
+            where 4 do not divide C. ``memory`` does not concern it.
         backend: of every op; see :mod:`msformer_fast.ops`.
 
     In training the kernels apply every batch norm where the next op reads, and take the clustering loss from the pass
-    that makes the logits, unless a module has hooks: then each is called by itself, so that they run.
+    that makes the logits, unless a module has hooks: then each is called by itself, so that they run. So it is with
+    ``cross_scale="window"``, which reads the maps behind the norms.
 
-    State dict: the authors' names and shapes, both ways.
+    State dict: the authors' names and shapes, both ways; ``cross_scale="window"`` adds ``cross.*``.
 
     Raises:
         InputError: an argument out of range.
@@ -70,6 +81,7 @@ class MSFormer(nn.Module):
         *,
         seed: int | None = None,
         memory: str = "fast",
+        cross_scale: str = "none",
         backend: str | None = None,
     ) -> None:
         super().__init__()
@@ -87,6 +99,9 @@ class MSFormer(nn.Module):
         self.patch = patch
         check_memory("MSFormer", memory)
         self.memory = memory
+        if cross_scale not in CROSS_SCALE:
+            raise InputError(f"MSFormer: cross_scale must be one of {', '.join(CROSS_SCALE)}; got {cross_scale!r}")
+        self.cross_scale = cross_scale
         self.backend = backend
 
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
@@ -106,6 +121,14 @@ class MSFormer(nn.Module):
                 nn.Linear(patch * patch * clusters, channels),
             )
             self.bn3 = nn.BatchNorm2d(clusters)
+            # Last, so that a seed draws the paper's parameters with it and without it.
+            exchanges = min(fine_depth, coarse_depth) if cross_scale == "window" else 0
+            self.cross = nn.ModuleList(self._exchange(index) for index in range(exchanges))
+
+    def _exchange(self, index: int) -> TwoWayCrossScaleAttention:
+        """What stands behind block ``index``: windows of 8 fine pixels, every other time shifted by half of them."""
+        heads, shift = math.gcd(self.channels, 4), 4 * (index % 2)
+        return TwoWayCrossScaleAttention(self.channels, window=8, heads=heads, shift=shift, backend=self.backend)
 
     def _blocks(self, depth: int) -> nn.ModuleList:
         return nn.ModuleList(EfficientTransformerBlock(self.channels, self.memory, self.backend) for _ in range(depth))
@@ -125,12 +148,15 @@ class MSFormer(nn.Module):
             return self._forward_folded(image, stability)
         fine = self.patch_embed_s(image)
         coarse = self.patch_embed_l(image)
-        for block, norm in zip(self.block_s, self.bn2_s, strict=True):
-            fine, context_fine = block(fine)
-            fine = _norm_tokens(fine, norm)
-        for block, norm in zip(self.block_l, self.bn2_l, strict=True):
-            coarse, context_coarse = block(coarse)
-            coarse = _norm_tokens(coarse, norm)
+        for index in range(max(len(self.block_s), len(self.block_l))):
+            if index < len(self.block_s):
+                fine, context_fine = self.block_s[index](fine)
+                fine = _norm_tokens(fine, self.bn2_s[index])
+            if index < len(self.block_l):
+                coarse, context_coarse = self.block_l[index](coarse)
+                coarse = _norm_tokens(coarse, self.bn2_l[index])
+            if index < len(self.cross):
+                fine, coarse = self.cross[index](fine, coarse)
         logits = ops.score_map(
             coarse, fine, self.linear_up.weight, self.linear_down.weight, backend=self.backend
         ).permute(0, 3, 1, 2)
@@ -139,11 +165,13 @@ class MSFormer(nn.Module):
 
     def _folds(self, image: Tensor) -> bool:
         """Whether kernels will run, every batch norm can be applied by what reads it, and nobody looks on."""
-        asked = self.backend == "triton" or (self.backend is None and image.device.type == "cuda")
+        kernels = self.backend == "triton" or (self.backend is None and image.device.type == "cuda")
+        if self.cross or not kernels:
+            return False
         norms = (self.patch_embed_s.norm, self.patch_embed_l.norm, *self.bn2_s, *self.bn2_l, self.bn3)
         kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
         hooked = any(getattr(module, kind) for module in self.modules() if module is not self for kind in kinds)
-        return asked and not hooked and can_fold(norms)
+        return not hooked and can_fold(norms)
 
     def _forward_folded(self, image: Tensor, stability: bool) -> Scores:
         """The same with no pass for any batch norm; the clustering loss is from the pass that makes the logits."""
@@ -208,7 +236,7 @@ class MSFormer(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"channels={self.channels}, clusters={self.clusters}, patch={self.patch}, memory={self.memory!r}, "
-            f"backend={self.backend!r}"
+            f"cross_scale={self.cross_scale!r}, backend={self.backend!r}"
         )
 
 

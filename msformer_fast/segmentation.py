@@ -121,6 +121,7 @@ def segment(
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
     memory: str = "fast",
+    cross_scale: str = "none",
     backend: str | None = None,
     callback: Callback | None = None,
 ) -> Segmentation:
@@ -144,6 +145,7 @@ def segment(
         dtype: ``torch.float32`` or ``torch.float64``.
         memory: ``"fast"``, or ``"lean"`` for about half the memory and some more time; see
             :class:`msformer_fast.MSFormer`.
+        cross_scale: ``"none"`` for the paper's network, or ``"window"``; see :class:`msformer_fast.MSFormer`.
         backend: of every op; see :mod:`msformer_fast.ops`.
         callback: called with each :class:`Iteration` after its step; returning ``False`` stops the loop.
 
@@ -176,10 +178,12 @@ def segment(
         "device": str(target),
         "dtype": str(dtype).removeprefix("torch."),
         "memory": memory,
+        "cross_scale": cross_scale,
         "backend": backend,
     }
 
-    model = MSFormer(seen.shape[2], channels, clusters, depth, patch, seed=seed, memory=memory, backend=backend)
+    sizes = seen.shape[2], channels, clusters, depth, patch
+    model = MSFormer(*sizes, seed=seed, memory=memory, cross_scale=cross_scale, backend=backend)
     model = model.to(device=target, dtype=dtype)
     x = torch.from_numpy(np.ascontiguousarray(seen)).permute(2, 0, 1)[None].to(device=target, dtype=dtype)
     guided = self_guide(

@@ -1,0 +1,278 @@
+"""Drop-ins for the Swin blocks of timm and MONAI: their own parts, with the window attention in one op."""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from msformer_fast import ops
+from msformer_fast.errors import InputError
+from msformer_fast.nn.swin_structure import (
+    MONAI,
+    SEAM,
+    TIMM,
+    Structure,
+    looked_at,
+    replaced,
+    seam_mask,
+    standard_index,
+)
+
+Pair = tuple[int, int]
+
+
+class _SwinBlock(nn.Module):
+    """A block's own parts; whatever is not the attention is the code of the block's class, run on this module."""
+
+    structure: ClassVar[Structure]
+
+    def __init__(self, block: nn.Module, *, backend: str | None = None) -> None:
+        super().__init__()
+        self.check(block)
+        # The very same dictionaries, so that the handle of a hook still removes it.
+        self.__dict__.update(block.__dict__)
+        self._compiled_call_impl = None  # it would call the block
+        for hook in self._load_state_dict_pre_hooks.values():
+            if getattr(hook, "with_module", False):
+                hook.module = weakref.ref(self)  # type: ignore[attr-defined]  # the block may soon be gone
+        self.library: Any = type(block)
+        self.backend = backend
+
+    @classmethod
+    def check(cls, block: Any) -> None:
+        """Raise :class:`msformer_fast.InputError` for a block that this does not stand in for."""
+        name, library = cls.__name__, cls.structure.library
+        reason = cls.structure.why_not(block)
+        if reason is not None:
+            raise InputError(f"{name}: block must be a SwinTransformerBlock of {library}: {reason}")
+        changed = replaced(block, "forward", cls.structure.replaced)
+        if changed:
+            raise InputError(f"{name}: block must have the methods of its class; {changed[0]} was replaced on it")
+        window = tuple(block.window_size)
+        if len(window) != 2:
+            sizes = " x ".join(str(size) for size in window)
+            raise InputError(f"{name}: block must have windows of 2 axes, got {sizes}: this is 2-D only")
+        index = block.attn.relative_position_index
+        if not index.is_meta and not torch.equal(index.cpu(), standard_index(window)):
+            raise InputError(f"{name}: block must have Swin's relative_position_index for windows of {window}")
+
+    def __getattr__(self, name: str) -> Any:
+        """Other methods of the block's class, such as ``set_input_size`` or ``load_from``."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            library = self.__dict__.get("library")
+            if library is None or not hasattr(library, name):
+                raise
+            found = inspect.getattr_static(library, name)
+            return found.__get__(self, library) if hasattr(found, "__get__") else found
+
+    def extra_repr(self) -> str:
+        return f"window_size={tuple(self.window_size)}, shift_size={tuple(self.shift_size)}, backend={self.backend!r}"
+
+    def _attend(
+        self, x: Tensor, window: Sequence[int], shift: Sequence[int], bias: Tensor, order: str, seam: float
+    ) -> Tensor:
+        """Attention of the normed map (B, H, W, C), projections included."""
+        attn = self.attn
+        if attn.attn_drop.p > 0 and attn.attn_drop.training:
+            raise InputError(
+                f"{type(self).__name__}: attention dropout must be 0 in training, got {attn.attn_drop.p}: "
+                "probabilities are never stored; evaluation, and dropout of the projection, are fine"
+            )
+        qkv = attn.qkv(x).unflatten(-1, (3, attn.num_heads, -1))
+        whole = all(size % side == 0 for size, side in zip(x.shape[1:3], window, strict=True))
+        pad_k, pad_v = (None, None) if whole else _padded_token(attn, x, qkv)
+        y = ops.cross_scale_attention(
+            qkv,
+            None,
+            None,
+            window,
+            shift=shift,
+            scale=attn.scale,
+            bias=bias,
+            outside="pad",
+            order=order,
+            pad_k=pad_k,
+            pad_v=pad_v,
+            seam=seam,
+            backend=self.backend,
+        )
+        return attn.proj_drop(attn.proj(y.flatten(3)))
+
+
+class TimmSwinBlock(_SwinBlock):
+    """A stand-in for timm's ``SwinTransformerBlock`` (v1), equal to it up to rounding.
+
+    Norms, projections, MLP, drop path, parameters, buffers and hooks are the block's own objects, and the state dict
+    has its names; it is no instance of the block's class. Between the two projections
+    :func:`msformer_fast.ops.cross_scale_attention` reads the map in place: no roll, padding, partition, or their
+    reverse. Tokens across the seam get -100 added to their score, and where sizes do not divide the map is rolled,
+    then padded with tokens that carry the projection's bias and take part, all as in timm. The window and the shift
+    are the block's, by timm's own rules (``always_partition``, ``set_input_size``); after a ``set_input_size`` the
+    block is not to be used beside its drop-in.
+
+    Hooks of ``qkv`` and ``proj`` see the map (B, H, W, channels), not windows; dropout of the projection drops other
+    elements. An attention whose ``attn``, ``attn.softmax`` or ``attn.attn_drop`` has hooks is computed by timm's code.
+
+    Attributes:
+        library: the block's class, whose other methods work here.
+        backend: see :func:`msformer_fast.ops.cross_scale_attention`.
+
+    Shape: (B, H, W, C) -> (B, H, W, C), any floating dtype.
+
+    Raises:
+        InputError: from :meth:`of`, a block of another class or make (Swin V2 has a logit scale and no bias table), or
+            with a mask or index of its own; from a call, attention dropout in training, and, as the block without
+            ``dynamic_mask`` has a mask for one size, a map of another number of windows.
+        BackendError: from a call, the backend asked for cannot run it.
+
+    Source: Liu et al., "Swin Transformer", ICCV 2021; timm.models.swin_transformer.
+    """
+
+    structure = TIMM
+
+    @classmethod
+    def of(cls, block: nn.Module, *, backend: str | None = None) -> TimmSwinBlock:
+        """The drop-in for a block, in its mode; see the class for shapes and errors."""
+        return cls(block, backend=backend)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.library.forward(self, x)
+
+    @classmethod
+    def check(cls, block: Any) -> None:
+        super().check(block)
+        mask = block.attn_mask
+        if getattr(block, "dynamic_mask", False) or (mask is not None and mask.is_meta):
+            return
+        counts, sides = _counts(block.input_resolution, block.window_size), (block.window_size, block.shift_size)
+        shifted = any(block.shift_size)
+        if shifted != (mask is not None) or (shifted and not _is_standard(mask, counts, *sides)):
+            raise InputError(
+                "TimmSwinBlock: block must have Swin's attn_mask for its input_resolution, or none unshifted"
+            )
+
+    def _attn(self, x: Tensor) -> Tensor:
+        if looked_at(self.attn):
+            return self.library._attn(self, x)
+        window, shift = self.window_size, self.shift_size
+        if any(shift) and not getattr(self, "dynamic_mask", False):
+            counts, masks = _counts(x.shape[1:3], window), _counts(self.input_resolution, window)
+            if counts != masks:
+                raise InputError(
+                    f"TimmSwinBlock: x must have as many windows as input_resolution {tuple(self.input_resolution)}, "
+                    f"for which the mask was made, {masks}; got {counts} of {tuple(x.shape[1:3])}; "
+                    "call set_input_size, or build the model with strict_img_size=False"
+                )
+        return self._attend(x, window, shift, self.attn.relative_position_bias_table, "roll_pad", SEAM)
+
+
+class MonaiSwinBlock(_SwinBlock):
+    """A stand-in for MONAI's ``SwinTransformerBlock`` with windows of two axes, equal to it up to rounding.
+
+    As :class:`TimmSwinBlock`, but the map is padded, then rolled, and on an axis that is no longer than the window the
+    window becomes the axis and the shift 0, all as in MONAI; there the bias is the block's too, which takes the first
+    rows and columns of the full window's index. ``use_checkpoint`` works as before.
+
+    ``mask_matrix`` must be what MONAI's ``compute_mask`` makes for the padded size, or ``None`` for no mask; as in
+    MONAI a block without shift does not look at it. Its numbers are read in every call on the CPU; on a device, where
+    reading waits, in the first call of every map size; inside ``torch.compile`` its shape alone.
+
+    Attributes:
+        library: the block's class, whose other methods work here.
+        backend: see :func:`msformer_fast.ops.cross_scale_attention`.
+
+    Shape: x (B, H, W, C), mask_matrix (windows, tokens, tokens) -> (B, H, W, C), any floating dtype.
+
+    Raises:
+        InputError: from :meth:`of`, a block of another class or make, with windows of three axes, or with an index of
+            its own; from a call, attention dropout in training, a mask that is not the standard one, a volume.
+        BackendError: from a call, the backend asked for cannot run it.
+
+    Source: Liu et al., "Swin Transformer", ICCV 2021; Hatamizadeh et al., "Swin UNETR", 2022;
+    monai.networks.nets.swin_unetr.
+    """
+
+    structure = MONAI
+
+    def __init__(self, block: nn.Module, *, backend: str | None = None) -> None:
+        super().__init__(block, backend=backend)
+        self._checked: set[tuple[Any, ...]] = set()
+
+    @classmethod
+    def of(cls, block: nn.Module, *, backend: str | None = None) -> MonaiSwinBlock:
+        """The drop-in for a block, in its mode; see the class for shapes and errors."""
+        return cls(block, backend=backend)
+
+    def forward(self, x: Tensor, mask_matrix: Tensor | None) -> Tensor:
+        return self.library.forward(self, x, mask_matrix)
+
+    def forward_part1(self, x: Tensor, mask_matrix: Tensor | None) -> Tensor:
+        """Norm and attention, before the residual."""
+        if x.ndim != 4:
+            raise InputError(f"MonaiSwinBlock: x must be (B, H, W, C), got {tuple(x.shape)}: this is 2-D only")
+        attn = self.attn
+        if looked_at(attn):
+            return self.library.forward_part1(self, x, mask_matrix)
+        window, shift = self._sides(x)
+        seam = 0.0
+        if any(shift) and mask_matrix is not None:
+            self._check_mask(mask_matrix, x, window, shift)
+            seam = SEAM
+        table = attn.relative_position_bias_table
+        if window != tuple(self.window_size):
+            tokens = window[0] * window[1]
+            index = attn.relative_position_index[:tokens, :tokens]
+            table = table[index.flatten()].view(tokens, tokens, -1).permute(2, 0, 1)
+        return self._attend(self.norm1(x), window, shift, table, "pad_roll", seam)
+
+    def _sides(self, x: Tensor) -> tuple[Pair, Pair]:
+        sides = zip(x.shape[1:3], self.window_size, self.shift_size, strict=True)
+        (height, down), (width, right) = ((n, 0) if n <= size else (size, moved) for n, size, moved in sides)
+        return (height, width), (down, right)
+
+    def _check_mask(self, mask: Tensor, x: Tensor, window: Pair, shift: Pair) -> None:
+        counts = _counts(x.shape[1:3], window)
+        tokens = window[0] * window[1]
+        shape = (counts[0] * counts[1], tokens, tokens)
+        wrong = f"got {tuple(mask.shape)}" if mask.shape != shape else None
+        size = (*counts, *window, *shift, mask.device, mask.dtype)
+        if wrong is None and not (torch.compiler.is_compiling() or mask.is_meta or size in self._checked):
+            wrong = None if _is_standard(mask, counts, window, shift) else "got other numbers"
+            if mask.device.type != "cpu":
+                self._checked.add(size)
+        if wrong is not None:
+            self._checked.discard(size)
+            raise InputError(
+                f"MonaiSwinBlock: mask_matrix must be None or compute_mask's for windows of {window} and shift "
+                f"{shift}, {shape}, since no other is applied; {wrong}"
+            )
+
+
+def _counts(sizes: Sequence[int], window: Sequence[int]) -> Pair:
+    (height, width), (rows, columns) = sizes, window
+    return -(-height // rows), -(-width // columns)
+
+
+def _padded_token(attn: Any, x: Tensor, qkv: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Key and value (heads, d) of a token of zeros."""
+    linear = attn.qkv
+    token: Tensor | None
+    if type(linear) is not nn.Linear or linear._forward_hooks or linear._forward_pre_hooks:
+        token = linear(x.new_zeros(1, 1, 1, x.shape[-1]))
+    else:
+        token = linear.bias
+    if token is None:
+        return None, None
+    _, k, v = token.to(qkv.dtype).view(qkv.shape[3:])
+    return k, v
+
+
+def _is_standard(mask: Tensor, counts: Pair, window: Sequence[int], shift: Sequence[int]) -> bool:
+    return mask.is_floating_point() and torch.equal(mask, seam_mask(counts, window, shift, mask.device).to(mask.dtype))

@@ -1,0 +1,123 @@
+"""What makes a module one of the Swin blocks that have a drop-in: no library is imported, the structure decides."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+#: What the libraries add to the score of two tokens on different sides of the seam that the shift made.
+SEAM = -100.0
+
+_ATTENTION = {"qkv", "attn_drop", "proj", "proj_drop", "softmax"}
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A library's block.
+
+    Attributes:
+        library: its name, for messages.
+        modules, attributes, methods: names that the block must have.
+        inputs: names of the arguments of ``forward``.
+        replaced: the method that the drop-in computes by itself.
+    """
+
+    library: str
+    modules: tuple[str, ...]
+    attributes: tuple[str, ...]
+    methods: tuple[str, ...]
+    inputs: tuple[str, ...]
+    replaced: str
+
+    def why_not(self, block: nn.Module) -> str | None:
+        """Why this is not such a block, as the end of a sentence, or ``None``."""
+        kind = type(block)
+        if kind.__name__ != "SwinTransformerBlock":
+            return f"the class {kind.__name__} may compute something else"
+        present = {name for name, _ in block.named_children()}
+        lacking = [
+            *(name for name in self.modules if name not in present),
+            *(name for name in self.attributes if not hasattr(block, name)),
+            *(name for name in self.methods if not inspect.isfunction(getattr(kind, name, None))),
+        ]
+        if lacking:
+            return f"this SwinTransformerBlock has no {', '.join(lacking)}"
+        inputs = _inputs(kind)
+        if inputs != self.inputs:
+            return f"its forward takes ({', '.join(inputs)}), not ({', '.join(self.inputs)})"
+        return _why_not_attention(block.get_submodule("attn"))
+
+
+TIMM = Structure(
+    "timm",
+    ("norm1", "attn", "drop_path1", "norm2", "mlp", "drop_path2"),
+    ("window_size", "shift_size", "input_resolution"),
+    ("_attn",),
+    ("x",),
+    "_attn",
+)
+MONAI = Structure(
+    "MONAI",
+    ("norm1", "attn", "drop_path", "norm2", "mlp"),
+    ("window_size", "shift_size", "use_checkpoint"),
+    ("forward_part1", "forward_part2"),
+    ("x", "mask_matrix"),
+    "forward_part1",
+)
+
+
+def _why_not_attention(attn: nn.Module) -> str | None:
+    """Every part must be known, since none but the projections is called: Swin V2 has a logit scale besides."""
+    parts = {name for name, _ in attn.named_children()}
+    parameters = {name for name, _ in attn.named_parameters(recurse=False)}
+    if type(attn).__name__ != "WindowAttention":
+        return f"its attention is a {type(attn).__name__}, not a WindowAttention"
+    if parts != _ATTENTION or parameters != {"relative_position_bias_table"}:
+        return (
+            f"its attention is made of {', '.join(sorted(parts | parameters))}, not of "
+            f"{', '.join(sorted(_ATTENTION))} and relative_position_bias_table"
+        )
+    lacking = [name for name in ("num_heads", "scale", "relative_position_index") if not hasattr(attn, name)]
+    if lacking:
+        return f"its attention has no {', '.join(lacking)}"
+    return None if _inputs(type(attn)) == ("x", "mask") else "its attention does not take (x, mask)"
+
+
+def _inputs(kind: type[nn.Module]) -> tuple[str, ...]:
+    return tuple(inspect.signature(kind.forward).parameters)[1:]
+
+
+def replaced(module: nn.Module, *methods: str) -> list[str]:
+    """Those of the methods that were set on the instance, over its class's."""
+    return [name for name in methods if name in module.__dict__]
+
+
+def looked_at(attn: Any) -> bool:
+    """Whether somebody hooks into, or replaced, a module of the attention that the fused op has no call of."""
+    parts = (attn, attn.softmax, attn.attn_drop)
+    return any(getattr(part, kind) for part in parts for kind in _HOOKS) or any(replaced(p, "forward") for p in parts)
+
+
+def standard_index(window: Sequence[int]) -> Tensor:
+    """Swin's entry in the bias table for every query and key of a window, (tokens, tokens)."""
+    height, width = window
+    y, x = torch.arange(height), torch.arange(width)
+    rows = (y[:, None] - y + height - 1)[:, None, :, None]
+    columns = (x[:, None] - x + width - 1)[None, :, None, :]
+    return (rows * (2 * width - 1) + columns).reshape(height * width, height * width)
+
+
+def seam_mask(counts: Sequence[int], window: Sequence[int], shift: Sequence[int], device: Any = None) -> Tensor:
+    """The libraries' mask of shifted windows, (windows, tokens, tokens): 0, or :data:`SEAM` across the seam."""
+    past = [
+        (torch.arange(count * size, device=device) >= count * size - moved).long().view(count, size)
+        for count, size, moved in zip(counts, window, shift, strict=True)
+    ]
+    side = (2 * past[0][:, None, :, None] + past[1][None, :, None, :]).flatten(2).flatten(0, 1)
+    return (side[:, :, None] != side[:, None, :]) * SEAM
