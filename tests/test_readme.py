@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 
 from msformer_fast.cli import _parser
 
 from .conftest import ROOT
+from .swin_blocks import timm_swin
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SHORT = re.findall(r"```py\n(.*?)```", README, re.DOTALL)
 
 
 @pytest.mark.slow
@@ -29,6 +32,19 @@ def test_python_on_a_small_network(capsys: pytest.CaptureFixture[str]) -> None:
     assert small.count("channels=8") == 2
     exec(compile(small, "README.md", "exec"), {})
     assert "(49, 49)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_short_examples_as_written(number: int) -> None:
+    code = SHORT[number]
+    if "import timm" in code:
+        timm_swin()
+    found: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), found)
+    if number == 0:
+        assert found["fine"].shape == (1, 257, 257, 64) and found["coarse"].shape == (1, 129, 129, 96)
+    else:
+        assert len(found["names"]) == 12 and found["logits"].shape == (1, 1000)
 
 
 def test_every_command_named_exists() -> None:
