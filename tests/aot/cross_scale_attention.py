@@ -59,6 +59,10 @@ CALLS = (
     (Attention(8, 32, soft=True), (HALF,)),
     (Attention(8, 32, pads=False), PRODUCTS),
     (Attention(8, 8), (HALF,)),
+    # MSFormer's, of 100 channels in 4 heads, both ways; and several windows in a tile.
+    (Attention(8, 25, pads=False, ratio=(1, 2)), PRODUCTS),
+    (Attention(4, 25, pads=False, ratio=(2, 1)), PRODUCTS),
+    (Attention(4, 32), (SINGLE, HALF)),
 )
 
 
