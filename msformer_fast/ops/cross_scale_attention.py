@@ -175,7 +175,8 @@ def _why_not_triton(width: int, maps: list[Tensor], bias: Tensor | None, *pads: 
     refusal = over_limit(OP, ("channels a head", width, MAX_HEAD_DIM))
     if refusal is not None:
         return refusal
-    cast = [cast_product(value) for value in (*maps, *pads)]
+    # What autocast makes of them, seen on none of their elements.
+    cast = [None if value is None else cast_product(value[:0]) for value in (*maps, *pads)]
     return why_not_triton(OP, *cast) or (None if bias is None else why_not_triton(OP, bias))
 
 

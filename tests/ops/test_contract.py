@@ -96,7 +96,11 @@ def test_float64_equals_the_reference(op: Op, backend: str, variant: str) -> Non
     truth, true_gradients = run(op, leaves(inputs, torch.float64), sizes, "reference")
     for index, (value, wanted) in enumerate(zip(ours, truth, strict=True)):
         if index < op.differentiable:
-            assert Error.of(value, wanted).whole < 1e-11, f"output {index}"
+            # A small difference within output 0 has the rounding of that.
+            size = float(truth[0].detach().abs().max() / wanted.detach().abs().max()) if index in op.of_rounded else 1.0
+            assert Error.of(value, wanted).whole < max(1e-11, 4 * torch.finfo(torch.float64).eps * size), (
+                f"output {index}"
+            )
         else:
             assert torch.equal(value, wanted), f"output {index}"
     for name, gradient in our_gradients.items():
