@@ -20,7 +20,7 @@ from msformer_fast.kernels.launch import (
     target_of,
     vector_length,
 )
-from msformer_fast.windows import Axis, Windows
+from msformer_fast.windows import Windows
 
 LIMIT_D = 128
 SMALL = 64  # tokens: windows of no more go into one tile
@@ -212,7 +212,8 @@ class Arguments:
         self.tensors = (q, k, v, q if bias is None else bias, *pads)
         self.strides = (*q.stride(), *k.stride(), *v.stride())
         self.bias_steps = (0,) * 6 if bias is None else _bias_steps(bias, windows)
-        rolled = [_rolled(axis, windows, of_keys) for of_keys in (False, True) for axis in (y, x)]
+        rolls = [windows.roll(axis, of_keys) for of_keys in (False, True) for axis in (y, x)]
+        rolled = [(*roll[:3], NEVER if roll.seam is None else roll.seam) for roll in rolls]
         self.sizes = (*(size for axis in rolled for size in axis), y.count, x.count)
         soft = math.isfinite(seam)
         self.numbers = (*_split(scale), *_split(seam if soft else 0.0))
@@ -263,16 +264,6 @@ def _bias_steps(bias: Tensor, windows: Windows) -> tuple[int, ...]:
     row = x.offsets * entry
     start = y.q * (y.reach - 1) * row + x.q * (x.reach - 1) * entry
     return start, head, y.p * row, x.p * entry, -y.q * row, -x.q * entry
-
-
-def _rolled(axis: Axis, windows: Windows, of_keys: bool = False) -> tuple[int, int, int, int]:
-    """Rows of a map, rows that are rolled, by how many, and the rolled row at which the seam lies."""
-    size, window, shift = (axis.keys, axis.core, axis.key_shift) if of_keys else (axis.queries, axis.window, axis.shift)
-    whole = axis.count * window
-    cycle = whole if windows.order == "pad_roll" else size
-    # Swin's rule counts from the end of the padded map; where padding is ignored, the true seam is the rolled one.
-    seam = whole - shift if windows.pads or windows.order == "pad_roll" else cycle - shift % cycle
-    return size, cycle, shift % cycle, seam if shift else NEVER
 
 
 def _split(number: float) -> tuple[float, float]:

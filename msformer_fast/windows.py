@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from msformer_fast.errors import InputError
 
@@ -16,6 +17,21 @@ OUTSIDE = ("ignore", "pad")
 
 #: Whether maps are padded to whole windows before the cyclic shift (MONAI) or after it (timm).
 ORDERS = ("pad_roll", "roll_pad")
+
+
+class Roll(NamedTuple):
+    """How the rows of one map stand on a rolled axis.
+
+    Attributes:
+        size: rows of the map; ``cycle``: rows that are rolled, the padding among them or not.
+        shift: by how many, less than the cycle.
+        seam: the rolled row from which on rows came over from the other edge; ``None`` without a shift.
+    """
+
+    size: int
+    cycle: int
+    shift: int
+    seam: int | None
 
 
 @dataclass(frozen=True)
@@ -89,6 +105,17 @@ class Windows:
     def pads(self) -> bool:
         """Whether vectors for positions outside the map are read."""
         return self.outside == "pad" and not (self.y.whole and self.x.whole)
+
+    def roll(self, axis: Axis, of_keys: bool = False) -> Roll:
+        """Of the queries or of the keys of one of the two axes."""
+        size, window, shift = axis.queries, axis.window, axis.shift
+        if of_keys:
+            size, window, shift = axis.keys, axis.core, axis.key_shift
+        padded = axis.count * window
+        cycle = padded if self.order == "pad_roll" else size
+        # Swin counts from the end of the padded map, whatever stands there; where padding is ignored, from the map's.
+        end = size if self.order == "roll_pad" and self.outside == "ignore" else padded
+        return Roll(size, cycle, shift % cycle, end - shift % end if shift else None)
 
     @property
     def table(self) -> int:

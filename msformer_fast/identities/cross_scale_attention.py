@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from msformer_fast.windows import Axis, Windows
+from msformer_fast.windows import Axis, Roll, Windows
 
 
 class _Places(NamedTuple):
@@ -65,25 +65,22 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, scale: float)
 
 def _query_places(axis: Axis, windows: Windows, device: torch.device) -> _Places:
     rolled = torch.arange(axis.count * axis.window, device=device).view(axis.count, axis.window)
-    return _places(rolled, axis.queries, axis.count * axis.window, axis.shift, windows)
+    return _places(rolled, windows.roll(axis))
 
 
 def _key_places(axis: Axis, windows: Windows, device: torch.device) -> _Places:
     first = torch.arange(axis.count, device=device)[:, None] * axis.core - axis.halo
     rolled = first + torch.arange(axis.reach, device=device)
-    return _places(rolled, axis.keys, axis.count * axis.core, axis.key_shift, windows)
+    return _places(rolled, windows.roll(axis, of_keys=True))
 
 
-def _places(rolled: Tensor, size: int, padded: int, shift: int, windows: Windows) -> _Places:
+def _places(rolled: Tensor, roll: Roll) -> _Places:
     """Of rows of the rolled axis, which may lie outside of it."""
-    cycle = padded if windows.order == "pad_roll" else size
-    row = rolled + shift % cycle
-    row = torch.where(row >= cycle, row - cycle, row)
-    inside = (rolled >= 0) & (rolled < cycle) & (row < size)
-    true_seam = windows.order == "roll_pad" and windows.outside == "ignore"
-    seam = size - shift % size if true_seam else padded - shift
-    past = rolled >= seam if shift else torch.zeros_like(inside)
-    return _Places(row.clamp(0, size - 1), inside, past)
+    row = rolled + roll.shift
+    row = torch.where(row >= roll.cycle, row - roll.cycle, row)
+    inside = (rolled >= 0) & (rolled < roll.cycle) & (row < roll.size)
+    past = torch.zeros_like(inside) if roll.seam is None else rolled >= roll.seam
+    return _Places(row.clamp(0, roll.size - 1), inside, past)
 
 
 def _partition(tokens: Tensor, places: tuple[_Places, _Places], pad: Tensor | None) -> Tensor:
@@ -132,8 +129,8 @@ def _merge(out: Tensor, shape: torch.Size, windows: Windows) -> Tensor:
     out = out.reshape(shape[0], y.count, x.count, heads, y.window, x.window, d)
     out = out.permute(0, 1, 4, 2, 5, 3, 6).reshape(shape[0], y.count * y.window, x.count * x.window, heads, d)
     for dim, axis in ((1, y), (2, x)):
-        cycle = axis.count * axis.window if windows.order == "pad_roll" else axis.queries
-        rows = (torch.arange(axis.queries, device=out.device) - axis.shift) % cycle
+        roll = windows.roll(axis)
+        rows = (torch.arange(roll.size, device=out.device) - roll.shift) % roll.cycle
         out = out.index_select(dim, rows)
     return out
 
