@@ -15,12 +15,16 @@ _HOME = {
     "DivergenceError": "errors",
     "InputError": "errors",
     "LossWeights": "losses",
+    "Swaps": "swaps",
+    "accelerate": "swaps",
     "consistency_loss": "losses",
     "self_guiding_losses": "losses",
     "MSFormer": "model",
     "Segmentation": "segmentation",
     "segment": "segmentation",
+    "register_swap": "swaps",
     "self_guide": "segmentation",
+    "unregister_swap": "swaps",
 }
 _MODULES = ("foreground", "metrics", "nn", "ops", "phantom", "reference")
 
@@ -31,7 +35,9 @@ __all__ = [
     "LossWeights",
     "MSFormer",
     "Segmentation",
+    "Swaps",
     "__version__",
+    "accelerate",
     "consistency_loss",
     "foreground",
     "metrics",
@@ -39,9 +45,11 @@ __all__ = [
     "ops",
     "phantom",
     "reference",
+    "register_swap",
     "segment",
     "self_guide",
     "self_guiding_losses",
+    "unregister_swap",
 ]
 
 if TYPE_CHECKING:
@@ -50,6 +58,7 @@ if TYPE_CHECKING:
     from msformer_fast.losses import LossWeights, consistency_loss, self_guiding_losses
     from msformer_fast.model import MSFormer
     from msformer_fast.segmentation import Segmentation, segment, self_guide
+    from msformer_fast.swaps import Swaps, accelerate, register_swap, unregister_swap
 
 
 def __getattr__(name: str) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from msformer_fast import unregister_swap
 from msformer_fast.cli import _parser
 
 from .conftest import ROOT
@@ -34,8 +35,9 @@ def test_python_on_a_small_network(capsys: pytest.CaptureFixture[str]) -> None:
     assert "(49, 49)" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("number", range(2))
+@pytest.mark.parametrize("number", range(3))
 def test_short_examples_as_written(number: int) -> None:
+    assert len(SHORT) == 3
     code = SHORT[number]
     if "import timm" in code:
         timm_swin()
@@ -43,8 +45,11 @@ def test_short_examples_as_written(number: int) -> None:
     exec(compile(code, "README.md", "exec"), found)
     if number == 0:
         assert found["fine"].shape == (1, 257, 257, 64) and found["coarse"].shape == (1, 129, 129, 96)
+    elif number == 1:
+        assert len(found["swaps"]) == 12 and found["logits"].shape == (1, 1000)
     else:
-        assert len(found["names"]) == 12 and found["logits"].shape == (1, 1000)
+        unregister_swap("Gate")
+        assert type(found["model"][0]) is found["FastGate"]
 
 
 def test_every_command_named_exists() -> None:

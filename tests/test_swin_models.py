@@ -7,8 +7,8 @@ import copy
 import pytest
 import torch
 
-from msformer_fast import InputError
-from msformer_fast.nn import MonaiSwinBlock, TimmSwinBlock, swap_swin_blocks
+from msformer_fast import accelerate
+from msformer_fast.nn import MonaiSwinBlock, TimmSwinBlock
 from tests.swin_blocks import assert_equal, block_of, monai_swin, results, timm_swin
 
 
@@ -45,11 +45,11 @@ def test_a_swapped_model(library: str) -> None:
     theirs, state = results(model, x), copy.deepcopy(model.state_dict())
     blocks = {name for name, module in model.named_modules() if type(module).__name__ == "SwinTransformerBlock"}
     parameters = list(model.parameters())
-    names = swap_swin_blocks(model)
+    names = [name for swap in accelerate(model).swapped for name in swap.names]
     assert set(names) == blocks and len(names) == count
     assert all(isinstance(model.get_submodule(name), (TimmSwinBlock, MonaiSwinBlock)) for name in names)
     assert all(ours is want for ours, want in zip(model.parameters(), parameters, strict=True))
-    assert swap_swin_blocks(model) == []
+    assert len(accelerate(model)) == 0
     for swapped in (model, copy.deepcopy(model)):
         torch.manual_seed(3)
         assert_equal(results(swapped, x), theirs)
@@ -59,7 +59,7 @@ def test_a_swapped_model(library: str) -> None:
     with torch.no_grad():
         want = fresh(x)
     other = make().eval()
-    swap_swin_blocks(other, backend="reference")
+    accelerate(other, backend="reference")
     other.load_state_dict(state)
     with torch.no_grad():
         torch.testing.assert_close(other(x), want, rtol=1e-10, atol=1e-10)
@@ -70,7 +70,7 @@ def test_timms_input_size_follows() -> None:
     model = timm_model(strict_img_size=False, embed_dim=24, depths=(2, 2, 2, 2)).eval()
     random_tables(model)
     swapped = copy.deepcopy(model)
-    assert len(swap_swin_blocks(swapped)) == 8
+    assert len(accelerate(swapped)) == 8
     for size in ((68, 96), (44, 132)):
         x = torch.randn(1, 3, *size, dtype=torch.float64)
         torch.testing.assert_close(swapped(x), model(x), rtol=1e-10, atol=1e-10)
@@ -85,7 +85,7 @@ def test_timms_input_size_follows() -> None:
 def test_monais_weights_load_through_the_drop_ins() -> None:
     """``SwinUNETR.load_from`` calls each block's own ``load_from``."""
     model, source = monai_model(), {}
-    swap_swin_blocks(model)
+    accelerate(model)
     block, _ = block_of("monai", (8, 8), (7, 7), (3, 3), heads=3)
     root, names = "module.layers1.0.blocks.0.", {"mlp.linear1": "mlp.fc1", "mlp.linear2": "mlp.fc2"}
     for key, value in block.state_dict().items():
@@ -97,19 +97,15 @@ def test_monais_weights_load_through_the_drop_ins() -> None:
         assert torch.equal(value, block.state_dict()[key])
 
 
-def test_all_or_nothing() -> None:
-    """A block that is refused is named, and none is replaced; a shared one is replaced in both places by one."""
+def test_blocks_of_another_make_stay() -> None:
+    """With the reason, and the others are replaced; a shared one in both places by one."""
     good, _ = block_of("monai", (8, 8), (4, 4), (0, 0))
     volume = monai_swin().SwinTransformerBlock(12, 3, (2, 4, 4), (1, 2, 2))
     model = torch.nn.ModuleDict({"flat": torch.nn.ModuleList([good, good]), "deep": torch.nn.Sequential(volume)})
-    with pytest.raises(
-        InputError, match=r"^swap_swin_blocks: deep\.0: MonaiSwinBlock: block must have windows of 2 axes"
-    ):
-        swap_swin_blocks(model)
-    assert model["flat"][0] is good
-    del model["deep"]
-    assert swap_swin_blocks(model, backend="reference") == ["flat.0", "flat.1"]
+    swaps = accelerate(model, backend="reference")
+    assert model["deep"][0] is volume
+    assert [str(left) for left in swaps.left] == [
+        "deep.0: SwinTransformerBlock of MONAI; it must have windows of 2 axes, got 2 x 4 x 4: this is 2-D only"
+    ]
+    assert [swap.names for swap in swaps.swapped] == [("flat.0", "flat.1")]
     assert model["flat"][0] is model["flat"][1] and model["flat"][0].backend == "reference"
-    with pytest.raises(InputError, match="model must hold the blocks"):
-        swap_swin_blocks(good)
-    assert swap_swin_blocks(torch.nn.Sequential(torch.nn.Linear(2, 2))) == []

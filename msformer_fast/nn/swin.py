@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import weakref
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -12,12 +10,13 @@ from torch import Tensor, nn
 
 from msformer_fast import ops
 from msformer_fast.errors import InputError
+from msformer_fast.nn.drop_in import DropIn
 from msformer_fast.nn.swin_structure import (
     MONAI,
     SEAM,
     TIMM,
     Structure,
-    looked_at,
+    needs_the_library,
     replaced,
     seam_mask,
     standard_index,
@@ -26,22 +25,14 @@ from msformer_fast.nn.swin_structure import (
 Pair = tuple[int, int]
 
 
-class _SwinBlock(nn.Module):
+class _SwinBlock(DropIn):
     """A block's own parts; whatever is not the attention is the code of the block's class, run on this module."""
 
     structure: ClassVar[Structure]
 
     def __init__(self, block: nn.Module, *, backend: str | None = None) -> None:
-        super().__init__()
         self.check(block)
-        # The very same dictionaries, so that the handle of a hook still removes it.
-        self.__dict__.update(block.__dict__)
-        self._compiled_call_impl = None  # it would call the block
-        for hook in self._load_state_dict_pre_hooks.values():
-            if getattr(hook, "with_module", False):
-                hook.module = weakref.ref(self)  # type: ignore[attr-defined]  # the block may soon be gone
-        self.library: Any = type(block)
-        self.backend = backend
+        super().__init__(block, backend=backend)
 
     @classmethod
     def check(cls, block: Any) -> None:
@@ -61,17 +52,6 @@ class _SwinBlock(nn.Module):
         if not index.is_meta and not torch.equal(index.cpu(), standard_index(window)):
             raise InputError(f"{name}: block must have Swin's relative_position_index for windows of {window}")
 
-    def __getattr__(self, name: str) -> Any:
-        """Other methods of the block's class, such as ``set_input_size`` or ``load_from``."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            library = self.__dict__.get("library")
-            if library is None or not hasattr(library, name):
-                raise
-            found = inspect.getattr_static(library, name)
-            return found.__get__(self, library) if hasattr(found, "__get__") else found
-
     def extra_repr(self) -> str:
         return f"window_size={tuple(self.window_size)}, shift_size={tuple(self.shift_size)}, backend={self.backend!r}"
 
@@ -80,11 +60,6 @@ class _SwinBlock(nn.Module):
     ) -> Tensor:
         """Attention of the normed map (B, H, W, C), projections included."""
         attn = self.attn
-        if attn.attn_drop.p > 0 and attn.attn_drop.training:
-            raise InputError(
-                f"{type(self).__name__}: attention dropout must be 0 in training, got {attn.attn_drop.p}: "
-                "probabilities are never stored; evaluation, and dropout of the projection, are fine"
-            )
         qkv = attn.qkv(x).unflatten(-1, (3, attn.num_heads, -1))
         whole = all(size % side == 0 for size, side in zip(x.shape[1:3], window, strict=True))
         pad_k, pad_v = (None, None) if whole else _padded_token(attn, x, qkv)
@@ -118,7 +93,8 @@ class TimmSwinBlock(_SwinBlock):
     block is not to be used beside its drop-in.
 
     Hooks of ``qkv`` and ``proj`` see the map (B, H, W, channels), not windows; dropout of the projection drops other
-    elements. An attention whose ``attn``, ``attn.softmax`` or ``attn.attn_drop`` has hooks is computed by timm's code.
+    elements. Where ``attn``, ``attn.softmax`` or ``attn.attn_drop`` has hooks, and where attention dropout is at work,
+    the attention is computed by timm's code.
 
     Attributes:
         library: the block's class, whose other methods work here.
@@ -128,8 +104,8 @@ class TimmSwinBlock(_SwinBlock):
 
     Raises:
         InputError: from :meth:`of`, a block of another class or make (Swin V2 has a logit scale and no bias table), or
-            with a mask or index of its own; from a call, attention dropout in training, and, as the block without
-            ``dynamic_mask`` has a mask for one size, a map of another number of windows.
+            with a mask or index of its own; from a call, as the block without ``dynamic_mask`` has a mask for one
+            size, a map of another number of windows.
         BackendError: from a call, the backend asked for cannot run it.
 
     Source: Liu et al., "Swin Transformer", ICCV 2021; timm.models.swin_transformer.
@@ -159,7 +135,7 @@ class TimmSwinBlock(_SwinBlock):
             )
 
     def _attn(self, x: Tensor) -> Tensor:
-        if looked_at(self.attn):
+        if needs_the_library(self.attn):
             return self.library._attn(self, x)
         window, shift = self.window_size, self.shift_size
         if any(shift) and not getattr(self, "dynamic_mask", False):
@@ -192,7 +168,7 @@ class MonaiSwinBlock(_SwinBlock):
 
     Raises:
         InputError: from :meth:`of`, a block of another class or make, with windows of three axes, or with an index of
-            its own; from a call, attention dropout in training, a mask that is not the standard one, a volume.
+            its own; from a call, a mask that is not the standard one, a volume.
         BackendError: from a call, the backend asked for cannot run it.
 
     Source: Liu et al., "Swin Transformer", ICCV 2021; Hatamizadeh et al., "Swin UNETR", 2022;
@@ -218,7 +194,7 @@ class MonaiSwinBlock(_SwinBlock):
         if x.ndim != 4:
             raise InputError(f"MonaiSwinBlock: x must be (B, H, W, C), got {tuple(x.shape)}: this is 2-D only")
         attn = self.attn
-        if looked_at(attn):
+        if needs_the_library(attn):
             return self.library.forward_part1(self, x, mask_matrix)
         window, shift = self._sides(x)
         seam = 0.0

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from msformer_fast.nn.drop_in import drops, is_looked_at
+
 #: What the libraries add to the score of two tokens on different sides of the seam that the shift made.
 SEAM = -100.0
 
 _ATTENTION = {"qkv", "attn_drop", "proj", "proj_drop", "softmax"}
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,10 @@ def replaced(module: nn.Module, *methods: str) -> list[str]:
     return [name for name in methods if name in module.__dict__]
 
 
-def looked_at(attn: Any) -> bool:
-    """Whether somebody hooks into, or replaced, a module of the attention that the fused op has no call of."""
-    parts = (attn, attn.softmax, attn.attn_drop)
-    return any(getattr(part, kind) for part in parts for kind in _HOOKS) or any(replaced(p, "forward") for p in parts)
+def needs_the_library(attn: Any) -> bool:
+    """Whether the library's own code must run: somebody hooks into, or replaced, a module of the attention that the op
+    has no call of, or probabilities are dropped, which the op never stores."""
+    return any(is_looked_at(part) for part in (attn, attn.softmax, attn.attn_drop)) or drops(attn.attn_drop)
 
 
 def standard_index(window: Sequence[int]) -> Tensor:

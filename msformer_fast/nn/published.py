@@ -1,0 +1,231 @@
+"""Drop-ins for a block whose source went from repository to repository of medical segmentation.
+
+Its three modules are named ``EfficientAttention``, ``MixFFN`` or ``MixFFN_skip``, and ``EfficientTransformerBlock``.
+The copies differ in what they return, in the shape that they take, and in which of their norms they use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from msformer_fast import ops
+from msformer_fast.errors import InputError
+from msformer_fast.nn.drop_in import DropIn
+
+
+@dataclass(frozen=True)
+class AttentionForm:
+    """What one copy of ``EfficientAttention`` computes.
+
+    Attributes:
+        heads: number of heads.
+        residual: it adds its input.
+        context: what it returns besides: ``"none"``; the context of the ``"last"`` or ``"first"`` head,
+            (B, Ck / heads, Cv / heads); or of ``"all"``, (B, heads, Ck / heads, Cv / heads).
+    """
+
+    heads: int = 1
+    residual: bool = False
+    context: str = "none"
+
+
+@dataclass(frozen=True)
+class FeedForwardForm:
+    """What one copy of ``MixFFN`` computes.
+
+    Attributes:
+        residual: it adds its input.
+        skip: it adds the depthwise convolution's input to its result.
+        norm: name of the LayerNorm in front of the GELU, or ``None``.
+    """
+
+    residual: bool = False
+    skip: bool = False
+    norm: str | None = None
+
+
+@dataclass(frozen=True)
+class BlockForm:
+    """What one copy of ``EfficientTransformerBlock`` computes: ``t = x + attn(norm1(x))``, ``t + mlp(norm2(t))``.
+
+    Attributes:
+        attention, feed_forward: what its two parts compute.
+        context: what it returns besides, as of :class:`AttentionForm`.
+    """
+
+    attention: AttentionForm
+    feed_forward: FeedForwardForm
+    context: str = "none"
+
+
+class PublishedEfficientAttention(DropIn):
+    """A stand-in for a published ``EfficientAttention``: keys, queries, values and reprojection are 1x1 convolutions.
+
+    Args:
+        module: what it stands in for; its parts are shared, see :class:`msformer_fast.nn.DropIn`.
+        form: what the module computes. :func:`msformer_fast.accelerate` finds it out and proves it.
+        backend: see :func:`msformer_fast.ops.efficient_attention`.
+
+    Where somebody hooks into a part, or a part was replaced, the module's own code runs.
+
+    Shape: a map (B, C, H, W), or tokens (B, H * W, C) with H and W behind them; the result is of the same shape, and
+    contiguous as the module's own. A context comes as the form says.
+
+    Raises:
+        InputError: from a call, H and W that do not fit the tokens.
+
+    Source: Shen et al., "Efficient Attention", WACV 2021.
+    """
+
+    def __init__(self, module: nn.Module, form: AttentionForm, *, backend: str | None = None) -> None:
+        super().__init__(module, backend=backend)
+        self.form = form
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        if not self.as_built():
+            return self.library.forward(self, *inputs, **named)
+        x, *size = self.in_order(inputs, named)
+        y, context = _attention(self, _as_map(self, x, size), self.form, None, self.form.residual, self.backend)
+        return _returned(_as_given(y, size), context, self.form.context)
+
+    def extra_repr(self) -> str:
+        return f"{self.form}, backend={self.backend!r}"
+
+
+class PublishedMixFFN(DropIn):
+    """A stand-in for a published ``MixFFN`` or ``MixFFN_skip``: ``fc1``, ``dwconv.dwconv``, a GELU, ``fc2``, norms.
+
+    As :class:`PublishedEfficientAttention`; where a dropout is at work in training, the module's own code runs too.
+
+    Source: Xie et al., "SegFormer", NeurIPS 2021; Huang et al., "MISSFormer", 2021.
+    """
+
+    def __init__(self, module: nn.Module, form: FeedForwardForm, *, backend: str | None = None) -> None:
+        super().__init__(module, backend=backend)
+        self.form = form
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        if not self.as_built():
+            return self.library.forward(self, *inputs, **named)
+        x, *size = self.in_order(inputs, named)
+        x = _as_map(self, x, size)
+        y = _feed_forward(self, x, self.form, None, self.form.residual, self.backend)
+        return _as_given(y, size)
+
+    def extra_repr(self) -> str:
+        return f"{self.form}, backend={self.backend!r}"
+
+
+class PublishedTransformerBlock(DropIn):
+    """A stand-in for a published ``EfficientTransformerBlock``: norms and residuals are part of the two ops.
+
+    As :class:`PublishedEfficientAttention`; where a dropout is at work in training, the module's own code runs too.
+
+    Source: Azad et al., "DAE-Former", 2022; MS-Former.
+    """
+
+    def __init__(self, module: nn.Module, form: BlockForm, *, backend: str | None = None) -> None:
+        super().__init__(module, backend=backend)
+        self.form = form
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        if not self.as_built():
+            return self.library.forward(self, *inputs, **named)
+        x, *size = self.in_order(inputs, named)
+        form, parts = self.form, self._modules
+        norm1: Any = parts["norm1"]
+        norm2: Any = parts["norm2"]
+        t, context = _attention(parts["attn"], _as_map(self, x, size), form.attention, norm1, True, self.backend)
+        y = _feed_forward(parts["mlp"], t, form.feed_forward, norm2, True, self.backend)
+        return _returned(_as_given(y, size), context, form.context)
+
+    def extra_repr(self) -> str:
+        return f"{self.form}, backend={self.backend!r}"
+
+
+def _attention(
+    part: Any, x: Tensor, form: AttentionForm, norm: nn.LayerNorm | None, residual: bool, backend: str | None
+) -> tuple[Tensor, Tensor]:
+    return ops.efficient_attention(
+        x,
+        part.keys.weight.flatten(1),
+        part.keys.bias,
+        part.queries.weight.flatten(1),
+        part.queries.bias,
+        part.values.weight.flatten(1),
+        part.values.bias,
+        part.reprojection.weight.flatten(1),
+        part.reprojection.bias,
+        None if norm is None else norm.weight,
+        None if norm is None else norm.bias,
+        heads=form.heads,
+        norm=norm is not None,
+        residual=residual,
+        eps=1e-5 if norm is None else norm.eps,
+        backend=backend,
+    )
+
+
+def _feed_forward(
+    part: Any, t: Tensor, form: FeedForwardForm, norm: nn.LayerNorm | None, residual: bool, backend: str | None
+) -> Tensor:
+    inner = None if form.norm is None else getattr(part, form.norm)
+    if norm is not None and inner is not None and norm.eps != inner.eps:  # the op has one eps
+        y = _feed_forward(part, norm(t), form, None, False, backend)
+        return t + y if residual else y
+    conv = depthwise(part)
+    return ops.mix_ffn(
+        t,
+        part.fc1.weight,
+        part.fc1.bias,
+        conv.weight,
+        conv.bias,
+        part.fc2.weight,
+        part.fc2.bias,
+        None if norm is None else norm.weight,
+        None if norm is None else norm.bias,
+        None if inner is None else inner.weight,
+        None if inner is None else inner.bias,
+        norm=norm is not None,
+        inner_norm=inner is not None,
+        inner_skip=form.skip,
+        residual=residual,
+        eps=next((each.eps for each in (norm, inner) if each is not None), 1e-5),
+        backend=backend,
+    )
+
+
+def depthwise(part: Any) -> Any:
+    """The depthwise convolution of a published Mix-FFN, which most copies wrap in a module of their own."""
+    return getattr(part.dwconv, "dwconv", part.dwconv)
+
+
+def _as_map(owner: DropIn, x: Tensor, size: Sequence[int]) -> Tensor:
+    """(B, H, W, C) of a map (B, C, H, W), or of tokens (B, H * W, C) and their H and W."""
+    if not size:
+        if x.ndim != 4:
+            raise InputError(f"{type(owner).__name__}: x must be (B, C, H, W), got {tuple(x.shape)}")
+        return x.permute(0, 2, 3, 1)
+    height, width = size
+    if x.ndim != 3 or x.shape[1] != height * width:
+        raise InputError(
+            f"{type(owner).__name__}: x must be (B, H * W, C) with H = {height} and W = {width}, got {tuple(x.shape)}"
+        )
+    return x.unflatten(1, (height, width))
+
+
+def _as_given(y: Tensor, size: Sequence[int]) -> Tensor:
+    # Contiguous like the module's own result, which callers may view.
+    return y.flatten(1, 2) if size else y.permute(0, 3, 1, 2).contiguous()
+
+
+def _returned(y: Tensor, context: Tensor, which: str) -> Any:
+    if which == "none":
+        return y
+    if which == "all":
+        return y, context
+    return y, context[:, -1 if which == "last" else 0].contiguous()

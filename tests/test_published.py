@@ -1,0 +1,402 @@
+"""The published block: every variant is found out and computed as it is; what only looks like it is left."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import msformer_fast as mf
+from tests import published_networks as published
+from tests.published_networks import EfficientAttention, EfficientTransformerBlock, MixFFN, MixFFN_skip
+from tests.swin_blocks import results
+
+
+def random_parameters(module: nn.Module) -> nn.Module:
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.4)
+    return module.double()
+
+
+def outcome(module: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Tensor]:
+    """Results and gradients, of every output where there are several."""
+    several = module(*inputs)
+    if isinstance(several, Tensor):
+        return results(module, *inputs)
+    joined = Joined(module)
+    return results(joined, *inputs)
+
+
+def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float = 1e-10) -> None:
+    """Relative to the largest value of each, or a thousandth of all: a key bias has a gradient of rounding alone."""
+    assert ours.keys() == theirs.keys()
+    least = 1e-3 * max(float(want.abs().max()) for want in theirs.values())
+    for name, want in theirs.items():
+        error = float((ours[name] - want).abs().max()) / max(float(want.abs().max()), least)
+        assert error <= tolerance, f"{name}: {error}"
+
+
+class Joined(nn.Module):
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: Any) -> Tensor:
+        return torch.cat([value.flatten() for value in self.module(*inputs)])
+
+
+def swapped(module: nn.Module, **options: Any) -> tuple[nn.Module, mf.Swaps]:
+    """The drop-in of a module, still sharing its parameters."""
+    swaps = mf.accelerate(nn.Sequential(module), **options)
+    assert len(swaps) == 1, str(swaps)
+    return swaps.swapped[0].replacement, swaps
+
+
+def check(module: nn.Module, *inputs: Any, **options: Any) -> nn.Module:
+    random_parameters(module)
+    drop_in, _ = swapped(module, **options)
+    assert_same(outcome(drop_in, inputs), outcome(module, inputs), 1e-10)
+    ours, theirs = drop_in(*inputs), module(*inputs)
+    for mine, yours in zip(*((out,) if isinstance(out, Tensor) else out for out in (ours, theirs)), strict=True):
+        assert mine.shape == yours.shape and mine.is_contiguous() and mine.dtype == yours.dtype
+    return drop_in
+
+
+def image(channels: int) -> Tensor:
+    return torch.randn(2, channels, 7, 6, dtype=torch.float64)
+
+
+def tokens(channels: int) -> tuple[Tensor, int, int]:
+    return torch.randn(2, 35, channels, dtype=torch.float64), 7, 5
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("context", ["none", "last", "first", "all"])
+def test_attentions(context: str, residual: bool) -> None:
+    for heads, keys, values in ((1, 10, 10), (3, 6, 9)):
+        drop_in = check(EfficientAttention(10, keys, values, heads, residual, context), image(10))
+        form = drop_in.form
+        assert (form.heads, form.residual) == (heads, residual)
+        assert form.context == context or (heads == 1 and {form.context, context} == {"first", "last"})
+
+
+def test_attention_without_bias_on_other_layouts() -> None:
+    check(EfficientAttention(10, bias=False), image(10).transpose(2, 3))
+    check(EfficientAttention(10), image(10).contiguous(memory_format=torch.channels_last))
+
+    class Tokens(EfficientAttention):
+        def forward(self, x: Tensor, H: int, W: int) -> Tensor:
+            return super().forward(x.mT.unflatten(2, (H, W))).flatten(2).mT.contiguous()
+
+    check(Tokens(6, head_count=2), *tokens(6))
+
+
+@pytest.mark.parametrize("name", ["head_count", "heads", "num_heads"])
+def test_names_of_the_number_of_heads(name: str) -> None:
+    class Renamed(EfficientAttention):
+        def __getattr__(self, wanted: str) -> Any:
+            return self.__dict__[name] if wanted == "head_count" else super().__getattr__(wanted)
+
+    module = Renamed(12, head_count=3)
+    module.__dict__[name] = module.__dict__.pop("head_count")
+    assert check(module, image(12)).form.heads == 3
+
+
+@pytest.mark.parametrize("used", ["norm1", "norm2", "norm3"])
+def test_the_norm_that_is_used(used: str) -> None:
+    class Copy(MixFFN_skip):
+        pass
+
+    Copy.used = used
+    form = check(Copy(6, 20), *tokens(6)).form
+    assert form.norm == used and form.skip
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("residual", [False, True])
+def test_feed_forwards(skip: bool, norm: bool, residual: bool) -> None:
+    """Also ones on maps, with the depthwise convolution as a part of its own."""
+
+    class FeedForward(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1, self.fc2 = nn.Linear(6, 10), nn.Linear(10, 6, bias=False)
+            self.dwconv = nn.Conv2d(10, 10, 3, padding="same", groups=10, bias=False)
+            if norm:
+                self.norm = nn.LayerNorm(10, eps=1e-3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            wide = self.fc1(x.permute(0, 2, 3, 1))
+            y = self.dwconv(wide.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            y = y + wide if skip else y
+            y = self.fc2(F.gelu(self.norm(y) if norm else y)).permute(0, 3, 1, 2)
+            return (y + x if residual else y).contiguous()
+
+    form = check(FeedForward(), image(6)).form
+    assert (form.skip, form.norm, form.residual) == (skip, "norm" if norm else None, residual)
+
+
+@pytest.mark.parametrize("mlp", ["mix", "mix_skip"])
+@pytest.mark.parametrize(("heads", "context"), [(1, True), (2, True), (2, False)])
+def test_blocks(heads: int, context: bool, mlp: str) -> None:
+    form = check(EfficientTransformerBlock(8, heads, mlp, context), *tokens(8)).form
+    assert form.attention.heads == heads and form.context == ("last" if context else "none")
+    assert form.feed_forward.norm == ("norm1" if mlp == "mix_skip" else None)
+
+
+def test_a_block_whose_norms_differ() -> None:
+    """In their epsilon, which the op has one of; without affine parameters; on a map."""
+
+    class OnMaps(EfficientTransformerBlock):
+        def forward(self, x: Tensor) -> Tensor:
+            y, _ = super().forward(x.flatten(2).mT, *x.shape[2:])
+            return y.mT.unflatten(2, x.shape[2:]).contiguous()
+
+    block = OnMaps(8)
+    block.norm1 = nn.LayerNorm(8, eps=0.1, elementwise_affine=False)
+    block.norm2 = nn.LayerNorm(8, eps=0.02, bias=False)
+    check(block, image(8))
+
+
+def test_through_the_kernels(strict_kernels: None) -> None:
+    pytest.importorskip("triton")
+    check(EfficientTransformerBlock(8, 2), *tokens(8), backend="triton")
+
+
+@pytest.mark.parametrize("call", ["by name", "mixed", "by place"])
+def test_arguments_by_name(call: str) -> None:
+    block = random_parameters(EfficientTransformerBlock(8, context=False))
+    x, H, W = tokens(8)
+    want, (drop_in, _) = block(x, H, W), swapped(block)
+    got = {
+        "by name": lambda: drop_in(x=x, W=W, H=H),
+        "mixed": lambda: drop_in(x, W=W, H=H),
+        "by place": lambda: drop_in(x, H, W),
+    }[call]()
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+
+
+def test_sizes_that_do_not_fit() -> None:
+    drop_in, _ = swapped(EfficientTransformerBlock(8))
+    with pytest.raises(mf.InputError, match=r"x must be \(B, H \* W, C\) with H = 5 and W = 5, got \(1, 24, 8\)"):
+        drop_in(torch.randn(1, 24, 8), 5, 5)
+    drop_in, _ = swapped(EfficientAttention(8))
+    with pytest.raises(mf.InputError, match=r"x must be \(B, C, H, W\), got \(24, 8\)"):
+        drop_in(torch.randn(24, 8))
+
+
+def test_dropout_runs_the_modules_own_code() -> None:
+    """In training; in evaluation the op."""
+    module = random_parameters(MixFFN(6, 12, drop=0.5))
+    drop_in, _ = swapped(module)
+    inputs = tokens(6)
+    torch.manual_seed(5)
+    want = module(*inputs)
+    torch.manual_seed(5)
+    assert torch.equal(drop_in(*inputs), want)
+    assert not torch.equal(drop_in(*inputs), want)
+    assert_same(results(drop_in.eval(), *inputs), results(module.eval(), *inputs))
+
+
+def test_a_part_that_is_looked_at_or_replaced() -> None:
+    """The module's own code runs then, so that nothing goes unnoticed."""
+    block = random_parameters(EfficientTransformerBlock(8, context=False))
+    drop_in, _ = swapped(block)
+    inputs, seen = tokens(8), []
+    handle = block.mlp.dwconv.dwconv.register_forward_hook(lambda module, _, out: seen.append(out.shape))
+    torch.testing.assert_close(drop_in(*inputs), block(*inputs), rtol=0, atol=0)
+    assert seen == [(2, 32, 7, 5)] * 2
+    handle.remove()
+    drop_in(*inputs)
+    assert len(seen) == 2
+
+    class Adapted(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * 3
+
+    drop_in.attn.keys = Adapted(8, 8, 1).double()
+    torch.testing.assert_close(drop_in(*inputs), block(*inputs), rtol=0, atol=0)
+    assert block.attn.keys is drop_in.attn.keys
+    torch.nn.utils.parametrizations.weight_norm(block.mlp.fc1)
+    torch.testing.assert_close(drop_in(*inputs), block(*inputs), rtol=0, atol=0)
+
+
+class ScaledKeys(EfficientAttention):
+    def scored(self, keys: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
+        return super().scored(keys * 1.0001, queries)
+
+
+class OtherAxis(EfficientAttention):
+    def scored(self, keys: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
+        return keys.softmax(dim=2), queries.softmax(dim=3)
+
+
+class Detached(EfficientAttention):
+    """Right forward, other gradient."""
+
+    def scored(self, keys: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
+        return super().scored(keys.detach(), queries)
+
+
+class Noisy(EfficientAttention):
+    """Right in evaluation alone."""
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x + 0.01 * torch.randn_like(x) if self.training else x)
+
+
+class InFloat32(EfficientAttention):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x.float())
+
+
+class OfThree(EfficientAttention):
+    def forward(self, x: Tensor, depth: int) -> Any:
+        return super().forward(x) * depth
+
+
+class TempScaled(EfficientAttention):
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.temperature = nn.Parameter(torch.ones(1))
+
+
+class Stateful(EfficientAttention):
+    """Another result at every call."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Any:
+        Stateful.calls += 1
+        return super().forward(x) * Stateful.calls
+
+
+def strided() -> nn.Module:
+    module = EfficientAttention(8)
+    module.keys = nn.Conv2d(8, 8, 1, groups=2)
+    return module
+
+
+def tanh_gelu() -> nn.Module:
+    module = MixFFN(6, 12)
+    module.act = nn.GELU(approximate="tanh")
+    return module
+
+
+def relu() -> nn.Module:
+    module = MixFFN(6, 12)
+    module.act = nn.ReLU()
+    return module
+
+
+class Relu(MixFFN):
+    """An activation that is no module."""
+
+    def forward(self, x: Tensor, H: int, W: int) -> Tensor:
+        return self.fc2(F.relu(self.dwconv(self.fc1(x), H, W)))
+
+
+def reflected() -> nn.Module:
+    module = MixFFN(6, 12)
+    module.dwconv.dwconv = nn.Conv2d(12, 12, 3, 1, 1, groups=12, padding_mode="reflect")
+    return module
+
+
+def wide_kernel() -> nn.Module:
+    module = MixFFN(6, 12)
+    module.dwconv.dwconv = nn.Conv2d(12, 12, 5, 1, 2, groups=12)
+    return module
+
+
+def two_convolutions() -> nn.Module:
+    module = MixFFN(6, 12)
+    module.dwconv.extra = nn.Conv2d(12, 12, 1)
+    return module
+
+
+def patched() -> nn.Module:
+    module = EfficientAttention(8)
+    module.forward = lambda x: x  # type: ignore[method-assign]
+    return module
+
+
+def compiled_by_itself() -> nn.Module:
+    module = EfficientAttention(8)
+    module.compile(backend="eager")
+    return module
+
+
+def cannot_be_copied() -> nn.Module:
+    module = EfficientAttention(8)
+    module.lock = threading.Lock()
+    return module
+
+
+LOOK_ALIKES = {
+    "keys scaled by 1.0001": (lambda: ScaledKeys(8), "differs by"),
+    "softmax over the other axis": (lambda: OtherAxis(8), "differs by"),
+    "another gradient": (lambda: Detached(8), "its gradient"),
+    "noise in training": (lambda: Noisy(8), "its result differs by"),
+    "float32 inside": (lambda: InFloat32(8), "cannot be called with float64"),
+    "another argument": (lambda: OfThree(8), r"its forward takes \(x, depth\), not a map"),
+    "a parameter more": (lambda: TempScaled(8), "it has temperature besides"),
+    "a changing result": (lambda: Stateful(8), "its result differs by"),
+    "queries of another map": (lambda: published.CrossAttention(8), r"its forward takes \(target, source\)"),
+    "grouped keys": (strided, "its keys is no plain 1x1 Conv2d"),
+    "heads that do not divide": (lambda: EfficientAttention(8, head_count=3), "its 3 heads do not divide"),
+    "GELU of tanh": (tanh_gelu, "its GELU is the tanh approximation"),
+    "ReLU": (relu, r"it has a ReLU besides \(act\)"),
+    "ReLU that is no module": (lambda: Relu(6, 12), "its result differs by"),
+    "reflecting convolution": (reflected, "its dwconv does not keep the size"),
+    "5x5 convolution": (wide_kernel, "its dwconv is no depthwise 3x3"),
+    "two convolutions": (two_convolutions, "its dwconv does more than one convolution"),
+    "forward replaced": (patched, "its forward was replaced on the instance"),
+    "compiled by itself": (compiled_by_itself, "it was compiled by itself"),
+    "a lock": (cannot_be_copied, "it cannot be copied for a trial"),
+    "another class of this name": (lambda: type("EfficientAttention", (nn.Module,), {})(), "it has no keys, queries"),
+}
+
+
+@pytest.mark.parametrize("case", LOOK_ALIKES)
+def test_look_alikes_are_left(case: str) -> None:
+    make, reason = LOOK_ALIKES[case]
+    module = make()
+    model = nn.Sequential(module)
+    state = torch.random.get_rng_state()
+    swaps = mf.accelerate(model)
+    assert model[0] is module and len(swaps) == 0
+    (left,) = swaps.left
+    assert left.name == "0"
+    with pytest.raises(AssertionError, match=reason):
+        raise AssertionError(left.reason)
+    assert reason.split()[0].lstrip("\\(") in str(swaps) or left.reason in str(swaps)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_a_result_that_a_module_keeps() -> None:
+    """With its graph, which a deep copy refuses."""
+    module = EfficientAttention(8)
+    module.last = module(torch.randn(1, 8, 3, 3))
+    swapped(module)
+
+
+def test_a_block_around_a_look_alike() -> None:
+    """The block stays with its reason, and its other part is swapped."""
+    block = EfficientTransformerBlock(8, context=False)
+    block.mlp = published.MLP(8, 32)
+    swaps = mf.accelerate(nn.Sequential(block))
+    assert [swap.names for swap in swaps.swapped] == [("0.attn",)]
+    assert [left.reason for left in swaps.left] == ["its mlp, a MLP, has no drop-in"]
+
+    class Doubled(EfficientTransformerBlock):
+        def forward(self, x: Tensor, H: int, W: int) -> Any:
+            return super().forward(x * 2, H, W)
+
+    swaps = mf.accelerate(nn.Sequential(Doubled(8)))
+    assert [swap.names for swap in swaps.swapped] == [("0.attn",), ("0.mlp",)]
+    assert [left.kind for left in swaps.left] == ["EfficientTransformerBlock"]
