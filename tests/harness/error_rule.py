@@ -63,13 +63,20 @@ def assert_no_worse(draw: Callable[[], dict[str, Errors]]) -> None:
     suspects = {name: errors for name, errors in first.items() if not _passes(errors, 1.0)}
     if not suspects:
         return
-    draws = [first, *(draw() for _ in range(DRAWS - 1))]
-    for name in suspects:
-        worse = [errors[name] for errors in draws if not _passes(errors[name], LUCK)]
-        assert len(worse) <= DRAWS // 2, (
-            f"{name}: worse than PyTorch in {len(worse)} of {DRAWS} draws, (ours, PyTorch's) relative to the truth: "
-            f"{worse[:3]}"
-        )
+    most = DRAWS // 2
+    worse: dict[str, list[Errors]] = {name: [] for name in suspects}
+    for number, errors in enumerate([first, *[None] * (DRAWS - 1)], start=1):
+        found = errors or draw()
+        for name, seen in worse.items():
+            if not _passes(found[name], LUCK):
+                seen.append(found[name])
+        if all(number - len(seen) > most for seen in worse.values()):  # the others cannot change it
+            return
+        for name, seen in worse.items():
+            assert len(seen) <= most, (
+                f"{name}: worse than PyTorch in {len(seen)} of {number} draws, (ours, PyTorch's) relative to the "
+                f"truth: {seen[:3]}"
+            )
 
 
 def _passes(errors: Errors, luck: float) -> bool:

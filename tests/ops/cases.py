@@ -29,6 +29,7 @@ class Op:
         plain: those among them that are expressions of PyTorch's operators, with no registered op.
         of_rounded: outputs that are small differences within output 0, which is rounded to the inputs' dtype: they are
             held to that dtype's epsilon, at the size of output 0.
+        slow: variants whose errors in several draws take minutes in the interpreter.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Op:
     backends: tuple[str, ...] = ("triton", "torch")
     plain: tuple[str, ...] = ()
     of_rounded: tuple[int, ...] = ()
+    slow: tuple[str, ...] = ()
 
     def run(self, inputs: Inputs, sizes: Sizes, backend: str | None) -> tuple[Tensor, ...]:
         options = {name: sizes[name] for name in self.options if name in sizes}
@@ -134,6 +136,7 @@ OPS = {
             other=({"B": 3, "H": 7, "W": 9, "C": 4}, {"B": 4, "H": 5, "W": 11, "C": 4}),
             differentiable=2,
             options=("heads", "norm", "residual", "memory"),
+            slow=("lean",),
         ),
         Op(
             "cross_scale_attention",

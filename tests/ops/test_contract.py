@@ -25,6 +25,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 PAIRS = [(op, backend) for op in OPS.values() for backend in op.backends]
 VARIANTS = [(op, backend, name) for op, backend in PAIRS for name in op.sizes]
+SLOW = [backend == "triton" and name in op.slow for op, backend, name in VARIANTS]
 KERNELS = [op for op in OPS.values() if "triton" in op.backends]
 
 
@@ -34,6 +35,11 @@ def _name(value: Op | str) -> str:
 
 every_op = pytest.mark.parametrize(("op", "backend"), PAIRS, ids=_name)
 every_variant = pytest.mark.parametrize(("op", "backend", "variant"), VARIANTS, ids=_name)
+every_quick_variant = pytest.mark.parametrize(
+    ("op", "backend", "variant"),
+    [pytest.param(*row, marks=[pytest.mark.slow] * slow) for row, slow in zip(VARIANTS, SLOW, strict=True)],
+    ids=_name,
+)
 every_kernel = pytest.mark.parametrize("op", KERNELS, ids=_name)
 on_cpu = pytest.mark.skipif(DEVICE != "cpu", reason="float64 runs on kernels in the interpreter alone")
 
@@ -68,7 +74,7 @@ def rounded_eps(truth: tuple[Tensor, ...], index: int, dtype: torch.dtype) -> fl
     return max(size, 1.0) * torch.finfo(dtype).eps
 
 
-@every_variant
+@every_quick_variant
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_error_is_no_larger_than_pytorchs(op: Op, backend: str, variant: str, dtype: torch.dtype) -> None:
     sizes = op.sizes[variant]
@@ -223,7 +229,7 @@ def test_strides_as_they_come(op: Op, backend: str, layout: str) -> None:
             view = torch.empty(value.numel() + 3, dtype=value.dtype, device=value.device)[3:].view(value.shape)
         return view.copy_(value)
 
-    sizes = next(iter(op.sizes.values()))
+    sizes = op.other[0]
     plain = leaves(op.draw(sizes), torch.float32)
     wanted, wanted_gradients = run(op, plain, sizes, backend)
     odd = {name: strided(value.detach()).requires_grad_() for name, value in plain.items()}
