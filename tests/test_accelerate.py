@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import msformer_fast as mf
 from msformer_fast.nn import DropIn, PublishedEfficientAttention, PublishedMixFFN, PublishedTransformerBlock
 from tests import published_networks as published
+from tests.harness.differences import assert_same
 from tests.swin_blocks import monai_swin, timm_swin
 
 
@@ -62,14 +63,6 @@ def results(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
     names, parameters = zip(*model.named_parameters(), strict=True)
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     return {"loss": loss.detach()} | {n: g for n, g in zip(names, gradients, strict=True) if g is not None}
-
-
-def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float) -> None:
-    assert ours.keys() == theirs.keys()
-    least = 1e-3 * max(float(value.abs().max()) for value in theirs.values())
-    for name, want in theirs.items():
-        error = float((ours[name] - want).abs().max()) / max(float(want.abs().max()), least)
-        assert error <= tolerance, f"{name}: {error}"
 
 
 @every_network
@@ -405,7 +398,7 @@ def test_on_the_meta_device() -> None:
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
-@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize("order", [pytest.param("before", marks=pytest.mark.slow), "after"])
 def test_distributed_data_parallel(order: str, tmp_path: Any) -> None:
     """Two processes, each with half of a batch: the gradients of the whole."""
     model = net("SegFormer").double()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import msformer_fast as mf
 from tests import published_networks as published
+from tests.harness.differences import assert_same
 from tests.published_networks import EfficientAttention, EfficientTransformerBlock, MixFFN, MixFFN_skip
 from tests.swin_blocks import results
 
@@ -29,15 +30,6 @@ def outcome(module: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Tensor]:
         return results(module, *inputs)
     joined = Joined(module)
     return results(joined, *inputs)
-
-
-def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float = 1e-10) -> None:
-    """Relative to the largest value of each, or a thousandth of all: a key bias has a gradient of rounding alone."""
-    assert ours.keys() == theirs.keys()
-    least = 1e-3 * max(float(want.abs().max()) for want in theirs.values())
-    for name, want in theirs.items():
-        error = float((ours[name] - want).abs().max()) / max(float(want.abs().max()), least)
-        assert error <= tolerance, f"{name}: {error}"
 
 
 class Joined(nn.Module):
@@ -200,7 +192,7 @@ def test_dropout_runs_the_modules_own_code() -> None:
     torch.manual_seed(5)
     assert torch.equal(drop_in(*inputs), want)
     assert not torch.equal(drop_in(*inputs), want)
-    assert_same(results(drop_in.eval(), *inputs), results(module.eval(), *inputs))
+    assert_same(results(drop_in.eval(), *inputs), results(module.eval(), *inputs), 1e-10)
 
 
 def test_a_part_that_is_looked_at_or_replaced() -> None:

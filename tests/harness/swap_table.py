@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import msformer_fast as mf
+from tests.harness.differences import differences
 from tests.test_accelerate import NETWORKS, batch, results
 
 
@@ -19,7 +20,7 @@ def row(name: str) -> str:
     model = model.double()
     before = results(model, image.double())
     swaps = mf.accelerate(model)
-    worst = _largest(results(model, image.double()), before)
+    worst = max(differences(results(model, image.double()), before).values())
     model.load_state_dict(state)
     same = list(model.state_dict()) == list(state)
     swaps.undo()
@@ -28,7 +29,7 @@ def row(name: str) -> str:
     model.float()
     single = _outputs(model, image)
     with mf.accelerate(model):
-        rounding = _largest(_outputs(model, image), single)
+        rounding = max(differences(_outputs(model, image), single).values())
     kinds = ", ".join(f"{sum(s.kind == kind for s in swaps.swapped)} {kind}" for kind in _kinds(swaps))
     answers = " | ".join("yes" if answer else "NO" for answer in (same, exact))
     return f"| {name} | {kinds} | {worst:.0e} | {rounding:.0e} | {answers} |"
@@ -43,13 +44,6 @@ def _outputs(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
     with torch.no_grad():
         out = model(image)
     return {str(i): value for i, value in enumerate((out,) if isinstance(out, Tensor) else out)}
-
-
-def _largest(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
-    least = 1e-3 * max(float(value.abs().max()) for value in theirs.values())
-    return max(
-        float((ours[name] - want).abs().max()) / max(float(want.abs().max()), least) for name, want in theirs.items()
-    )
 
 
 if __name__ == "__main__":
