@@ -23,7 +23,7 @@ _HOME = {
     "Segmentation": "segmentation",
     "segment": "segmentation",
     "register_swap": "swaps",
-    "self_guide": "segmentation",
+    "self_guide": "self_guiding",
     "unregister_swap": "swaps",
 }
 _MODULES = ("foreground", "metrics", "nn", "ops", "phantom", "reference")
@@ -57,7 +57,8 @@ if TYPE_CHECKING:
     from msformer_fast.errors import BackendError, DivergenceError, InputError
     from msformer_fast.losses import LossWeights, consistency_loss, self_guiding_losses
     from msformer_fast.model import MSFormer
-    from msformer_fast.segmentation import Segmentation, segment, self_guide
+    from msformer_fast.segmentation import Segmentation, segment
+    from msformer_fast.self_guiding import self_guide
     from msformer_fast.swaps import Swaps, accelerate, register_swap, unregister_swap
 
 

@@ -165,7 +165,7 @@ def _parity(arguments: argparse.Namespace) -> int:
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments of ``segment`` that the options name."""
     names = "rule size seed max_iterations min_labels learning_rate weights channels clusters depth"
-    names += " device memory cross_scale backend"
+    names += " device memory cross_scale backend capture"
     return {name: getattr(arguments, name) for name in names.split()}
 
 
@@ -251,4 +251,5 @@ def _add_settings(parser: argparse.ArgumentParser, size: int = 257) -> None:
     add("--cross-scale", default="none", help="window: both scales see each other; none: the paper's (%(default)s)")
     add("--threads", type=int, help="of the CPU (default: the cores that this process may use)")
     add("--backend", help="triton, torch or reference (default: the fastest that can run)")
+    add("--capture", default="auto", help="replay steps as CUDA graphs: auto, always or never (%(default)s)")
     add("--quiet", action="store_true", help="no progress, results only")

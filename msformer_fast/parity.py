@@ -15,7 +15,7 @@ from msformer_fast import ops
 from msformer_fast.errors import InputError
 from msformer_fast.losses import LossWeights, self_guiding_losses
 from msformer_fast.model import MSFormer
-from msformer_fast.segmentation import self_guide
+from msformer_fast.self_guiding import self_guide
 
 #: Largest relative error that passes, by dtype. The float32 bounds leave room for the loop's own amplification
 #: of rounding over the recorded steps.

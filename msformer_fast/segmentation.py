@@ -1,11 +1,10 @@
-"""The self-guided loop on one image: a fresh network teaches itself, and its argmax is the segmentation."""
+"""One image segmented: a fresh network teaches itself on it, and its argmax is the segmentation."""
 
 from __future__ import annotations
 
 import math
 import os
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,49 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from msformer_fast.errors import DivergenceError, InputError
+from msformer_fast.capture import check_capture
+from msformer_fast.errors import InputError
 from msformer_fast.foreground import RULES, Foreground, foreground
 from msformer_fast.images import as_image, fit_size, resize_image, resize_nearest
-from msformer_fast.losses import LossWeights, self_guiding_losses
+from msformer_fast.losses import LossWeights
 from msformer_fast.model import MSFormer
-
-
-@dataclass(frozen=True)
-class Iteration:
-    """One iteration of the loop; losses are weighted, as they enter the total.
-
-    Attributes:
-        index: 0 for the first.
-        total, clustering, consistency, stability: losses before the step of this iteration.
-        label_count: distinct labels before the step (of the image that has most, in a batch).
-        seconds: since the start of the loop.
-    """
-
-    index: int
-    total: float
-    clustering: float
-    consistency: float
-    stability: float
-    label_count: int
-    seconds: float
-
-
-Callback = Callable[[Iteration], object]
-
-
-@dataclass(frozen=True)
-class Guided:
-    """What the loop leaves behind.
-
-    Attributes:
-        labels: (B, H, W), argmax of the forward after the last step, on the model's device.
-        history: one entry an iteration.
-        stopped: ``"min_labels"``, ``"max_iterations"`` or ``"callback"``.
-    """
-
-    labels: Tensor
-    history: tuple[Iteration, ...]
-    stopped: str
+from msformer_fast.self_guiding import Callback, Iteration, self_guide
 
 
 @dataclass(frozen=True)
@@ -123,6 +86,7 @@ def segment(
     memory: str = "fast",
     cross_scale: str = "none",
     backend: str | None = None,
+    capture: str = "auto",
     callback: Callback | None = None,
 ) -> Segmentation:
     """Segment one image without labels: draw a network, let it guide itself, choose the foreground.
@@ -147,17 +111,20 @@ def segment(
             :class:`msformer_fast.MSFormer`.
         cross_scale: ``"none"`` for the paper's network, or ``"window"``; see :class:`msformer_fast.MSFormer`.
         backend: of every op; see :mod:`msformer_fast.ops`.
+        capture: ``"auto"``, ``"always"`` or ``"never"``: replay the loop as CUDA graphs; see
+            :func:`msformer_fast.self_guide`.
         callback: called with each :class:`Iteration` after its step; returning ``False`` stops the loop.
 
     Raises:
         InputError: an image or a setting that cannot be used.
+        BackendError: a backend, or ``capture="always"``, that cannot run; the message says why.
         DivergenceError: a loss became NaN or infinite; names the iteration.
 
     Source: MS-Former, algorithm 1; defaults are the authors'.
     """
     started = time.perf_counter()
     weights = LossWeights(*weights) if weights is not None else LossWeights()
-    _check_settings(rule, max_iterations, min_labels, learning_rate, momentum, weights, dtype)
+    _check_settings(rule, max_iterations, min_labels, learning_rate, momentum, weights, dtype, capture)
     pixels = as_image(image)
     target = _device(device)
     network_size = fit_size(pixels.shape[0], pixels.shape[1], size)
@@ -180,6 +147,7 @@ def segment(
         "memory": memory,
         "cross_scale": cross_scale,
         "backend": backend,
+        "capture": capture,
     }
 
     sizes = seen.shape[2], channels, clusters, depth, patch
@@ -194,6 +162,7 @@ def segment(
         momentum=momentum,
         max_iterations=max_iterations,
         min_labels=min_labels,
+        capture=capture,
         callback=callback,
     )
     labels = guided.labels[0].cpu().numpy()
@@ -211,65 +180,6 @@ def segment(
     )
 
 
-def self_guide(
-    model: MSFormer,
-    image: Tensor,
-    *,
-    weights: LossWeights | None = None,
-    learning_rate: float = 0.1,
-    momentum: float = 0.9,
-    max_iterations: int = 50,
-    min_labels: int = 3,
-    callback: Callback | None = None,
-) -> Guided:
-    """Train ``model`` in place on ``image`` by its own losses, then score it once more.
-
-    Norms stay in training mode throughout, the last forward included, as in the authors' code.
-
-    Args:
-        model: on the image's device, in its dtype.
-        image: (B, in_channels, H, W) in [0, 1].
-        weights, learning_rate, momentum, max_iterations, min_labels, callback: see :func:`segment`.
-
-    Raises:
-        DivergenceError: a loss became NaN or infinite; the step of that iteration is not taken.
-    """
-    started = time.perf_counter()
-    # Fused, a step reads each parameter, gradient and buffer once; off a GPU it rounds differently for little gain.
-    fused = True if image.device.type == "cuda" else None
-    optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=momentum, fused=fused)
-    history: list[Iteration] = []
-    stopped = "max_iterations"
-    model.train()
-    optimizer.zero_grad(set_to_none=True)
-    for index in range(max_iterations):
-        losses = self_guiding_losses(model(image), weights, backend=model.backend)
-        # One transfer an iteration: four losses and the label count together.
-        values = torch.stack([loss.detach().double() for loss in losses[:4]] + [losses.label_count.max().double()])
-        total, clustering, consistency, stability, label_count = values.tolist()
-        if not math.isfinite(total):
-            raise DivergenceError(
-                f"the loss became {total} in iteration {index} (clustering {clustering:.3g}, consistency "
-                f"{consistency:.3g}, stability {stability:.3g}); try a smaller learning rate than {learning_rate:g}"
-            )
-        losses.total.backward()
-        optimizer.step()
-        # Here, not before the next backward: the next forward need not share the memory with these.
-        optimizer.zero_grad(set_to_none=True)
-
-        seconds = time.perf_counter() - started
-        history.append(Iteration(index, total, clustering, consistency, stability, int(label_count), seconds))
-        if callback is not None and callback(history[-1]) is False:
-            stopped = "callback"
-            break
-        if label_count <= min_labels:
-            stopped = "min_labels"
-            break
-    with torch.no_grad():
-        labels = model(image, stability=False).logits.argmax(dim=1)
-    return Guided(labels, tuple(history), stopped)
-
-
 def _check_settings(
     rule: str,
     max_iterations: int,
@@ -278,6 +188,7 @@ def _check_settings(
     momentum: float,
     weights: LossWeights,
     dtype: torch.dtype,
+    capture: str,
 ) -> None:
     if rule not in RULES:
         raise InputError(f"rule must be one of {', '.join(RULES)}; got {rule!r}")
@@ -290,6 +201,7 @@ def _check_settings(
     if not 0 <= momentum < 1:
         raise InputError(f"momentum must be in [0, 1), got {momentum}")
     weights.check()
+    check_capture(capture)
     if dtype not in (torch.float32, torch.float64):
         raise InputError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
 

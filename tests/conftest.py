@@ -23,6 +23,9 @@ GOLDEN = Path(__file__).resolve().parent / "golden"
 #: Recorded runs and research images that the project may not carry; tests that need them skip without them.
 DATA = Path(os.environ.get("MSFORMER_FAST_DATA", ROOT.parent / "shared"))
 
+# Workers of a parallel run share the cores; threads that wait for a core cost many times what they save.
+torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+
 # In the environment, so that every process of a parallel run draws from the seed that its header shows.
 SEED = int(os.environ.setdefault("MSFORMER_FAST_TEST_SEED", str(secrets.randbelow(2**31))))
 

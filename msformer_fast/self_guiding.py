@@ -1,0 +1,217 @@
+"""The self-guided loop: a fresh network teaches itself on one image."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from msformer_fast.capture import Device, Launched, Runner, captures, device_of
+from msformer_fast.errors import DivergenceError
+from msformer_fast.losses import LossWeights, self_guiding_losses
+from msformer_fast.model import MSFormer
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """One iteration of the loop; losses are weighted, as they enter the total.
+
+    Attributes:
+        index: 0 for the first.
+        total, clustering, consistency, stability: losses before the step of this iteration.
+        label_count: distinct labels before the step (of the image that has most, in a batch).
+        seconds: since the start of the loop.
+    """
+
+    index: int
+    total: float
+    clustering: float
+    consistency: float
+    stability: float
+    label_count: int
+    seconds: float
+
+
+Callback = Callable[[Iteration], object]
+
+
+@dataclass(frozen=True)
+class Guided:
+    """What the loop leaves behind.
+
+    Attributes:
+        labels: (B, H, W), argmax of the forward after the last step, on the model's device.
+        history: one entry an iteration.
+        stopped: ``"min_labels"``, ``"max_iterations"`` or ``"callback"``.
+    """
+
+    labels: Tensor
+    history: tuple[Iteration, ...]
+    stopped: str
+
+
+def self_guide(
+    model: MSFormer,
+    image: Tensor,
+    *,
+    weights: LossWeights | None = None,
+    learning_rate: float = 0.1,
+    momentum: float = 0.9,
+    max_iterations: int = 50,
+    min_labels: int = 3,
+    capture: str = "auto",
+    callback: Callback | None = None,
+) -> Guided:
+    """Train ``model`` in place on ``image`` by its own losses, then score it once more.
+
+    Norms stay in training mode throughout, the last forward included, as in the authors' code.
+
+    On a CUDA or HIP device the host never waits for work that is under way: the numbers of an iteration are read when
+    the next one's forward and backward are queued. That forward is the closing one if the loop ends there, so that
+    labels, parameters and history are those of a loop that waits. Three things differ: a callback hears of an iteration
+    that much later; when a loss diverges its step has been taken; and where the loop stops early the running statistics
+    of ``bn3``, which no forward in training reads, have seen one map more.
+
+    Args:
+        model: on the image's device, in its dtype.
+        image: (B, in_channels, H, W) in [0, 1].
+        weights, learning_rate, momentum, max_iterations, min_labels, callback: see
+            :func:`msformer_fast.segment`.
+        capture: ``"auto"`` replays an iteration as two CUDA graphs, from the fourth on, where there is a CUDA or HIP
+            device, no module has hooks, and there are iterations enough; where capturing fails the loop goes on
+            without. ``"always"`` raises where it cannot. The graphs' memory is held until the end.
+
+    Raises:
+        InputError: ``capture`` is no known name.
+        BackendError: ``capture="always"``, and it cannot be; the message says why.
+        DivergenceError: a loss became NaN or infinite; off a GPU the step of that iteration is not taken.
+    """
+    device = device_of(image)
+    return _guide(
+        model,
+        image,
+        device,
+        captures=captures(capture, model, device, max_iterations),
+        must_capture=capture == "always",
+        weights=weights,
+        learning_rate=learning_rate,
+        momentum=momentum,
+        max_iterations=max_iterations,
+        min_labels=min_labels,
+        callback=callback,
+    )
+
+
+def _guide(
+    model: MSFormer,
+    image: Tensor,
+    device: Device,
+    *,
+    captures: bool,
+    must_capture: bool,
+    weights: LossWeights | None,
+    learning_rate: float,
+    momentum: float,
+    max_iterations: int,
+    min_labels: int,
+    callback: Callback | None,
+) -> Guided:
+    # Fused, a step reads each parameter, gradient and buffer once; off a GPU it rounds differently for little gain.
+    fused = True if image.device.type == "cuda" else None
+    optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=momentum, fused=fused)
+    runner = Runner(_Step(model, image, weights, optimizer), device, captures, must_capture)
+    log = _Log(learning_rate, min_labels, callback)
+    stopped: str | None = None
+    labels: Tensor | None = None
+    model.train()
+    optimizer.zero_grad(set_to_none=True)
+    try:
+        with device.running():
+            previous: Launched | None = None
+            for _ in range(max_iterations):
+                current = runner.forward_backward()
+                if device.overlaps:
+                    if previous is not None:
+                        stopped = log.add(log.read(previous))
+                    if stopped is not None:
+                        # Of the forward behind the last step; a replay's own tensor would go with its graph.
+                        labels = current.labels.to(torch.int64, copy=True)
+                        break
+                    runner.update()
+                    previous = current
+                else:
+                    values = log.read(current)
+                    runner.update()
+                    stopped = log.add(values)
+                    if stopped is not None:
+                        break
+            else:
+                stopped = None if previous is None else log.add(log.read(previous))
+            if labels is None:
+                with torch.no_grad():
+                    labels = model(image, stability=False).logits.argmax(dim=1)
+    finally:
+        optimizer.zero_grad(set_to_none=True)
+    return Guided(labels, tuple(log.history), stopped or "max_iterations")
+
+
+class _Step:
+    """An iteration in two parts, neither of which waits for the device."""
+
+    def __init__(
+        self, model: MSFormer, image: Tensor, weights: LossWeights | None, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self._model = model
+        self._image = image
+        self._weights = weights
+        self._optimizer = optimizer
+
+    def forward_backward(self) -> tuple[Tensor, Tensor]:
+        """Four losses and the label count, for one transfer together; and the label map."""
+        losses = self_guiding_losses(self._model(self._image), self._weights, backend=self._model.backend)
+        numbers = [loss.detach().double() for loss in losses[:4]] + [losses.label_count.max().double()]
+        losses.total.backward()
+        return torch.stack(numbers), losses.labels
+
+    def update(self) -> None:
+        self._optimizer.step()
+
+    def clear(self) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+
+
+class _Log:
+    """The history, and what it says about going on."""
+
+    def __init__(self, learning_rate: float, min_labels: int, callback: Callback | None) -> None:
+        self.history: list[Iteration] = []
+        self._started = time.perf_counter()
+        self._learning_rate = learning_rate
+        self._min_labels = min_labels
+        self._callback = callback
+
+    def read(self, launched: Launched) -> list[float]:
+        """Losses and label count of the next iteration, once they are there."""
+        values = launched.read()
+        total, clustering, consistency, stability, _ = values
+        if not math.isfinite(total):
+            raise DivergenceError(
+                f"the loss became {total} in iteration {len(self.history)} (clustering {clustering:.3g}, consistency "
+                f"{consistency:.3g}, stability {stability:.3g}); try a smaller learning rate than "
+                f"{self._learning_rate:g}"
+            )
+        return values
+
+    def add(self, values: list[float]) -> str | None:
+        """Note an iteration; why the loop stops behind it, or ``None``."""
+        total, clustering, consistency, stability, label_count = values
+        seconds = time.perf_counter() - self._started
+        iteration = Iteration(len(self.history), total, clustering, consistency, stability, int(label_count), seconds)
+        self.history.append(iteration)
+        if self._callback is not None and self._callback(iteration) is False:
+            return "callback"
+        return "min_labels" if label_count <= self._min_labels else None
