@@ -130,7 +130,9 @@ class CudaDevice:
 
     def record(self, part: Callable[[], R]) -> tuple[R, Callable[[], None]]:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+        # Other threads, such as those that load images, may go on allocating.
+        mode = "thread_local"
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode=mode):
             result = part()
         self._pool = graph.pool()
         return result, graph.replay

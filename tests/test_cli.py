@@ -181,6 +181,7 @@ def test_an_output_folder_that_cannot_be(image: Path, tmp_path: Path, capsys: py
         (["--backend", "cuda"], "reference"),
         (["--max-iterations", "0"], "max_iterations"),
         (["--memory", "tiny"], "lean"),
+        (["--capture", "perhaps"], "always"),
         (["--threads", "0"], "threads"),
     ],
 )
@@ -188,6 +189,12 @@ def test_a_bad_option(
     image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], word: str
 ) -> None:
     fails(capsys, ["segment", str(image), "-o", str(tmp_path), *FAST, *options], word)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about a machine without a GPU")
+def test_a_capture_that_cannot_be(image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fails(capsys, ["segment", str(image), "-o", str(tmp_path), *FAST, "--capture", "always"], "CUDA or HIP")
     assert list(tmp_path.iterdir()) == []
 
 
