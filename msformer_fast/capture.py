@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -39,7 +41,7 @@ class Launched(NamedTuple):
 
 
 class Step(Protocol):
-    """The two parts of an iteration; neither waits for the device."""
+    """The two parts of an iteration, and its forward alone; none waits for the device."""
 
     def forward_backward(self) -> tuple[Tensor, Tensor]:
         """Numbers for the host (1-D), and the label map."""
@@ -49,6 +51,9 @@ class Step(Protocol):
 
     def clear(self) -> None:
         """Drop the gradients' tensors."""
+
+    def labels(self) -> Tensor:
+        """The label map of a forward without a backward."""
 
 
 class Device(Protocol):
@@ -98,7 +103,7 @@ class CudaDevice:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)
+        self._stream = _streams.of(device)
         self._pool: Any = None
         self._slots: list[tuple[Tensor, torch.cuda.Event]] = []
         self._sent = 0
@@ -136,6 +141,21 @@ class CudaDevice:
             result = part()
         self._pool = graph.pool()
         return result, graph.replay
+
+
+class _Streams(threading.local):
+    """Each thread's own, one a device for all its loops: cuBLAS keeps a workspace for every stream that it has seen."""
+
+    def __init__(self) -> None:
+        self._made: dict[torch.device, torch.cuda.Stream] = {}
+
+    def of(self, device: torch.device) -> torch.cuda.Stream:
+        if device not in self._made:
+            self._made[device] = torch.cuda.Stream(device)
+        return self._made[device]
+
+
+_streams = _Streams()
 
 
 def device_of(tensor: Tensor) -> Device:
@@ -183,7 +203,16 @@ class Runner:
         else:
             self._replays[1]()
 
+    def labels(self) -> Tensor:
+        """Queue a forward more, the same pass as an iteration's, for its label map; see :class:`Launched`."""
+        if self._replays is None or self._results is None:
+            return self._step.labels()
+        # Its backward is not needed, but a forward beside the graph would take memory of its own.
+        self._replays[0]()
+        return self._results[1]
+
     def _capture(self) -> None:
+        handled = sys.exc_info()[1]
         try:
             # No gradient is there: those made while capturing stay where they are, and a replay writes them anew.
             results, forward_backward = self._device.record(self._step.forward_backward)
@@ -191,7 +220,7 @@ class Runner:
         except Exception as error:
             self._captures = False
             self._step.clear()
-            reason = f"the loop could not be captured as CUDA graphs ({str(error).splitlines()[0]})"
+            reason = f"the loop could not be captured as CUDA graphs ({_cause(error, handled)})"
             if self._must:
                 raise BackendError(f"self_guide: {reason}; use capture='never'") from error
             _log.info("self_guide: %s; it goes on without", reason)
@@ -227,4 +256,17 @@ def _why_not(model: nn.Module) -> str | None:
     for name, module in model.named_modules():
         if is_looked_at(module):
             return f"{name or 'the model'} has hooks or a forward of its own, which a replay does not call"
+    for name, parameter in model.named_parameters():
+        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
+            return f"{name} has hooks, which a replay does not call"
+    if nn.modules.module._has_any_global_hook():
+        return "there are hooks on every module, which a replay does not call"
     return None
+
+
+def _cause(error: BaseException, handled: BaseException | None) -> str:
+    """First line of the error that came first, but for what the caller was handling: ending a capture that failed
+    raises one more."""
+    while error.__context__ is not None and error.__context__ is not handled:
+        error = error.__context__
+    return (str(error).splitlines() or [type(error).__name__])[0]

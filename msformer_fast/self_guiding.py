@@ -12,7 +12,7 @@ from torch import Tensor
 
 from msformer_fast.capture import Device, Launched, Runner, captures, device_of
 from msformer_fast.errors import DivergenceError
-from msformer_fast.losses import LossWeights, self_guiding_losses
+from msformer_fast.losses import Losses, LossWeights, self_guiding_losses
 from msformer_fast.model import MSFormer
 
 
@@ -44,7 +44,7 @@ class Guided:
     """What the loop leaves behind.
 
     Attributes:
-        labels: (B, H, W), argmax of the forward after the last step, on the model's device.
+        labels: (B, H, W) int64, argmax of the forward after the last step, on the model's device.
         history: one entry an iteration.
         stopped: ``"min_labels"``, ``"max_iterations"`` or ``"callback"``.
     """
@@ -72,9 +72,8 @@ def self_guide(
 
     On a CUDA or HIP device the host never waits for work that is under way: the numbers of an iteration are read when
     the next one's forward and backward are queued. That forward is the closing one if the loop ends there, so that
-    labels, parameters and history are those of a loop that waits. Three things differ: a callback hears of an iteration
-    that much later; when a loss diverges its step has been taken; and where the loop stops early the running statistics
-    of ``bn3``, which no forward in training reads, have seen one map more.
+    labels, parameters, running statistics and history are those of a loop that waits. Two things differ: a callback
+    hears of an iteration that much later; and when a loss diverges its step has been taken, and a forward behind it.
 
     Args:
         model: on the image's device, in its dtype.
@@ -82,8 +81,8 @@ def self_guide(
         weights, learning_rate, momentum, max_iterations, min_labels, callback: see
             :func:`msformer_fast.segment`.
         capture: ``"auto"`` replays an iteration as two CUDA graphs, from the fourth on, where there is a CUDA or HIP
-            device, no module has hooks, and there are iterations enough; where capturing fails the loop goes on
-            without. ``"always"`` raises where it cannot. The graphs' memory is held until the end.
+            device, no module or parameter has hooks, and there are iterations enough; where capturing fails the loop
+            goes on without. ``"always"`` raises where it cannot. The graphs' memory is held until the end.
 
     Raises:
         InputError: ``capture`` is no known name.
@@ -138,8 +137,7 @@ def _guide(
                     if previous is not None:
                         stopped = log.add(log.read(previous))
                     if stopped is not None:
-                        # Of the forward behind the last step; a replay's own tensor would go with its graph.
-                        labels = current.labels.to(torch.int64, copy=True)
+                        labels = current.labels
                         break
                     runner.update()
                     previous = current
@@ -152,15 +150,16 @@ def _guide(
             else:
                 stopped = None if previous is None else log.add(log.read(previous))
             if labels is None:
-                with torch.no_grad():
-                    labels = model(image, stability=False).logits.argmax(dim=1)
+                labels = runner.labels()
+        # A copy, made on the caller's stream: the map's own memory belongs to the device's stream or to a graph.
+        labels = labels.to(torch.int64, copy=True)
     finally:
         optimizer.zero_grad(set_to_none=True)
     return Guided(labels, tuple(log.history), stopped or "max_iterations")
 
 
 class _Step:
-    """An iteration in two parts, neither of which waits for the device."""
+    """An iteration in two parts, neither of which waits for the device; and its forward alone."""
 
     def __init__(
         self, model: MSFormer, image: Tensor, weights: LossWeights | None, optimizer: torch.optim.Optimizer
@@ -172,7 +171,7 @@ class _Step:
 
     def forward_backward(self) -> tuple[Tensor, Tensor]:
         """Four losses and the label count, for one transfer together; and the label map."""
-        losses = self_guiding_losses(self._model(self._image), self._weights, backend=self._model.backend)
+        losses = self._forward()
         numbers = [loss.detach().double() for loss in losses[:4]] + [losses.label_count.max().double()]
         losses.total.backward()
         return torch.stack(numbers), losses.labels
@@ -182,6 +181,15 @@ class _Step:
 
     def clear(self) -> None:
         self._optimizer.zero_grad(set_to_none=True)
+
+    def labels(self) -> Tensor:
+        # With gradients the kernels of an iteration run, not others that round differently. On the CPU the numbers are
+        # the same without, for less memory.
+        with torch.set_grad_enabled(self._image.device.type != "cpu"):
+            return self._forward().labels
+
+    def _forward(self) -> Losses:
+        return self_guiding_losses(self._model(self._image), self._weights, backend=self._model.backend)
 
 
 class _Log:

@@ -30,19 +30,12 @@ def _tensors(value: Any) -> list[Tensor]:
     return [each for each in tree_flatten(value)[0] if isinstance(each, Tensor)]
 
 
-class NoWaiting(TorchDispatchMode):
-    """Fails where an operator makes the host wait for a device, or copies to the host."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if name_of(func) in WAITING:
-            raise RuntimeError(f"operation not permitted when stream is capturing: {func}")
-        return func(*args, **(kwargs or {}))
-
-
-class Tape(NoWaiting):
+class Tape(TorchDispatchMode):
     """Operators as they ran, with their very tensors: a replay fills those anew and decides nothing.
 
-    As a capture runs nothing, what was written in place while recording is put back at the end.
+    As a capture runs nothing, what was written in place while recording is put back at the end, and what was made holds
+    rubbish until a replay. An operator that makes the host wait is refused; not inside a registered op, which is one
+    call here (``without_data`` looks there).
     """
 
     def __init__(self) -> None:
@@ -52,29 +45,41 @@ class Tape(NoWaiting):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if name_of(func) in WAITING:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {func}")
         for argument, value in zip(func._schema.arguments, args, strict=False):
             written = argument.alias_info is not None and argument.alias_info.is_write
             if written or argument.name in UNDECLARED:
                 for tensor in _tensors(value):
                     self._before.setdefault(id(tensor), (tensor, tensor.detach().clone()))
-        result = super().__torch_dispatch__(func, types, args, kwargs)
+        result = func(*args, **kwargs)
         self._calls.append((func, args, kwargs, result))
         return result
 
     def rewind(self) -> None:
-        """Put back what was written in place."""
+        """Put back what was written in place, and spoil what was made."""
         with torch.no_grad():
             for tensor, before in self._before.values():
                 tensor.copy_(before)
+            for args, result in ((call[1:3], call[3]) for call in self._calls):
+                for tensor in _made(args, result):
+                    tensor.fill_(float("nan") if tensor.is_floating_point() else 77)
         self._before.clear()
 
     def replay(self) -> None:
         with torch.no_grad():
             for func, args, kwargs, result in self._calls:
-                given = {tensor.untyped_storage().data_ptr() for tensor in _tensors((args, kwargs))}
-                for old, new in zip(_tensors(result), _tensors(func(*args, **kwargs)), strict=True):
-                    if old.numel() and old.untyped_storage().data_ptr() not in given:
+                fresh = func(*args, **kwargs)
+                made = {id(tensor) for tensor in _made((args, kwargs), result)}
+                for old, new in zip(_tensors(result), _tensors(fresh), strict=True):
+                    if id(old) in made:
                         old.copy_(new)
+
+
+def _made(given: Any, result: Any) -> list[Tensor]:
+    """Results with memory of their own, not views of what was given."""
+    known = {tensor.untyped_storage().data_ptr() for tensor in _tensors(given)}
+    return [t for t in _tensors(result) if t.numel() and t.untyped_storage().data_ptr() not in known]
 
 
 class FakeDevice:
@@ -101,6 +106,9 @@ class FakeDevice:
                 result = part()
                 if self.records == self._fails:
                     raise RuntimeError("operation not permitted when stream is capturing")
+        except RuntimeError:
+            # As PyTorch does when it ends the capture.
+            raise RuntimeError("operation failed due to a previous error during capture")  # noqa: B904
         finally:
             tape.rewind()
         self.records += 1
