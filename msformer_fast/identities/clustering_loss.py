@@ -21,8 +21,8 @@ def clustering_loss(logits: Tensor, cluster_dim: int, reduction: str) -> tuple[T
 
 def count_labels(labels: Tensor, clusters: int) -> Tensor:
     """Distinct labels of each image, (B) int32, from (B, ...)."""
-    present = torch.zeros(labels.shape[0], clusters, dtype=torch.int32, device=labels.device)
-    present.scatter_(1, labels.flatten(1).long(), 1)
+    absent = torch.zeros(labels.shape[0], clusters, dtype=torch.int32, device=labels.device)
+    present = absent.scatter(1, labels.flatten(1).long(), 1)  # not in place, for vmap
     return present.sum(1, dtype=torch.int32)
 
 

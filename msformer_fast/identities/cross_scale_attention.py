@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from msformer_fast.identities.transforms import transformed
 from msformer_fast.windows import Axis, Roll, Windows
 
 
@@ -56,8 +57,8 @@ def cross_scale_attention(
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, scale: float) -> Tensor:
-    """PyTorch's fused attention, or the plain one inside ``torch.func``, whose transforms the fused one lacks."""
-    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+    """PyTorch's fused attention, or the plain one inside transforms that the fused one lacks."""
+    if not transformed():
         return F.scaled_dot_product_attention(q, k, v, added, scale=scale)
     scores = q @ k.mT * scale
     return torch.softmax(scores if added is None else scores + added, -1) @ v

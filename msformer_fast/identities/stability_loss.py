@@ -20,8 +20,9 @@ def stability_loss(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
     batch, patches, _ = scores.shape
     if patches == 1:  # no others: nothing to lose
         return scores.sum() * 0
-    diagonal = scores.diagonal(dim1=1, dim2=2)
     itself = torch.eye(patches, dtype=torch.bool, device=scores.device)
+    # No view: Inductor may overwrite the scores in the backward while it still reads a diagonal that is part of them.
+    diagonal = scores.masked_fill(~itself, 0.0).sum(-1)
     others = scores.masked_fill(itself, -torch.inf).logsumexp(-1)
     return torch.sigmoid(others - diagonal).sum() * (2 / (patches * patches * max(batch, 1)))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 
@@ -23,6 +22,7 @@ class OverlapEmbedding(nn.Module):
 
     def project(self, x: Tensor) -> Tensor:
         """The same before the batch norm."""
-        # Channels last, so that the tokens are contiguous: what reads them next need not copy.
-        projected: Tensor = self.proj(x.contiguous(memory_format=torch.channels_last))
+        # Channels last, so that the tokens are contiguous: what reads them next need not copy. By permuting, as vmap
+        # knows no memory format.
+        projected: Tensor = self.proj(x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2))
         return projected.permute(0, 2, 3, 1)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from msformer_fast.errors import BackendError, InputError
+from msformer_fast.identities.transforms import transformed
 
 #: Every backend, the fastest on a GPU first.
 BACKENDS = ("triton", "torch", "reference")
@@ -66,6 +67,11 @@ def why_not_triton(op: str, *tensors: Tensor | None) -> str | None:
             f'{op}: backend="triton" needs a CUDA or HIP device; the tensors are on the CPU, where kernels run only in '
             "Triton's interpreter (TRITON_INTERPRET=1 before triton is imported), for tests"
         )
+    if transformed():
+        return (
+            f'{op}: backend="triton" cannot run inside torch.func (grad, vjp, jvp, vmap) or forward-mode AD, for which '
+            'the kernels have no rule; use backend="torch" or "reference", or None, which falls back to them'
+        )
     dtypes = {tensor.dtype for tensor in given}
     if len(dtypes) > 1:
         names = ", ".join(sorted(str(dtype) for dtype in dtypes))
@@ -102,12 +108,11 @@ def why_not_torch(op: str, *tensors: Tensor | None) -> str | None:
 def runs_in_strips(tensor: Tensor) -> bool:
     """Whether the ``"torch"`` backend works on strips that stay in the cache: on the CPU, in dtypes of its own choice.
 
-    Elsewhere, under autocast and inside ``torch.func`` it is an expression that PyTorch differentiates.
+    Elsewhere, under autocast, inside ``torch.func`` and in forward-mode AD PyTorch differentiates an expression.
     """
     if tensor.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return False
-    # Registered ops know nothing of functorch's transforms.
-    return torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active()
+    return not transformed()
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

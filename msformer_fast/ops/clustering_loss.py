@@ -12,7 +12,7 @@ from msformer_fast.dtypes import label_dtype, sum_dtype
 from msformer_fast.errors import InputError
 from msformer_fast.identities import clustering_loss as identity
 from msformer_fast.ops.backend import choose, over_limit, runs_in_strips, why_not_torch, why_not_triton
-from msformer_fast.ops.double_backward import differentiable_gradients, wants_double_backward
+from msformer_fast.ops.double_backward import differentiable_gradients, refuse_double_backward, wants_double_backward
 from msformer_fast.ops.launch import in_strips, launching
 from msformer_fast.ops.shapes import Shapes
 from msformer_fast.reference.clustering_loss import clustering_loss as _reference
@@ -110,6 +110,9 @@ def _backward(
 @_backward.register_fake
 def _(grad_loss: Tensor, logits: Tensor, labels: Tensor, reduction: str, cluster_dim: int, backend: str) -> Tensor:
     return torch.empty_like(logits)
+
+
+refuse_double_backward(OP, _backward)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:

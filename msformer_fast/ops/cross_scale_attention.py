@@ -13,6 +13,7 @@ from msformer_fast.dtypes import sum_dtype
 from msformer_fast.errors import InputError
 from msformer_fast.identities.cross_scale_attention import cross_scale_attention as _identity
 from msformer_fast.ops.backend import choose, over_limit, why_not_torch, why_not_triton
+from msformer_fast.ops.double_backward import refuse_double_backward
 from msformer_fast.ops.launch import launching
 from msformer_fast.ops.optional_tensors import pack
 from msformer_fast.ops.precision import cast_product, input_precision
@@ -285,6 +286,9 @@ def _(
     order: str,
 ) -> list[Tensor]:
     return [value.new_empty(value.shape) for value in (*maps, bias, pad_k, pad_v) if value is not None]
+
+
+refuse_double_backward(OP, _backward)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

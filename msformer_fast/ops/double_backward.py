@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from msformer_fast.errors import BackendError
 
 
 def wants_double_backward() -> bool:
@@ -29,3 +32,14 @@ def differentiable_gradients(
     wanted = [place for place in places if place is not None and place.requires_grad]
     found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=True, allow_unused=True))
     return [next(found) if place is not None and place.requires_grad else None for place in places]
+
+
+def refuse_double_backward(op: str, backward: Any) -> None:
+    """Have a registered backward say, where its results are differentiated, that they cannot be."""
+
+    def refuse(ctx: Any, *grads: Any) -> None:
+        raise BackendError(
+            f'{op}: the gradient of backend="triton" cannot be differentiated again; use backend="torch" or "reference"'
+        )
+
+    backward.register_autograd(refuse)

@@ -12,6 +12,7 @@ from msformer_fast.dtypes import label_dtype, sum_dtype
 from msformer_fast.ops.backend import choose, over_limit, why_not_torch
 from msformer_fast.ops.batch_norm import BatchNorm, batch_statistics, packed, packed_gradients
 from msformer_fast.ops.clustering_loss import clustering_loss
+from msformer_fast.ops.double_backward import refuse_double_backward
 from msformer_fast.ops.launch import launching
 from msformer_fast.ops.patch_embedding import check_patches, patch_embedding
 from msformer_fast.ops.precision import cast_product, input_precision
@@ -244,6 +245,9 @@ def _(
     d_bias = patch_weight.new_empty(patch_weight.shape[0], dtype=sum_dtype(fine.dtype))
     maps = like(coarse), like(fine), like(up_weight), like(head_weight)
     return *maps, d_norms[0], d_norms[1], like(patch_weight), d_bias, like(norm_weight), like(norm_bias)
+
+
+refuse_double_backward(OP, _backward)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

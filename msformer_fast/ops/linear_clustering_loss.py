@@ -11,7 +11,7 @@ from msformer_fast.errors import InputError
 from msformer_fast.identities import linear_clustering_loss as identity
 from msformer_fast.ops.backend import choose, runs_in_strips, why_not_torch, why_not_triton
 from msformer_fast.ops.clustering_loss import REDUCTIONS, fake_results
-from msformer_fast.ops.double_backward import differentiable_gradients, wants_double_backward
+from msformer_fast.ops.double_backward import differentiable_gradients, refuse_double_backward, wants_double_backward
 from msformer_fast.ops.launch import in_strips, launching
 from msformer_fast.ops.precision import cast_product, input_precision
 from msformer_fast.ops.shapes import Shapes
@@ -141,6 +141,9 @@ def _(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(features), weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
+
+
+refuse_double_backward(OP, _backward)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

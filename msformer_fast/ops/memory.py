@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from msformer_fast.dtypes import sum_dtype
 from msformer_fast.errors import InputError
+from msformer_fast.identities.transforms import transformed
 
 MEMORY = ("fast", "lean")
 
@@ -30,8 +31,9 @@ def is_kept(memory: str, *tensors: Tensor) -> bool:
 
 
 def lean(memory: str, call: Callable[..., R], *arguments: object) -> R:
-    """``call(*arguments)``; for ``"lean"`` nothing inside is kept for the backward but its inputs."""
-    if memory == "fast" or not torch.is_grad_enabled():
+    """``call(*arguments)``; for ``"lean"`` nothing inside is kept for the backward but its inputs, but in transforms,
+    which checkpointing lacks."""
+    if memory == "fast" or not torch.is_grad_enabled() or transformed():
         return call(*arguments)
     result: R = checkpoint(call, *arguments, use_reentrant=False)
     return result

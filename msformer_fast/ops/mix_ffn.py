@@ -14,7 +14,7 @@ from msformer_fast.identities import mix_ffn as identity
 from msformer_fast.identities.mix_ffn import Options, Parameters
 from msformer_fast.ops.backend import choose, over_limit, runs_in_strips, why_not_torch, why_not_triton
 from msformer_fast.ops.batch_norm import batch_statistics
-from msformer_fast.ops.double_backward import differentiable_gradients, wants_double_backward
+from msformer_fast.ops.double_backward import differentiable_gradients, refuse_double_backward, wants_double_backward
 from msformer_fast.ops.launch import in_strips, launching
 from msformer_fast.ops.memory import check_memory, is_kept, lean
 from msformer_fast.ops.optional_tensors import pack, unpack
@@ -279,6 +279,9 @@ def _(
     backend: str,
 ) -> tuple[Tensor, list[Tensor]]:
     return t.new_empty(t.shape), [value.new_empty(value.shape) for value in parameters]
+
+
+refuse_double_backward(OP, _backward)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

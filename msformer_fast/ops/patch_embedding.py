@@ -12,7 +12,7 @@ from msformer_fast.errors import InputError
 from msformer_fast.identities import patch_embedding as identity
 from msformer_fast.ops.backend import choose, over_limit, runs_in_strips, why_not_torch, why_not_triton
 from msformer_fast.ops.batch_norm import statistics
-from msformer_fast.ops.double_backward import differentiable_gradients, wants_double_backward
+from msformer_fast.ops.double_backward import differentiable_gradients, refuse_double_backward, wants_double_backward
 from msformer_fast.ops.launch import in_strips, launching
 from msformer_fast.ops.precision import cast_product, input_precision
 from msformer_fast.ops.shapes import Shapes
@@ -242,6 +242,9 @@ def _(
     clusters = logits.shape[1]
     channel_sums = per_channel(weight.shape[0]), per_channel(clusters), per_channel(clusters)
     return torch.empty_like(logits), weight.new_empty(weight.shape), *channel_sums
+
+
+refuse_double_backward(OP, _backward)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -12,7 +12,7 @@ from msformer_fast.errors import InputError
 from msformer_fast.identities import score_map as identity
 from msformer_fast.ops.backend import choose, over_limit, runs_in_strips, why_not_torch, why_not_triton
 from msformer_fast.ops.batch_norm import BatchNorm, check_batch_norm, packed, packed_gradients
-from msformer_fast.ops.double_backward import differentiable_gradients, wants_double_backward
+from msformer_fast.ops.double_backward import differentiable_gradients, refuse_double_backward, wants_double_backward
 from msformer_fast.ops.launch import in_strips, launching
 from msformer_fast.ops.precision import cast_product, input_precision
 from msformer_fast.ops.shapes import Shapes
@@ -99,9 +99,11 @@ def check_shapes(
     for name, norm in (("coarse_norm", coarse_norm), ("fine_norm", fine_norm)):
         check_batch_norm(shapes, name, norm)
     height, width, channels = shapes["H"], shapes["W"], shapes["C"]
-    if (shapes["Hc"], shapes["Wc"]) != ((height + 1) // 2, (width + 1) // 2):
+    # Rounded up as a convolution writes its size, which torch.export cannot prove the same as (H + 1) // 2.
+    half_height, half_width = (height - 1) // 2 + 1, (width - 1) // 2 + 1
+    if (shapes["Hc"], shapes["Wc"]) != (half_height, half_width):
         raise InputError(
-            f"{op}: coarse must be ceil(H / 2) x ceil(W / 2) = {(height + 1) // 2} x {(width + 1) // 2} "
+            f"{op}: coarse must be ceil(H / 2) x ceil(W / 2) = {half_height} x {half_width} "
             f"for fine of {height} x {width}; got {shapes['Hc']} x {shapes['Wc']}"
         )
     if shapes["4C"] != 4 * channels or shapes["2C"] != 2 * channels:
@@ -214,6 +216,9 @@ def _contiguous_like(value: Tensor) -> Tensor:
     return value.new_empty(value.shape)
 
 
+refuse_double_backward(OP, _backward)
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     coarse, fine, up_weight, head_weight, coarse_norm, ctx.coarse_eps, fine_norm, ctx.fine_eps, ctx.backend = inputs
     ctx.norms = len(coarse_norm), len(fine_norm)
@@ -221,7 +226,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    given, norms = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
+    saved = ctx.saved_tensors  # read once: activation checkpointing allows no more
+    given, norms = saved[:4], saved[4:]
     coarse_norm, fine_norm = norms[: ctx.norms[0]], norms[ctx.norms[0] :]
     if ctx.backend == "torch" and wants_double_backward():
         found = differentiable_gradients(lambda *maps: (identity.score_map(*maps),), given, [grad])

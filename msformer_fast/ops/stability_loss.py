@@ -11,7 +11,7 @@ from msformer_fast.dtypes import sum_dtype
 from msformer_fast.errors import InputError
 from msformer_fast.identities import stability_loss as identity
 from msformer_fast.ops.backend import choose, over_limit, runs_in_strips, why_not_torch, why_not_triton
-from msformer_fast.ops.double_backward import differentiable_gradients, wants_double_backward
+from msformer_fast.ops.double_backward import differentiable_gradients, refuse_double_backward, wants_double_backward
 from msformer_fast.ops.launch import in_strips, launching
 from msformer_fast.ops.precision import cast_product, input_precision
 from msformer_fast.ops.shapes import Shapes
@@ -117,6 +117,9 @@ def _(
     grad_loss: Tensor, queries: Tensor, keys: Tensor, others: Tensor, diagonal: Tensor, scale: float, backend: str
 ) -> tuple[Tensor, Tensor]:
     return queries.new_empty(queries.shape), keys.new_empty(keys.shape)
+
+
+refuse_double_backward(OP, _backward)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
