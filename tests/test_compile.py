@@ -69,13 +69,21 @@ def test_every_way_to_compile(name: str, backend: str, way: str) -> None:
     assert_compiles(name, backend, way)
 
 
+#: Whose expression, a convolution of a permuted map, Inductor of PyTorch 2.13 does not lower with dynamic sizes.
+NOT_LOWERED = ("MSFormer", "MixFFN", "TransformerBlock")
+
+
 @pytest.mark.slow
 @every_module
 @pytest.mark.parametrize("expression", [False, True])
-def test_through_inductor(name: str, expression: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_through_inductor(
+    name: str, expression: bool, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     """Strips as the registered ops that they are, and the expressions that stand for them elsewhere."""
     if expression:
         no_strips(monkeypatch)
+        if any(word in name for word in NOT_LOWERED):
+            request.applymarker(pytest.mark.xfail(reason="PyTorch: cannot determine truth value of Relational"))
     assert_compiles(name, "torch", "automatic", "inductor")
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+
+from msformer_fast.identities.transforms import transformed
 
 
 class OverlapEmbedding(nn.Module):
@@ -22,7 +25,11 @@ class OverlapEmbedding(nn.Module):
 
     def project(self, x: Tensor) -> Tensor:
         """The same before the batch norm."""
-        # Channels last, so that the tokens are contiguous: what reads them next need not copy. By permuting, as vmap
-        # knows no memory format.
-        projected: Tensor = self.proj(x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2))
+        # Channels last, so that the tokens are contiguous: what reads them next need not copy. vmap knows no memory
+        # format; permuting is no way for all, as Inductor fails at it with dynamic sizes (PyTorch 2.13).
+        if transformed():
+            x = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+        else:
+            x = x.contiguous(memory_format=torch.channels_last)
+        projected: Tensor = self.proj(x)
         return projected.permute(0, 2, 3, 1)

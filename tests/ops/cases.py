@@ -29,6 +29,7 @@ class Op:
         plain: those among them that are expressions of PyTorch's operators, with no registered op.
         of_rounded: outputs that are small differences within output 0, which is rounded to the inputs' dtype: they are
             held to that dtype's epsilon, at the size of output 0.
+        luck: variants that amplify rounding, and how many times PyTorch's our error may be there.
         slow: variants whose errors in several draws take minutes in the interpreter.
     """
 
@@ -43,6 +44,7 @@ class Op:
     backends: tuple[str, ...] = ("triton", "torch")
     plain: tuple[str, ...] = ()
     of_rounded: tuple[int, ...] = ()
+    luck: dict[str, float] = field(default_factory=dict)
     slow: tuple[str, ...] = ()
 
     def run(self, inputs: Inputs, sizes: Sizes, backend: str | None) -> tuple[Tensor, ...]:
@@ -136,6 +138,8 @@ OPS = {
             other=({"B": 3, "H": 7, "W": 9, "C": 4}, {"B": 4, "H": 5, "W": 11, "C": 4}),
             differentiable=2,
             options=("heads", "norm", "residual", "memory"),
+            # Saturated, the sums of the keys' gradients cancel: 1.1 to 2.4 times was seen, both errors about 2e-6.
+            luck={"sharp": 3.0},
             slow=("lean",),
         ),
         Op(

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._pytree import tree_map
 
-from tests.harness.error_rule import Error, Errors, assert_no_worse, errors_of
+from tests.harness.error_rule import LUCK, Error, Errors, assert_no_worse, errors_of
 from tests.ops.cases import OPS, Inputs, Op, Sizes
 
 pytestmark = pytest.mark.usefixtures("strict_kernels", "small_strips")
@@ -95,7 +95,7 @@ def test_error_is_no_larger_than_pytorchs(op: Op, backend: str, variant: str, dt
             errors[f"output {index}"] = replace(mine, eps=rounded_eps(truth, index, dtype)), yours
         return errors
 
-    assert_no_worse(draw)
+    assert_no_worse(draw, op.luck.get(variant, LUCK))
 
 
 @on_cpu
