@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from msformer_fast.errors import BackendError, InputError
-from msformer_fast.nn.drop_in import is_looked_at
+from msformer_fast.nn.hooks import is_looked_at
 
 #: Whether a loop replays its iterations as CUDA graphs: where it can and gains by it, or an error, or never.
 CAPTURES = ("auto", "always", "never")
@@ -163,6 +163,14 @@ def device_of(tensor: Tensor) -> Device:
     return CudaDevice(tensor.device) if tensor.device.type == "cuda" else HostDevice(tensor.device)
 
 
+class _Graphs(NamedTuple):
+    """Replays of the two parts of an iteration, and the tensors that the first fills."""
+
+    forward_backward: Callable[[], None]
+    update: Callable[[], None]
+    results: tuple[Tensor, Tensor]
+
+
 class Runner:
     """Runs the iterations of a loop on a device, from the fourth on as two graphs where they are asked for.
 
@@ -179,53 +187,51 @@ class Runner:
         self._captures = captures
         self._must = must
         self._iterations = 0
-        self._results: tuple[Tensor, Tensor] | None = None
-        self._replays: tuple[Callable[[], None], Callable[[], None]] | None = None
+        self._graphs: _Graphs | None = None
 
     def forward_backward(self) -> Launched:
         """Queue forward, losses and backward of the next iteration."""
-        if self._captures and self._replays is None and self._iterations == WARM_UP:
-            self._capture()
+        if self._captures and self._iterations == WARM_UP:
+            self._graphs = self._capture()
         self._iterations += 1
-        if self._replays is None or self._results is None:
+        if self._graphs is None:
             values, labels = self._step.forward_backward()
         else:
-            self._replays[0]()
-            values, labels = self._results
+            self._graphs.forward_backward()
+            values, labels = self._graphs.results
         return Launched(self._device.send(values), labels)
 
     def update(self) -> None:
         """Queue the optimiser's step behind it."""
-        if self._replays is None:
+        if self._graphs is None:
             self._step.update()
             # Here, not before the next backward: the next forward need not share the memory with these.
             self._step.clear()
         else:
-            self._replays[1]()
+            self._graphs.update()
 
     def labels(self) -> Tensor:
         """Queue a forward more, the same pass as an iteration's, for its label map; see :class:`Launched`."""
-        if self._replays is None or self._results is None:
+        if self._graphs is None:
             return self._step.labels()
         # Its backward is not needed, but a forward beside the graph would take memory of its own.
-        self._replays[0]()
-        return self._results[1]
+        self._graphs.forward_backward()
+        return self._graphs.results[1]
 
-    def _capture(self) -> None:
+    def _capture(self) -> _Graphs | None:
         handled = sys.exc_info()[1]
         try:
             # No gradient is there: those made while capturing stay where they are, and a replay writes them anew.
             results, forward_backward = self._device.record(self._step.forward_backward)
             _, update = self._device.record(self._step.update)
         except Exception as error:
-            self._captures = False
             self._step.clear()
             reason = f"the loop could not be captured as CUDA graphs ({_cause(error, handled)})"
             if self._must:
                 raise BackendError(f"self_guide: {reason}; use capture='never'") from error
             _log.info("self_guide: %s; it goes on without", reason)
-            return
-        self._results, self._replays = results, (forward_backward, update)
+            return None
+        return _Graphs(forward_backward, update, results)
 
 
 def captures(capture: str, model: nn.Module, device: Device, iterations: int) -> bool:

@@ -14,6 +14,7 @@ from msformer_fast.errors import InputError
 from msformer_fast.nn.batch_norm import Folded, can_fold, update_running
 from msformer_fast.nn.block import EfficientTransformerBlock
 from msformer_fast.nn.cross_scale_attention import TwoWayCrossScaleAttention
+from msformer_fast.nn.hooks import is_hooked
 from msformer_fast.nn.overlap_embedding import OverlapEmbedding
 from msformer_fast.nn.patch_embedding import embed_patches
 from msformer_fast.ops.memory import check_memory
@@ -169,8 +170,7 @@ class MSFormer(nn.Module):
         if self.cross or not kernels:
             return False
         norms = (self.patch_embed_s.norm, self.patch_embed_l.norm, *self.bn2_s, *self.bn2_l, self.bn3)
-        kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-        hooked = any(getattr(module, kind) for module in self.modules() if module is not self for kind in kinds)
+        hooked = any(is_hooked(module) for module in self.modules() if module is not self)
         return not hooked and can_fold(norms)
 
     def _forward_folded(self, image: Tensor, stability: bool) -> Scores:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from msformer_fast.capture import Device, Launched, Runner, captures, device_of
+from msformer_fast.capture import Launched, Runner, captures, device_of
 from msformer_fast.errors import DivergenceError
 from msformer_fast.losses import Losses, LossWeights, self_guiding_losses
 from msformer_fast.model import MSFormer
@@ -90,39 +90,11 @@ def self_guide(
         DivergenceError: a loss became NaN or infinite; off a GPU the step of that iteration is not taken.
     """
     device = device_of(image)
-    return _guide(
-        model,
-        image,
-        device,
-        captures=captures(capture, model, device, max_iterations),
-        must_capture=capture == "always",
-        weights=weights,
-        learning_rate=learning_rate,
-        momentum=momentum,
-        max_iterations=max_iterations,
-        min_labels=min_labels,
-        callback=callback,
-    )
-
-
-def _guide(
-    model: MSFormer,
-    image: Tensor,
-    device: Device,
-    *,
-    captures: bool,
-    must_capture: bool,
-    weights: LossWeights | None,
-    learning_rate: float,
-    momentum: float,
-    max_iterations: int,
-    min_labels: int,
-    callback: Callback | None,
-) -> Guided:
+    captured = captures(capture, model, device, max_iterations)
     # Fused, a step reads each parameter, gradient and buffer once; off a GPU it rounds differently for little gain.
     fused = True if image.device.type == "cuda" else None
     optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=momentum, fused=fused)
-    runner = Runner(_Step(model, image, weights, optimizer), device, captures, must_capture)
+    runner = Runner(_Step(model, image, weights, optimizer), device, captured, must=capture == "always")
     log = _Log(learning_rate, min_labels, callback)
     stopped: str | None = None
     labels: Tensor | None = None

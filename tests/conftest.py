@@ -52,6 +52,15 @@ def _fresh_seed() -> None:
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For tensors so tiny that a second thread only costs."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def strict_kernels(request: pytest.FixtureRequest) -> Iterator[None]:
     """Kernels that cannot hide a mistake: fresh memory is NaN, and in the interpreter bounds are checked, bf16 is right
     and a masked-off lane reads NaN."""

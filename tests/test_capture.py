@@ -16,14 +16,7 @@ from msformer_fast.capture import WARM_UP, CudaDevice, HostDevice
 from tests.harness.fake_device import FakeDevice
 from tests.harness.guided import assert_the_same, guided_on, image, network
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tensors are tiny."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("fails", [0, 1])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +18,8 @@ from tests.harness.fake_device import FakeDevice, SlowDevice, Tape
 from tests.harness.guided import assert_the_same, guided_on, image, network
 from tests.harness.without_data import without_data
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -26,15 +27,6 @@ def needs_the_interpreter() -> None:
     pytest.importorskip("triton")
     if torch.cuda.is_available():
         pytest.skip("kernels on the CPU need Triton's interpreter")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tensors are tiny."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def label_counts(x: torch.Tensor, iterations: int) -> list[int]:

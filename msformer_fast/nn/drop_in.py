@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+from msformer_fast.nn.hooks import is_looked_at
 
 
 class DropIn(nn.Module):
@@ -68,11 +68,6 @@ class DropIn(nn.Module):
         if tuple((name, type(part)) for name, part in parts) != self._built:
             return False
         return not any(is_looked_at(part) or drops(part) for _, part in parts)
-
-
-def is_looked_at(part: nn.Module) -> bool:
-    """Whether somebody hooks into a module, or replaced its forward."""
-    return any(getattr(part, kind) for kind in _HOOKS) or "forward" in part.__dict__
 
 
 def drops(part: Any) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from msformer_fast import ops
@@ -60,24 +62,38 @@ class EfficientAttention(nn.Module):
 
         ``batch_norm``: read ``x`` through it.
         """
-        y, context = ops.efficient_attention(
+        return attend(
+            self,
             x,
-            self.keys.weight.flatten(1),
-            self.keys.bias,
-            self.queries.weight.flatten(1),
-            self.queries.bias,
-            self.values.weight.flatten(1),
-            self.values.bias,
-            self.reprojection.weight.flatten(1),
-            self.reprojection.bias,
-            None if norm is None else norm.weight,
-            None if norm is None else norm.bias,
+            norm,
             heads=self.heads,
-            norm=norm is not None,
             residual=residual,
-            eps=1e-5 if norm is None else norm.eps,
             batch_norm=batch_norm,
             memory=self.memory,
             backend=self.backend,
         )
-        return y, context
+
+
+def attend(part: Any, x: Tensor, norm: nn.LayerNorm | None, **options: Any) -> tuple[Tensor, Tensor]:
+    """The op on (B, H, W, C) with a module's convolutions ``keys``, ``queries``, ``values`` and ``reprojection``.
+
+    Args:
+        norm: in front of it, or ``None``.
+        options: of :func:`msformer_fast.ops.efficient_attention`, but for ``norm`` and ``eps``.
+    """
+    return ops.efficient_attention(
+        x,
+        part.keys.weight.flatten(1),
+        part.keys.bias,
+        part.queries.weight.flatten(1),
+        part.queries.bias,
+        part.values.weight.flatten(1),
+        part.values.bias,
+        part.reprojection.weight.flatten(1),
+        part.reprojection.bias,
+        None if norm is None else norm.weight,
+        None if norm is None else norm.bias,
+        norm=norm is not None,
+        eps=1e-5 if norm is None else norm.eps,
+        **options,
+    )

@@ -62,24 +62,27 @@ class MixFFN(nn.Module):
 
     def _arguments(self, norm: nn.LayerNorm | None, residual: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What the op takes behind ``t``."""
-        parameters = (
-            self.fc1.weight,
-            self.fc1.bias,
-            self.dwconv.dwconv.weight,
-            self.dwconv.dwconv.bias,
-            self.fc2.weight,
-            self.fc2.bias,
-            None if norm is None else norm.weight,
-            None if norm is None else norm.bias,
-            None if self.norm1 is None else self.norm1.weight,
-            None if self.norm1 is None else self.norm1.bias,
-        )
-        return parameters, {
-            "norm": norm is not None,
-            "inner_norm": self.norm1 is not None,
-            "inner_skip": self.inner_skip,
-            "residual": residual,
-            "eps": 1e-5 if norm is None else norm.eps,
-            "memory": self.memory,
-            "backend": self.backend,
-        }
+        parameters, options = arguments_of(self, self.dwconv.dwconv, norm, self.norm1)
+        options |= {"inner_skip": self.inner_skip, "residual": residual}
+        return parameters, options | {"memory": self.memory, "backend": self.backend}
+
+
+def arguments_of(
+    part: Any, depthwise: nn.Conv2d, norm: nn.LayerNorm | None, inner: nn.LayerNorm | None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What :func:`msformer_fast.ops.mix_ffn` takes behind ``t`` of a module with ``fc1`` and ``fc2``: parameters, and
+    which norms there are. Two norms must have one eps."""
+    parameters = (
+        part.fc1.weight,
+        part.fc1.bias,
+        depthwise.weight,
+        depthwise.bias,
+        part.fc2.weight,
+        part.fc2.bias,
+        None if norm is None else norm.weight,
+        None if norm is None else norm.bias,
+        None if inner is None else inner.weight,
+        None if inner is None else inner.bias,
+    )
+    eps = next((each.eps for each in (norm, inner) if each is not None), 1e-5)
+    return parameters, {"norm": norm is not None, "inner_norm": inner is not None, "eps": eps}

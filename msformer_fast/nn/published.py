@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from msformer_fast import ops
 from msformer_fast.errors import InputError
 from msformer_fast.nn.drop_in import DropIn
+from msformer_fast.nn.efficient_attention import attend
+from msformer_fast.nn.mix_ffn import arguments_of
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,33 @@ class BlockForm:
     context: str = "none"
 
 
-class PublishedEfficientAttention(DropIn):
+class _Published(DropIn):
+    """What the three drop-ins share: the module's own code where it must run, and the shape that was given."""
+
+    form: Any
+
+    def __init__(self, module: nn.Module, form: Any, *, backend: str | None = None) -> None:
+        super().__init__(module, backend=backend)
+        self.form = form
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        if not self.as_built():
+            return self.library.forward(self, *inputs, **named)
+        x, *size = self.in_order(inputs, named)
+        y, *context = self.on_map(_as_map(self, x, size))
+        # Contiguous like the module's own result, which callers may view.
+        y = y.flatten(1, 2) if size else y.permute(0, 3, 1, 2).contiguous()
+        return (y, *context) if context else y
+
+    def on_map(self, x: Tensor) -> tuple[Tensor, ...]:
+        """(B, H, W, C) -> the same, and the context if it is returned."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        return f"{self.form}, backend={self.backend!r}"
+
+
+class PublishedEfficientAttention(_Published):
     """A stand-in for a published ``EfficientAttention``: keys, queries, values and reprojection are 1x1 convolutions.
 
     Args:
@@ -81,22 +109,15 @@ class PublishedEfficientAttention(DropIn):
     Source: Shen et al., "Efficient Attention", WACV 2021.
     """
 
-    def __init__(self, module: nn.Module, form: AttentionForm, *, backend: str | None = None) -> None:
-        super().__init__(module, backend=backend)
-        self.form = form
+    form: AttentionForm
 
-    def forward(self, *inputs: Any, **named: Any) -> Any:
-        if not self.as_built():
-            return self.library.forward(self, *inputs, **named)
-        x, *size = self.in_order(inputs, named)
-        y, context = _attention(self, _as_map(self, x, size), self.form, None, self.form.residual, self.backend)
-        return _returned(_as_given(y, size), context, self.form.context)
-
-    def extra_repr(self) -> str:
-        return f"{self.form}, backend={self.backend!r}"
+    def on_map(self, x: Tensor) -> tuple[Tensor, ...]:
+        form = self.form
+        y, context = attend(self, x, None, heads=form.heads, residual=form.residual, backend=self.backend)
+        return y, *_returned(context, form.context)
 
 
-class PublishedMixFFN(DropIn):
+class PublishedMixFFN(_Published):
     """A stand-in for a published ``MixFFN`` or ``MixFFN_skip``: ``fc1``, ``dwconv.dwconv``, a GELU, ``fc2``, norms.
 
     As :class:`PublishedEfficientAttention`; where a dropout is at work in training, the module's own code runs too.
@@ -104,23 +125,13 @@ class PublishedMixFFN(DropIn):
     Source: Xie et al., "SegFormer", NeurIPS 2021; Huang et al., "MISSFormer", 2021.
     """
 
-    def __init__(self, module: nn.Module, form: FeedForwardForm, *, backend: str | None = None) -> None:
-        super().__init__(module, backend=backend)
-        self.form = form
+    form: FeedForwardForm
 
-    def forward(self, *inputs: Any, **named: Any) -> Any:
-        if not self.as_built():
-            return self.library.forward(self, *inputs, **named)
-        x, *size = self.in_order(inputs, named)
-        x = _as_map(self, x, size)
-        y = _feed_forward(self, x, self.form, None, self.form.residual, self.backend)
-        return _as_given(y, size)
-
-    def extra_repr(self) -> str:
-        return f"{self.form}, backend={self.backend!r}"
+    def on_map(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (_feed_forward(self, x, self.form, None, self.form.residual, self.backend),)
 
 
-class PublishedTransformerBlock(DropIn):
+class PublishedTransformerBlock(_Published):
     """A stand-in for a published ``EfficientTransformerBlock``: norms and residuals are part of the two ops.
 
     As :class:`PublishedEfficientAttention`; where a dropout is at work in training, the module's own code runs too.
@@ -128,46 +139,16 @@ class PublishedTransformerBlock(DropIn):
     Source: Azad et al., "DAE-Former", 2022; MS-Former.
     """
 
-    def __init__(self, module: nn.Module, form: BlockForm, *, backend: str | None = None) -> None:
-        super().__init__(module, backend=backend)
-        self.form = form
+    form: BlockForm
 
-    def forward(self, *inputs: Any, **named: Any) -> Any:
-        if not self.as_built():
-            return self.library.forward(self, *inputs, **named)
-        x, *size = self.in_order(inputs, named)
+    def on_map(self, x: Tensor) -> tuple[Tensor, ...]:
         form, parts = self.form, self._modules
         norm1: Any = parts["norm1"]
         norm2: Any = parts["norm2"]
-        t, context = _attention(parts["attn"], _as_map(self, x, size), form.attention, norm1, True, self.backend)
+        options = {"heads": form.attention.heads, "residual": True, "backend": self.backend}
+        t, context = attend(parts["attn"], x, norm1, **options)
         y = _feed_forward(parts["mlp"], t, form.feed_forward, norm2, True, self.backend)
-        return _returned(_as_given(y, size), context, form.context)
-
-    def extra_repr(self) -> str:
-        return f"{self.form}, backend={self.backend!r}"
-
-
-def _attention(
-    part: Any, x: Tensor, form: AttentionForm, norm: nn.LayerNorm | None, residual: bool, backend: str | None
-) -> tuple[Tensor, Tensor]:
-    return ops.efficient_attention(
-        x,
-        part.keys.weight.flatten(1),
-        part.keys.bias,
-        part.queries.weight.flatten(1),
-        part.queries.bias,
-        part.values.weight.flatten(1),
-        part.values.bias,
-        part.reprojection.weight.flatten(1),
-        part.reprojection.bias,
-        None if norm is None else norm.weight,
-        None if norm is None else norm.bias,
-        heads=form.heads,
-        norm=norm is not None,
-        residual=residual,
-        eps=1e-5 if norm is None else norm.eps,
-        backend=backend,
-    )
+        return y, *_returned(context, form.context)
 
 
 def _feed_forward(
@@ -177,26 +158,8 @@ def _feed_forward(
     if norm is not None and inner is not None and norm.eps != inner.eps:  # the op has one eps
         y = _feed_forward(part, norm(t), form, None, False, backend)
         return t + y if residual else y
-    conv = depthwise(part)
-    return ops.mix_ffn(
-        t,
-        part.fc1.weight,
-        part.fc1.bias,
-        conv.weight,
-        conv.bias,
-        part.fc2.weight,
-        part.fc2.bias,
-        None if norm is None else norm.weight,
-        None if norm is None else norm.bias,
-        None if inner is None else inner.weight,
-        None if inner is None else inner.bias,
-        norm=norm is not None,
-        inner_norm=inner is not None,
-        inner_skip=form.skip,
-        residual=residual,
-        eps=next((each.eps for each in (norm, inner) if each is not None), 1e-5),
-        backend=backend,
-    )
+    parameters, options = arguments_of(part, depthwise(part), norm, inner)
+    return ops.mix_ffn(t, *parameters, inner_skip=form.skip, residual=residual, backend=backend, **options)
 
 
 def depthwise(part: Any) -> Any:
@@ -218,14 +181,7 @@ def _as_map(owner: DropIn, x: Tensor, size: Sequence[int]) -> Tensor:
     return x.unflatten(1, (height, width))
 
 
-def _as_given(y: Tensor, size: Sequence[int]) -> Tensor:
-    # Contiguous like the module's own result, which callers may view.
-    return y.flatten(1, 2) if size else y.permute(0, 3, 1, 2).contiguous()
-
-
-def _returned(y: Tensor, context: Tensor, which: str) -> Any:
+def _returned(context: Tensor, which: str) -> tuple[Tensor, ...]:
     if which == "none":
-        return y
-    if which == "all":
-        return y, context
-    return y, context[:, -1 if which == "last" else 0].contiguous()
+        return ()
+    return (context if which == "all" else context[:, -1 if which == "last" else 0].contiguous(),)

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from msformer_fast.nn.drop_in import drops, is_looked_at
+from msformer_fast.nn.drop_in import drops
+from msformer_fast.nn.hooks import is_looked_at
 
 #: What the libraries add to the score of two tokens on different sides of the seam that the shift made.
 SEAM = -100.0

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable
 
 from torch import nn
 
-import msformer_fast.nn
-from msformer_fast.model import MSFormer
 from msformer_fast.swaps.kinds import SwapKind
 from msformer_fast.swaps.probe import Make
 
 
+def is_own(module: nn.Module) -> bool:
+    """Whether a module is of this package."""
+    return type(module).__module__.startswith("msformer_fast.")
+
+
 def _recognise(module: nn.Module) -> bool | str:
-    kinds = [MSFormer, *(kind for _, kind in inspect.getmembers(msformer_fast.nn, inspect.isclass))]
-    return type(module) in kinds and getattr(module, "backend", None) == "reference"
+    return is_own(module) and getattr(module, "backend", None) == "reference"
 
 
 def _with_backend(module: nn.Module, backend: str | None) -> nn.Module:

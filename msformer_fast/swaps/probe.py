@@ -74,8 +74,7 @@ def _trials(cases: list[tuple[Any, ...]]) -> Iterator[tuple[bool, tuple[Any, ...
 def _twin(module: nn.Module) -> nn.Module:
     """A copy with other numbers: parameters drawn anew, so that no norm is still 1 and no weight 0; without hooks."""
     memo: dict[int, Any] = {}
-    parts = list(module.modules())
-    for part in parts:
+    for part in module.modules():
         for name, value in part.__dict__.items():
             if isinstance(value, Tensor):
                 memo[id(value)] = _cast(value)

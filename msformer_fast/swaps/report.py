@@ -29,23 +29,28 @@ class Swap:
     """A module that was swapped.
 
     Attributes:
-        names: its qualified names in the model, more than one where it is shared.
         kind: what it was recognised as.
         original: the module itself.
         replacement: what stands in its place.
         difference: the largest difference between the two in the trial, over the largest value of its tensor, in
             float64; 0.0 where nothing was to be proved.
+        places: where it stands in the model, more than one where it is shared.
     """
 
-    names: tuple[str, ...]
     kind: str
     original: nn.Module = field(repr=False)
     replacement: nn.Module = field(repr=False)
     difference: float
-    places: tuple[Place, ...] = field(repr=False)
+    places: tuple[Place, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its qualified names in the model."""
+        return tuple(place.name for place in self.places)
 
     def __str__(self) -> str:
-        proof = "another backend" if self.difference == 0 else f"differs by {self.difference:.0e} in float64"
+        same = type(self.replacement) is type(self.original)
+        proof = "another backend" if same else f"differs by {self.difference:.0e} in float64"
         return f"{', '.join(self.names)}: {self.kind}, a {type(self.original).__name__}; {proof}"
 
 

@@ -13,7 +13,7 @@ from msformer_fast.errors import InputError
 from msformer_fast.nn.drop_in import DropIn
 from msformer_fast.ops.backend import BACKENDS
 from msformer_fast.swaps.kinds import SwapKind, kinds
-from msformer_fast.swaps.own import OWN
+from msformer_fast.swaps.own import OWN, is_own
 from msformer_fast.swaps.probe import Mismatch, probe
 from msformer_fast.swaps.report import Left, Place, Swap, Swaps
 
@@ -134,14 +134,7 @@ class _Search:
 
     def result(self) -> Swaps:
         swapped = [
-            Swap(
-                tuple(place.name for place in self._places[module]),
-                kind,
-                module,
-                made,
-                difference,
-                tuple(self._places[module]),
-            )
+            Swap(kind, module, made, difference, tuple(self._places[module]))
             for module, (kind, made, difference) in self._swaps.items()
         ]
         return Swaps(tuple(swapped), tuple(self._left), self._others)
@@ -210,7 +203,7 @@ class _Search:
 
 def _asks(kind: SwapKind, module: nn.Module) -> bool:
     """This package's modules are of one kind, whatever their names are."""
-    return kind is OWN or not type(module).__module__.startswith("msformer_fast.")
+    return kind is OWN or not is_own(module)
 
 
 def _names(argument: str, names: str | Iterable[str] | None) -> tuple[str, ...] | None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import msformer_fast as mf
 from tests.harness.differences import differences
-from tests.test_accelerate import NETWORKS, batch, results
+from tests.harness.networks import NETWORKS, batch, results
 
 
 def row(name: str) -> str:
