@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.traffic import efficient_attention, mix_ffn, patch_embedding, score_map, stability_loss
-from benchmarks.traffic.score_map import Kernels
+from msformer_fast.benchmarks.traffic import efficient_attention, mix_ffn, patch_embedding, score_map, stability_loss
+from msformer_fast.benchmarks.traffic.score_map import Kernels
 from msformer_fast.floors import efficient_attention as attention_floor
 from msformer_fast.floors import guided_score_map as head_floor
 from msformer_fast.floors import mix_ffn as ffn_floor
@@ -152,7 +152,7 @@ def operators(backend: str, side: int, channels: int) -> tuple[int, int]:
     """Launches and bytes of PyTorch's own operators in a step, outside of the registered ops; nothing is computed."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from benchmarks.aten_traffic import AtenTraffic, step_of
+    from msformer_fast.benchmarks.aten_traffic import AtenTraffic, step_of
 
     with FakeTensorMode():
         step = step_of(backend, side, channels)
@@ -164,7 +164,7 @@ def operators(backend: str, side: int, channels: int) -> tuple[int, int]:
 
 def operators_inside(side: int, channels: int) -> tuple[int, int]:
     """Launches and bytes of PyTorch's operators inside the registered ops, counted in a step that really runs."""
-    from benchmarks.aten_traffic import AtenTraffic, step_of
+    from msformer_fast.benchmarks.aten_traffic import AtenTraffic, step_of
 
     step = step_of("triton", side, channels)
     with AtenTraffic(inside=True) as counted:

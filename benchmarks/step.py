@@ -1,102 +1,135 @@
-"""One whole step of the self-guided loop, its forward and its backward, at the paper's widths, backend by backend.
-
-``pytest benchmarks/step.py --benchmark-only`` (some: ``-k "257 and step"``; ``--keep-freed-memory``: with the command
-line's setting of the allocator). Every variant runs in a process of its own; before each of its rounds the reference
-runs once in another. The extra information of a row has the ratio of the two, round by round (least, median, most),
-and the peak memory above the start.
-"""
+"""Speed of one whole step of the self-guided loop: ``pytest benchmarks/step.py --benchmark-only``."""
 
 from __future__ import annotations
 
-import contextlib
-import statistics
-import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any
 
-import pytest
 import torch
+from torch import Tensor, nn
 
-from benchmarks.worker import Worker
 from msformer_fast import MSFormer, self_guiding_losses
+from msformer_fast.benchmarks.case import Case, Floor, Kernels, Subject, Wanted, refuse_interpreter
 
-#: Backend and memory of each variant.
-VARIANTS = {"reference": ("reference", "fast"), "torch": ("torch", "fast"), "torch-lean": ("torch", "lean")}
-ROUNDS = {129: 9, 257: 7, 513: 3, 1025: 1}
+#: Backend and memory of each provider; "compiled" is the plain network under ``torch.compile``.
+PROVIDERS = {
+    "reference": ("reference", "fast"),
+    "torch": ("torch", "fast"),
+    "torch-lean": ("torch", "lean"),
+    "triton": ("triton", "fast"),
+    "triton-lean": ("triton", "lean"),
+    "compiled": ("reference", "fast"),
+}
 
-#: The reference would need about 40 GB there.
-TOO_LARGE_FOR_THE_REFERENCE = 1025
-
-
-class Step(NamedTuple):
-    """The parts of a step; each leaves what the next needs."""
-
-    forward: Callable[[], None]
-    backward: Callable[[], None]
-    update: Callable[[], None]
-
-    def step(self) -> None:
-        for part in self:
-            part()
+#: Pixels of a side up to which the truth is plain code in float64; the identities take a third of its memory there.
+PLAIN_TRUTH = 257
 
 
-def prepare(pixels: int, variant: str, channels: int = 100) -> Step:
-    """A step of a fresh network (clusters = channels, depth 2, patch 32) on a random square image."""
-    backend, memory = VARIANTS[variant]
-    model = MSFormer(3, channels, channels, seed=0, memory=memory, backend=backend)
+class StepBench:
+    """Forward, losses, backward and update of a fresh network on one random square image."""
+
+    name = "step"
+    doc = "forward, losses, backward and update of the network at the paper's widths"
+    parts = ("forward", "backward", "step")
+    plain = "reference"
+    paper = 100
+
+    def cases(self, device: str, dtypes: Iterable[str], wanted: Wanted) -> list[Case]:
+        sizes = {"depth": 2, "patch": 32}
+        return [
+            Case.of(self.name, {**sizes, "side": side, "channels": channels}, dtype, device, wanted.seed)
+            for dtype in dtypes
+            if dtype == "float32"  # half precision is autocast's affair in a training loop
+            for side, channels in wanted.of(device, self.paper)
+        ]
+
+    def providers(self) -> list[str]:
+        return list(PROVIDERS)
+
+    def why_not(self, case: Case, provider: str) -> str | None:
+        return refuse_interpreter(case, provider)
+
+    def prepare(self, case: Case, provider: str) -> Subject:
+        backend, memory = PROVIDERS[provider]
+        model: nn.Module = model_of(case, backend, memory)
+        if provider == "compiled":
+            torch.compiler.reset()
+            model = torch.compile(model, dynamic=False)  # type: ignore[assignment]
+        return _subject(model, image_of(case), backend)
+
+    def truth(self, case: Case) -> dict[str, Tensor]:
+        backend, memory = ("reference", "fast") if case["side"] <= PLAIN_TRUTH else ("torch", "lean")
+        model = model_of(case, backend, memory).double()
+        return _subject(model, image_of(case).double(), backend).results()
+
+    def floor(self, case: Case, part: str) -> Floor | None:
+        from msformer_fast.benchmarks.ledger import rows_of
+
+        names = ("forward", "backward") if part == "step" else (part,)
+        rows = rows_of(case["side"], case["channels"], processors=132, depth=case["depth"], patch=case["patch"])
+        rows = [row for row in rows if row.name.endswith(names)]
+        return Floor(sum(row.times * row.floor for row in rows), sum(row.times * row.flops for row in rows))
+
+    def kernels(self, case: Case, part: str, processors: int, target: str) -> Kernels | None:
+        return None
+
+
+def model_of(case: Case, backend: str, memory: str) -> MSFormer:
+    """A fresh network, clusters as channels, the same for every provider."""
+    sizes = case["channels"], case["channels"], case["depth"], case["patch"]
+    return MSFormer(3, *sizes, seed=case.seed, memory=memory, backend=backend).to(case.device)
+
+
+def image_of(case: Case) -> Tensor:
+    side = case["side"]
+    return torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(case.seed)).to(case.device)
+
+
+def _subject(model: nn.Module, image: Tensor, backend: str) -> Subject:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    image = torch.rand(1, 3, pixels, pixels, generator=torch.Generator().manual_seed(0))
-    total: list[torch.Tensor] = []
+    kept: list[Tensor] = []
 
-    def forward() -> None:
-        total[:] = [self_guiding_losses(model(image), backend=backend).total]
-        total[0].item()
+    def forward() -> Tensor:
+        return self_guiding_losses(model(image), backend=backend).total
+
+    def keep() -> None:
+        kept[:] = [forward()]
 
     def backward() -> None:
-        total[0].backward()
-        total.clear()
+        kept.pop().backward()
 
-    def update() -> None:
+    def rest() -> None:
+        kept.clear()
+        optimizer.zero_grad(set_to_none=True)
+
+    def step() -> None:
+        forward().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return Step(forward, backward, update)
+    def results() -> dict[str, Tensor]:
+        total = forward()
+        total.backward()
+        found = {"total": total.detach()}
+        found |= {f"gradient of {_plain(n)}": p.grad for n, p in model.named_parameters() if p.grad is not None}
+        rest()
+        return found
+
+    def prepared() -> None:
+        rest()
+        keep()
+
+    before: dict[str, Callable[[], object]] = {"forward": rest, "backward": prepared, "step": rest}
+    parts: dict[str, Callable[[], object]] = {"forward": forward, "backward": backward, "step": step}
+    return Subject(parts, before, results, close=rest)
 
 
-def _ready(worker: Worker, part: str) -> None:
-    """What ``part`` needs, untimed: no gradients, for a backward a forward, and threads of the other at rest."""
-    worker.run("update")
-    if part == "backward":
-        worker.run("forward")
-    time.sleep(0.3)
+def _plain(name: str) -> str:
+    return name.removeprefix("_orig_mod.")
 
 
-CASES = [(p, v) for p in ROUNDS for v in VARIANTS if p < TOO_LARGE_FOR_THE_REFERENCE or v != "reference"]
+BENCH = StepBench()
 
 
-@pytest.mark.parametrize("part", ["forward", "backward", "step"])
-@pytest.mark.parametrize(("pixels", "variant"), CASES)
-def test_step(benchmark, request: pytest.FixtureRequest, pixels: int, variant: str, part: str) -> None:
-    kept = request.config.getoption("--keep-freed-memory")
-    paired = variant != "reference" and pixels < TOO_LARGE_FOR_THE_REFERENCE
-    ours: list[float] = []
-    rivals: list[float] = []
-    with contextlib.ExitStack() as stack:
-        worker = stack.enter_context(Worker(pixels, variant, kept))
-        rival = stack.enter_context(Worker(pixels, "reference", kept)) if paired else None
-
-        def setup() -> None:
-            if rival is not None:
-                _ready(rival, part)
-                rivals.append(rival.run(part))
-            _ready(worker, part)
-
-        benchmark.group = f"{part}, {pixels} x {pixels}"
-        benchmark.extra_info |= {"threads": torch.get_num_threads(), "keep_freed_memory": kept}
-        benchmark.pedantic(lambda: ours.append(worker.run(part)), setup=setup, rounds=ROUNDS[pixels], warmup_rounds=2)
-        if part == "step":
-            benchmark.extra_info["peak_memory_mb"] = round(worker.peak_megabytes() or 0) or None
-    if rival is not None:
-        ratios = [theirs / mine for mine, theirs in zip(ours, rivals, strict=True)][-ROUNDS[pixels] :]
-        spread = min(ratios), statistics.median(ratios), max(ratios)
-        benchmark.extra_info["times_faster"] = [round(value, 3) for value in spread]
+def test_speed(benchmark: Any, row: Any) -> None:
+    row.run(benchmark)

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="counted in th
 
 
 def test_every_launch_of_a_step_is_in_it() -> None:
-    from benchmarks.ledger import rows_of
+    from msformer_fast.benchmarks.ledger import rows_of
     from tests.harness.traffic import count_traffic
 
     side, channels, depth, patch = 17, 8, 2, 8
@@ -30,7 +30,7 @@ def test_every_launch_of_a_step_is_in_it() -> None:
 
 def test_the_goal_for_strips_that_stay_in_the_cache() -> None:
     """Of the paper's step: far fewer bytes than one strip, and no less than the floor."""
-    from benchmarks.ledger import rows_of
+    from msformer_fast.benchmarks.ledger import rows_of
 
     whole, strips = (
         sum(row.times * row.moved for row in rows_of(257, 100, processors=132, strips=strips))

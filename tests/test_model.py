@@ -63,7 +63,7 @@ def test_a_step_through_the_kernels_equals_the_reference(batch: int, height: int
 @pytest.mark.usefixtures("strict_kernels")
 def test_no_operator_of_an_op_is_left_to_pytorch() -> None:
     """Beside the kernels a step is the convolutions, the consistency loss, sums of losses and the optimiser."""
-    from benchmarks.aten_traffic import AtenTraffic
+    from msformer_fast.benchmarks.aten_traffic import AtenTraffic
 
     model = MSFormer(3, 6, 7, depth=1, patch=8, seed=0, backend="triton")
     image = torch.rand(1, 3, 17, 20)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from benchmarks.traffic.score_map import Kernels
+from msformer_fast.benchmarks.traffic.score_map import Kernels
 from msformer_fast.dtypes import sum_dtype
 from msformer_fast.windows import Windows
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.traffic.score_map import Kernels
+from msformer_fast.benchmarks.traffic.score_map import Kernels
 from msformer_fast.dtypes import sum_dtype
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.traffic import cross_scale_attention as traffic
+from msformer_fast.benchmarks.traffic import cross_scale_attention as traffic
 from msformer_fast.floors import cross_scale_attention as floor
 from msformer_fast.reference.cross_scale_attention import cross_scale_attention as reference
 from msformer_fast.windows import Windows, windows_of

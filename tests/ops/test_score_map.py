@@ -180,8 +180,8 @@ def test_shapes_are_checked() -> None:
 @pytest.mark.parametrize("batch_norm", [True, False])
 def test_bytes_are_those_of_the_formulas(batch_norm: bool) -> None:
     """Counted for every kernel; the maps and the logits are moved no more often than the floor says."""
-    from benchmarks.traffic import patch_embedding as patches
-    from benchmarks.traffic import score_map as traffic
+    from msformer_fast.benchmarks.traffic import patch_embedding as patches
+    from msformer_fast.benchmarks.traffic import score_map as traffic
     from tests.harness.traffic import count_traffic
 
     inputs, s = draw("guided_score_map", torch.float32, batch_norm=batch_norm)

@@ -1,0 +1,179 @@
+"""A run of the suite: every case, its providers checked, then timed in turn."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from msformer_fast.benchmarks import check
+from msformer_fast.benchmarks.case import Bench, Case, Subject
+from msformer_fast.benchmarks.clock import Ceilings, Clock, Inside, in_turn, look_inside
+from msformer_fast.benchmarks.records import Refused, Results, Row
+from msformer_fast.errors import BackendError
+
+Say = Callable[[str], object]
+
+
+@dataclass
+class Runner:
+    """Runs cases and adds their rows to the results.
+
+    Attributes:
+        results: what is filled.
+        clock, ceilings: of the device.
+        seconds: for the rounds of one case and part, all providers together.
+        only: providers that take part; ``None`` is all.
+        least: rounds at least.
+        say: is told of every case and row.
+        dry: check everything and time nothing worth the name: one round, labelled.
+    """
+
+    results: Results
+    clock: Clock
+    ceilings: Ceilings | None
+    seconds: float = 3.0
+    only: Sequence[str] | None = None
+    least: int = 5
+    say: Say = print
+    dry: bool = False
+
+    def __post_init__(self) -> None:
+        self._anchor = anchor(self.clock.device)
+        self._peaks: dict[tuple[str, str], list[tuple[int, int]]] = {}
+
+    def run(self, bench: Bench, case: Case) -> list[Row]:
+        """Rows of one case; those that are wrong, or cannot run, are recorded as refused."""
+        started = time.perf_counter()
+        truth = None
+        ready: dict[str, tuple[Subject, float, float]] = {}
+        plain_error: float | None = None
+        for provider in self._providers(bench):
+            reason = bench.why_not(case, provider) or self._too_large(bench, case, provider)
+            if reason is None:
+                truth = bench.truth(case) if truth is None else truth
+                try:
+                    subject = bench.prepare(case, provider)
+                    error, where = check.error_of(subject.results(), truth)
+                except Exception as failure:
+                    reason = _one_line(failure)
+                else:
+                    limit = check.allowed(case.dtype, plain_error)
+                    if provider == bench.plain:
+                        plain_error = error
+                        limit = max(limit, check.TIMES_PLAIN * error) if error < 0.1 else limit
+                    if error > limit:
+                        reason = f"wrong: {where} is off by {error:.1e}, more than {limit:.1e}"
+                    else:
+                        ready[provider] = subject, error, limit
+            if reason is not None:
+                self._refuse(case, provider, reason)
+        del truth
+        rows = [row for part in bench.parts for row in self._part(bench, case, part, ready)]
+        for subject, _, _ in ready.values():
+            subject.close()
+        ready.clear()
+        self._tidy()
+        self.results.rows += rows
+        self.say(f"{case}: {len(rows)} rows in {time.perf_counter() - started:.0f} s")
+        return rows
+
+    def _providers(self, bench: Bench) -> list[str]:
+        names = bench.providers()
+        if self.only is not None:
+            names = [name for name in names if name in self.only]
+        return sorted(names, key=lambda name: name != bench.plain)  # whose error the others are held to
+
+    def _part(
+        self, bench: Bench, case: Case, part: str, ready: dict[str, tuple[Subject, float, float]]
+    ) -> list[Row]:
+        inside: dict[str, Inside] = {}
+        for provider, (subject, _, _) in list(ready.items()):
+            try:
+                inside[provider] = look_inside(self.clock.device, subject.parts[part], subject.before[part])
+            except (RuntimeError, MemoryError) as failure:
+                del ready[provider]
+                self._refuse(case, provider, _one_line(failure))
+        calls = [(subject.parts[part], subject.before[part]) for subject, _, _ in ready.values()]
+        if not calls:
+            return []
+        calls.append((self._anchor, _nothing))
+        least, most = (1, 1) if self.dry else (self.least, 51)
+        times = in_turn(self.clock, calls, budget=self.seconds, least=least, most=most)
+        floor = bench.floor(case, part)
+        rows = []
+        for (provider, (_, error, limit)), seconds in zip(ready.items(), times, strict=False):
+            row = Row(case.bench, dict(case.sizes), case.dtype, case.device, provider, part)
+            row.label = "dry run" if self.dry else "measured"
+            row.seconds, row.anchor, row.error, row.allowed = seconds, times[-1], error, limit
+            row.peak_bytes, row.launches, row.device_seconds = inside[provider]
+            if floor is not None:
+                row.floor_bytes, row.floor_flops = floor.bytes, floor.flops
+                if self.ceilings is not None:
+                    row.floor_seconds = self.ceilings.seconds(floor.bytes, floor.flops, case.dtype)
+            rows.append(row)
+            if row.peak_bytes:
+                self._peaks.setdefault((bench.name, provider), []).append((_pixels(case), row.peak_bytes))
+        return rows
+
+    def _refuse(self, case: Case, provider: str, reason: str) -> None:
+        self.results.refused.append(Refused(case.bench, dict(case.sizes), case.dtype, provider, reason))
+
+    def _too_large(self, bench: Bench, case: Case, provider: str) -> str | None:
+        """Whether the memory is there, from what smaller cases of the provider took."""
+        seen = self._peaks.get((bench.name, provider))
+        if not seen:
+            return None
+        pixels, peak = max(seen)
+        needed = 1.2 * peak * max(1.0, _pixels(case) / pixels)
+        free = available_memory(case.device)
+        if free is None or needed < free:
+            return None
+        return f"would need about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
+
+    def _tidy(self) -> None:
+        gc.collect()
+        if self.clock.device == "cuda":
+            torch.cuda.empty_cache()
+
+
+def anchor(device: str) -> Callable[[], Tensor]:
+    """A fixed piece of PyTorch's own work, a copy and a product of some milliseconds: how fast the machine is now."""
+    source = torch.ones(1 << 20, device=device)
+    matrix = torch.full((384, 384), 1e-3, device=device)
+
+    def call() -> Tensor:
+        source.add(1)
+        return matrix @ matrix @ matrix
+
+    return call
+
+
+def available_memory(device: str) -> int | None:
+    """Bytes that a new tensor may take; None where unknown."""
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            facts = dict(line.split(":", 1) for line in file)
+        return int(facts["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def _pixels(case: Case) -> int:
+    return case["side"] ** 2 * case.get("channels", 1)
+
+
+def _nothing() -> None:
+    return None
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    name = "" if isinstance(error, BackendError) else f"{type(error).__name__}: "
+    return (name + text)[:300]

@@ -1,0 +1,30 @@
+"""Every benchmark, by name: one file each."""
+
+from __future__ import annotations
+
+import importlib
+
+from msformer_fast.benchmarks.case import Bench, check_names
+
+OPS = (
+    "clustering_loss",
+    "linear_clustering_loss",
+    "stability_loss",
+    "patch_embedding",
+    "score_map",
+    "guided_score_map",
+    "efficient_attention",
+    "mix_ffn",
+    "cross_scale_attention",
+)
+NAMES = (*OPS, "step", "image")
+
+
+def bench_of(name: str) -> Bench:
+    """The benchmark of that name.
+
+    Raises:
+        InputError: there is none.
+    """
+    check_names("benchmark", [name], NAMES)
+    return importlib.import_module(f"msformer_fast.benchmarks.{name}").BENCH  # type: ignore[no-any-return]
