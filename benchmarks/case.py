@@ -10,9 +10,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from msformer_fast.benchmarks.options import DTYPES
 from msformer_fast.errors import InputError
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+#: By name, see ``options.DTYPES``.
+TORCH_DTYPES = {name: getattr(torch, name) for name in DTYPES}
 
 #: Channels on either side of the paper's.
 WIDTHS = (64, 128, 256)
@@ -28,7 +30,7 @@ class Case:
     Attributes:
         bench: name of the benchmark.
         sizes: by name, sorted; ``side`` is the height and width of the fine map in pixels.
-        dtype: a name of :data:`DTYPES`.
+        dtype: a name of :data:`msformer_fast.benchmarks.options.DTYPES`.
         device: ``"cpu"`` or ``"cuda"``.
         seed: of the random inputs; two cases that differ only there are equal.
     """
@@ -51,7 +53,7 @@ class Case:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        return DTYPES[self.dtype]
+        return TORCH_DTYPES[self.dtype]
 
     def __str__(self) -> str:
         sizes = ", ".join(f"{name} {value}" for name, value in self.sizes)

@@ -31,16 +31,22 @@ class Clock:
             cache = getattr(torch.cuda.get_device_properties(0), "L2_cache_size", 0)
             self._flush = torch.empty(max(4 * cache, FLUSH) // 4, dtype=torch.int32, device="cuda")
 
+    def flush(self) -> None:
+        """Overwrite what a GPU's second-level cache holds, and wait for it."""
+        if self._flush is not None:
+            self._flush.zero_()
+            torch.cuda.synchronize()
+
     def seconds(self, call: Callable[[], object]) -> float:
-        if self._flush is None:
+        """Of one call, on the device's own clock."""
+        if self.device != "cuda":
             start = time.perf_counter()
             result = call()
             seconds = time.perf_counter() - start
             del result  # freeing is the caller's, not the call's
             return seconds
         before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        self._flush.zero_()
-        torch.cuda.synchronize()
+        self.flush()
         before.record()
         call()
         after.record()
@@ -156,7 +162,9 @@ class Ceilings(NamedTuple):
         return max(moved / self.bandwidth, flops / self.operations[dtype])
 
 
-def measure_ceilings(clock: Clock, dtypes: Sequence[str], megabytes: int | None = None, width: int | None = None) -> Ceilings:
+def measure_ceilings(
+    clock: Clock, dtypes: Sequence[str], megabytes: int | None = None, width: int | None = None
+) -> Ceilings:
     """Both ceilings, the best of several tries each.
 
     Args:
@@ -168,7 +176,6 @@ def measure_ceilings(clock: Clock, dtypes: Sequence[str], megabytes: int | None 
     source = torch.ones(size // 4, device=clock.device)
     target = torch.empty_like(source)
     copies = [clock.seconds(lambda: target.copy_(source)) for _ in range(7)]
-    del source, target
     operations = {}
     n = width or (8192 if gpu else 2048)
     for dtype in dtypes:

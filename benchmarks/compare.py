@@ -7,10 +7,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from msformer_fast.benchmarks.options import THRESHOLD
 from msformer_fast.benchmarks.records import Row
-
-#: A change smaller than this is nobody's concern, however sure it is.
-THRESHOLD = 0.10
 
 #: Resamples of the bootstrap, and the share that its interval holds.
 RESAMPLES, INTERVAL = 1000, 0.99

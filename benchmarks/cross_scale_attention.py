@@ -12,6 +12,7 @@ from torch import Tensor
 from msformer_fast import ops
 from msformer_fast.benchmarks.case import Sizes
 from msformer_fast.benchmarks.op_bench import Inputs, OpBench, Random
+from msformer_fast.benchmarks.traffic import cross_scale_attention as traffic
 from msformer_fast.floors import cross_scale_attention as floors
 from msformer_fast.windows import Windows, windows_of
 
@@ -86,6 +87,7 @@ BENCH = OpBench(
     draw,
     call,
     floor,
+    kernels_of=traffic.of_call,
     rivals={"sdpa": sdpa},
     compiled_rivals=("sdpa",),
     sizes={"window": 8},

@@ -11,6 +11,7 @@ from torch import Tensor
 from msformer_fast import ops
 from msformer_fast.benchmarks.case import Sizes
 from msformer_fast.benchmarks.op_bench import Inputs, OpBench, Random
+from msformer_fast.benchmarks.traffic import efficient_attention as traffic
 from msformer_fast.floors import efficient_attention as floors
 
 PARTS = ("key", "query", "value", "reprojection")
@@ -57,6 +58,7 @@ BENCH = OpBench(
     draw,
     call,
     floor,
+    kernels_of=traffic.of_call,
     rivals={"einsum": einsum},
     memories=("fast", "lean"),
 )

@@ -64,7 +64,11 @@ class ImageBench:
         def run(iterations: int, dtype: torch.dtype = torch.float32) -> Guided:
             model = model_of(case, backend, memory).to(dtype)
             return self_guide(
-                model, image.to(dtype), max_iterations=iterations, min_labels=0, capture=capture if iterations > 4 else "never"
+                model,
+                image.to(dtype),
+                max_iterations=iterations,
+                min_labels=0,
+                capture=capture if iterations > 4 else "never",
             )
 
         return Subject(
@@ -95,7 +99,10 @@ def image_of(case: Case) -> Tensor:
 
 
 def _losses(guided: Guided) -> dict[str, Tensor]:
-    return {f"losses of iteration {i.index}": torch.tensor([i.total, i.clustering, i.consistency, i.stability]).double() for i in guided.history[:COMPARED]}
+    return {
+        f"losses of iteration {i.index}": torch.tensor([i.total, i.clustering, i.consistency, i.stability]).double()
+        for i in guided.history[:COMPARED]
+    }
 
 
 BENCH = ImageBench()

@@ -16,7 +16,15 @@ from typing import Any
 
 import torch
 
-from msformer_fast.benchmarks.traffic import efficient_attention, mix_ffn, patch_embedding, score_map, stability_loss
+from msformer_fast.benchmarks.cards import CARDS
+from msformer_fast.benchmarks.traffic import (
+    efficient_attention,
+    has_launch_tables,
+    mix_ffn,
+    patch_embedding,
+    score_map,
+    stability_loss,
+)
 from msformer_fast.benchmarks.traffic.score_map import Kernels
 from msformer_fast.floors import efficient_attention as attention_floor
 from msformer_fast.floors import guided_score_map as head_floor
@@ -24,14 +32,6 @@ from msformer_fast.floors import mix_ffn as ffn_floor
 from msformer_fast.floors import stability_loss as stability_floor
 
 DTYPE, TARGET, PATCH = torch.float32, "sm_90", 32
-
-#: Memory bandwidth in GB/s; float32 and tf32 (dense) operations in TFLOP/s. From the vendor's data sheets.
-CARDS = {
-    "A100 SXM 80 GB": (2039, 19.5, 156),
-    "H100 SXM": (3350, 67, 494),
-    "H200 SXM": (4800, 67, 494),
-    "RTX 4090": (1008, 82.6, 82.6),
-}
 
 
 @dataclass
@@ -64,57 +64,68 @@ class Row:
 
 
 def rows_of(
-    side: int, channels: int, *, processors: int, depth: int = 2, patch: int = PATCH, strips: bool = False
+    side: int,
+    channels: int,
+    *,
+    processors: int,
+    depth: int = 2,
+    patch: int = PATCH,
+    strips: bool = False,
+    target: str = TARGET,
 ) -> list[Row]:
     """Every op of a step on one square image, with C channels and as many clusters.
 
-    ``strips``: the Mix-FFN of ``memory="lean"``, on a card whose last cache keeps a strip of both wide maps.
+    Args:
+        processors, target: of the card, multiprocessors and architecture.
+        strips: the Mix-FFN of ``memory="lean"``, on a card whose last cache keeps a strip of both wide maps.
+
+    Returns:
+        The rows; without kernels, the floors alone, where no launch table can be read.
     """
     rows = []
     for branch, size in (("fine", side), ("coarse", (side + 1) // 2)):
-        rows += _block(branch, size, channels, processors, depth, strips)
+        rows += _block(branch, size, channels, (processors, target), depth, strips)
     rows += _embedding_statistics(side, channels, processors)
     rows += _head(side, channels, processors, patch)
-    return rows
+    return rows if has_launch_tables() else [Row(r.name, r.times, {}, r.floor, r.flops) for r in rows]
 
 
-def _block(branch: str, side: int, channels: int, processors: int, depth: int, strips: bool) -> list[Row]:
-    from msformer_fast.kernels import efficient_attention_table as attention_kernels
-    from msformer_fast.kernels import mix_ffn as ffn_kernels
-
+def _block(branch: str, side: int, channels: int, card: tuple[int, str], depth: int, strips: bool) -> list[Row]:
     sizes, hidden = (1, side, side, channels), 4 * channels
-    shape = attention_kernels.Shape(1, side * side, channels, channels, channels, 1)
-    programs = {}
-    for part in ("context", "queries", "tokens", "keys"):
-        settings = attention_kernels.launch_settings(part, shape, "ieee", TARGET)
-        chunks = attention_kernels.chunks_of(part, shape, settings)
-        programs[part] = attention_kernels.programs_of(shape, settings, chunks, processors)
-    floor, flops = attention_floor.bytes_moved(*sizes, DTYPE, batch_norm=True), attention_floor.flops(*sizes)
-    rows = [
-        Row(
-            f"efficient attention, {branch}, {part}",
-            depth,
-            traffic(*sizes, DTYPE, programs=programs, batch_norm=True),
-            floor[part],
-            flops[part],
-        )
-        for part, traffic in (("forward", efficient_attention.forward), ("backward", efficient_attention.backward))
-    ]
-    programs = {}
-    for part in ("contract", "wide", "token", "product"):
-        settings = ffn_kernels.launch_settings(part, channels, hidden, DTYPE, "ieee", TARGET)
-        tiles = -(-side // settings["TH"]) * -(-side // settings["TW"])
-        programs[part] = ffn_kernels.programs_of(part, tiles, -(-hidden // settings["BD"]), processors)
-    floor, flops = ffn_floor.bytes_moved(*sizes, hidden, DTYPE), ffn_floor.flops(*sizes, hidden)
-    strip = ffn_kernels.strip_rows(1, side, side, hidden, DTYPE.itemsize) if strips else None
-    how: dict[str, Any] = {"programs": programs, "strip": strip, "resident": strips}
-    found = {
-        "forward": mix_ffn.forward(*sizes, hidden, DTYPE, statistics=True, **how),
-        "backward": mix_ffn.backward(*sizes, hidden, DTYPE, kept=not strips, **how),
+    attention: dict[str, Kernels] = {"forward": {}, "backward": {}}
+    ffn = dict(attention)
+    if has_launch_tables():
+        programs = efficient_attention.programs_of(1, side * side, channels, DTYPE, *card)
+        for part, traffic in (("forward", efficient_attention.forward), ("backward", efficient_attention.backward)):
+            attention[part] = traffic(*sizes, DTYPE, programs=programs, batch_norm=True)
+        ffn = _ffn(side, channels, card, strips)
+    floors = {
+        "efficient attention": (
+            attention_floor.bytes_moved(*sizes, DTYPE, batch_norm=True),
+            attention_floor.flops(*sizes),
+        ),
+        "Mix-FFN": (ffn_floor.bytes_moved(*sizes, hidden, DTYPE), ffn_floor.flops(*sizes, hidden)),
     }
-    return rows + [
-        Row(f"Mix-FFN, {branch}, {part}", depth, kernels, floor[part], flops[part]) for part, kernels in found.items()
+    return [
+        Row(f"{op}, {branch}, {part}", depth, found[part], floors[op][0][part], floors[op][1][part])
+        for op, found in (("efficient attention", attention), ("Mix-FFN", ffn))
+        for part in found
     ]
+
+
+def _ffn(side: int, channels: int, card: tuple[int, str], strips: bool) -> dict[str, Kernels]:
+    from msformer_fast.kernels.mix_ffn import strip_rows
+
+    sizes = 1, side, side, channels, 4 * channels, DTYPE
+    how: dict[str, Any] = dict(
+        programs=mix_ffn.programs_of(*sizes, *card),
+        strip=strip_rows(1, side, side, 4 * channels, DTYPE.itemsize) if strips else None,
+        resident=strips,
+    )
+    return {
+        "forward": mix_ffn.forward(*sizes, statistics=True, **how),
+        "backward": mix_ffn.backward(*sizes, kept=not strips, **how),
+    }
 
 
 def _embedding_statistics(side: int, channels: int, processors: int) -> list[Row]:
@@ -202,10 +213,14 @@ def main() -> None:
     more = [plain_bytes / (total + own_bytes) for total in (moved, strip_bytes)]
     print(f"\nplain PyTorch: {plain} operators, {plain_bytes / 1e6:.0f} MB: {more[0]:.1f} times (strips {more[1]:.1f})")
     print("\n| predicted, not measured | float32 products | tf32 products |\n| --- | --- | --- |")
-    for card, (bandwidth, *throughputs) in CARDS.items():
-        rest = own_bytes / (bandwidth * 1e9)
-        times = [1e3 * (rest + sum(r.seconds(bandwidth * 1e9, t * 1e12) for r in rows)) for t in throughputs]
-        print(f"| {card} | {times[0]:.1f} ms | {times[1]:.1f} ms |")
+    for card in CARDS.values():
+        if card.target.startswith("sm_"):  # of the make whose launch table the rows are from
+            rest = own_bytes / card.bandwidth
+            times = [
+                1e3 * (rest + sum(r.seconds(card.bandwidth, throughput) for r in rows))
+                for throughput in (card.float32, card.tf32)
+            ]
+            print(f"| {card.name} | {times[0]:.1f} ms | {times[1]:.1f} ms |")
 
 
 if __name__ == "__main__":

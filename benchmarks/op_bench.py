@@ -39,8 +39,8 @@ class OpBench:
         memories: values of ``memory=`` that the op has; ``None`` where it has no such option.
         sizes: of the fixed ones, by name.
         paper: the channels that the pixels are varied at.
-        truth_backend: the plain one, or ``"torch"`` where plain code takes minutes at these sizes; tests hold one to the
-            other in float64.
+        truth_backend: the plain one, or ``"torch"`` where plain code takes minutes at these sizes; tests hold one to
+            the other in float64.
         kernels_of: (sizes, dtype, processors, target) to the kernels of each part.
         compiled: whether the plain code is timed under ``torch.compile``.
     """

@@ -12,6 +12,7 @@ from torch import Tensor
 from msformer_fast import ops
 from msformer_fast.benchmarks.case import Sizes
 from msformer_fast.benchmarks.op_bench import Inputs, OpBench, Random
+from msformer_fast.benchmarks.traffic import patch_embedding as traffic
 from msformer_fast.floors import patch_embedding as floors
 
 
@@ -36,7 +37,8 @@ def convolutions(inputs: Inputs, s: Sizes) -> tuple[Tensor, ...]:
     kernel = rearrange(weight, "c (p1 p2 k) -> c k p1 p2", p1=patch, p2=patch)
     normed = F.batch_norm(logits, None, None, norm_weight, norm_bias, True)
     embedded = (
-        F.conv2d(normed[:, :, at : at + size, at : at + size], kernel, bias, stride=patch).flatten(2).mT for at in (1, 0)
+        F.conv2d(normed[:, :, at : at + size, at : at + size], kernel, bias, stride=patch).flatten(2).mT
+        for at in (1, 0)
     )
     return tuple(embedded)
 
@@ -53,6 +55,7 @@ BENCH = OpBench(
     draw,
     call,
     floor,
+    kernels_of=traffic.of_call,
     rivals={"convolutions": convolutions},
     sizes={"patch": 32},
 )

@@ -10,6 +10,7 @@ from torch import Tensor
 from msformer_fast import ops
 from msformer_fast.benchmarks.case import Sizes
 from msformer_fast.benchmarks.op_bench import Inputs, OpBench, Random
+from msformer_fast.benchmarks.traffic import stability_loss as traffic
 from msformer_fast.floors import stability_loss as floors
 
 #: Pixels of a patch's side, as the authors cut them.
@@ -48,6 +49,7 @@ BENCH = OpBench(
     draw,
     call,
     floor,
+    kernels_of=traffic.of_call,
     rivals={"matrix": matrix},
     compiled_rivals=("matrix",),
     sizes={"patch": 4},

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from msformer_fast import MSFormer, self_guiding_losses
 from msformer_fast.benchmarks.case import Case, Floor, Kernels, Subject, Wanted, refuse_interpreter
+from msformer_fast.parity import NOISE
 
 #: Backend and memory of each provider; "compiled" is the plain network under ``torch.compile``.
 PROVIDERS = {
@@ -111,7 +112,8 @@ def _subject(model: nn.Module, image: Tensor, backend: str) -> Subject:
         total = forward()
         total.backward()
         found = {"total": total.detach()}
-        found |= {f"gradient of {_plain(n)}": p.grad for n, p in model.named_parameters() if p.grad is not None}
+        gradients = {_plain(name): p.grad for name, p in model.named_parameters() if not name.endswith(NOISE)}
+        found |= {f"gradient of {name}": value for name, value in gradients.items() if value is not None}
         rest()
         return found
 

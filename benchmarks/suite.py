@@ -5,19 +5,7 @@ from __future__ import annotations
 import importlib
 
 from msformer_fast.benchmarks.case import Bench, check_names
-
-OPS = (
-    "clustering_loss",
-    "linear_clustering_loss",
-    "stability_loss",
-    "patch_embedding",
-    "score_map",
-    "guided_score_map",
-    "efficient_attention",
-    "mix_ffn",
-    "cross_scale_attention",
-)
-NAMES = (*OPS, "step", "image")
+from msformer_fast.benchmarks.options import NAMES
 
 
 def bench_of(name: str) -> Bench:

@@ -1,4 +1,4 @@
-"""The command line: ``msformer-fast segment | evaluate | demo | doctor | parity``."""
+"""The command line: ``msformer-fast segment | evaluate | demo | bench | doctor | parity``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from msformer_fast import __version__
+from msformer_fast.benchmarks.options import add_arguments
 from msformer_fast.errors import BackendError, DivergenceError, InputError
 
 
@@ -49,6 +50,8 @@ def _prepare_process(arguments: argparse.Namespace) -> None:
     """Allocator and threads, before the first tensor: this process is ours."""
     from msformer_fast.process import keep_freed_memory, set_threads
 
+    if arguments.run is _bench:  # before torch is imported: its profiler warns of memory that is older than itself
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if hasattr(arguments, "threads"):
         keep_freed_memory()
         set_threads(arguments.threads)
@@ -138,6 +141,12 @@ def _demo(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _bench(arguments: argparse.Namespace) -> int:
+    from msformer_fast.benchmarks.command import run
+
+    return run(arguments)
+
+
 def _doctor(arguments: argparse.Namespace) -> int:
     from msformer_fast.doctor import report
 
@@ -218,6 +227,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--kind", choices=("lesion", "chest"), default="lesion", help="what to draw (%(default)s)")
     sub.add_argument("-o", "--output", default="msformer-fast-demo", metavar="DIR", help="folder (%(default)s)")
     _add_settings(sub, size=129)
+
+    sub = command("bench", _bench, "Measure every op, the step and an image on this machine, against its rivals.")
+    add_arguments(sub)
 
     command("doctor", _doctor, "Versions, devices, and the backend that each op would run and why.")
 

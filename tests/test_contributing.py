@@ -26,7 +26,7 @@ def run(folder: Path, *command: str, **variables: str) -> None:
 
 
 def test_a_new_op_by_the_book(tmp_path: Path) -> None:
-    for name in ("msformer_fast", "kernels", "tests", "pyproject.toml"):
+    for name in ("msformer_fast", "benchmarks", "kernels", "tests", "pyproject.toml"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / name)
     # What an editable install maps: the copy's own kernels as msformer_fast.kernels.
@@ -43,5 +43,5 @@ def test_a_new_op_by_the_book(tmp_path: Path) -> None:
     run(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/ops/test_contract.py", "-k", "token_energy")
     gate = ("-m", "tests.harness.aot_table", "token_energy", "--small", "--targets", "sm_90")
     run(tmp_path, *gate, "--write", TRITON_INTERPRET="0")
-    assert (tmp_path / "tests/aot/token_energy.csv").read_text().count("sm_90") == 4
+    assert (tmp_path / "benchmarks/compiled/token_energy.csv").read_text().count("sm_90") == 4
     run(tmp_path, *gate, TRITON_INTERPRET="0")

@@ -36,8 +36,10 @@ def test_wheel_holds_every_package(built: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     for path in [*ROOT.glob("msformer_fast/**/*.py"), ROOT / "msformer_fast/py.typed"]:
         assert str(path.relative_to(ROOT)) in names
-    for path in ROOT.glob("kernels/*.py"):
-        assert f"msformer_fast/kernels/{path.name}" in names
+    for folder, patterns in (("kernels", ["*.py"]), ("benchmarks", ["*.py", "traffic/*.py", "compiled/*.csv"])):
+        paths = [path for pattern in patterns for path in (ROOT / folder).glob(pattern)]
+        assert paths
+        assert not {f"msformer_fast/{path.relative_to(ROOT)}" for path in paths} - names
     assert not [name for name in names if name.startswith(("kernels/", "tests/", "benchmarks/"))]
 
 
@@ -45,7 +47,7 @@ def test_sdist_can_be_tested(built: Path) -> None:
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"docs/demo.png", "tests/aot/stability_loss.csv"} <= names
+    assert {"docs/demo.png", "benchmarks/compiled/stability_loss.csv"} <= names
     assert {"README.md", "LICENSE", "tests/conftest.py", "tests/golden/dim8_img65.npz", "kernels/__init__.py"} <= names
 
 

@@ -54,8 +54,8 @@ def test_short_examples_as_written(number: int) -> None:
 
 def test_every_command_named_exists() -> None:
     commands = set(re.findall(r"`msformer-fast (\w+)", README))
-    assert commands == {"segment", "evaluate", "demo", "doctor", "parity"}
-    for command in commands - {"doctor", "demo"}:
+    assert commands == {"segment", "evaluate", "demo", "bench", "doctor", "parity"}
+    for command in commands - {"doctor", "demo", "bench"}:
         with pytest.raises(SystemExit) as caught:
             _parser().parse_args([command])
         assert caught.value.code == 2

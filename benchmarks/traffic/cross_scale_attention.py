@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from msformer_fast.benchmarks.case import Sizes
 from msformer_fast.benchmarks.traffic.score_map import Kernels
 from msformer_fast.dtypes import sum_dtype
+from msformer_fast.ops.precision import input_precision
 from msformer_fast.windows import Windows
 
 if TYPE_CHECKING:
@@ -138,3 +140,13 @@ def usual_chain(images: int, heads: int, channels: int, windows: Windows, dtype:
         "reverse": 2 * queries,
         "roll back": 2 * queries,
     }
+
+
+def of_call(sizes: Sizes, dtype: torch.dtype, processors: int, target: str | None) -> dict[str, Kernels]:
+    """Of the call that ``benchmarks/cross_scale_attention.py`` times."""
+    from msformer_fast.benchmarks.cross_scale_attention import WIDTH, heads, windows
+
+    call = 1, heads(sizes), WIDTH, windows(sizes), dtype
+    precision = input_precision(dtype)
+    gradients = backward(*call, processors=processors, bias="table", input_precision=precision, target=target)
+    return {"forward": forward(*call, bias="table"), "backward": gradients}

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 
 import torch
 
+from msformer_fast.benchmarks.case import Sizes
 from msformer_fast.benchmarks.traffic.score_map import Kernels
 from msformer_fast.dtypes import sum_dtype
+from msformer_fast.ops.precision import input_precision
 
 
 class _Sizes:
@@ -114,3 +116,35 @@ def backward(
     if batch_norm:
         kernels["batch_norm_gradient_kernel"] = (1, 2 * s.map + 4 * s.row + s.channel, s.map)
     return kernels
+
+
+def programs_of(
+    images: int, tokens: int, channels: int, dtype: torch.dtype, processors: int, target: str | None
+) -> dict[str, int]:
+    """How many share an image's tokens, by part of the launch table; one head, keys and values of x's width.
+
+    ``target`` None: in the interpreter.
+    """
+    from msformer_fast.kernels import efficient_attention_table as table
+    from msformer_fast.kernels.launch import product_kind
+
+    shape, kind = (
+        table.Shape(images, tokens, channels, channels, channels, 1),
+        product_kind(dtype, input_precision(dtype)),
+    )
+    programs = {}
+    for part in ("context", "queries", "tokens", "keys"):
+        settings = table.launch_settings(part, shape, kind, target)
+        programs[part] = table.programs_of(shape, settings, table.chunks_of(part, shape, settings), processors)
+    return programs
+
+
+def of_call(sizes: Sizes, dtype: torch.dtype, processors: int, target: str | None) -> dict[str, Kernels]:
+    """Of the call that ``benchmarks/efficient_attention.py`` times: nobody asks for the context."""
+    side, channels = sizes["side"], sizes["channels"]
+    programs = programs_of(1, side * side, channels, dtype, processors, target)
+    call = 1, side, side, channels, dtype
+    return {
+        "forward": forward(*call, programs=programs),
+        "backward": backward(*call, programs=programs, context=False),
+    }

@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
+from msformer_fast.benchmarks.case import Sizes
 from msformer_fast.benchmarks.traffic.score_map import Kernels
 from msformer_fast.dtypes import sum_dtype
+from msformer_fast.ops.precision import input_precision
 
 
 class _Sizes:
@@ -110,3 +112,31 @@ def backward(
         slots += programs[name] * sums
     found["finish_gradients_kernel"] = (1, slots, s.parameters)
     return found
+
+
+def programs_of(
+    images: int,
+    height: int,
+    width: int,
+    channels: int,
+    hidden: int,
+    dtype: torch.dtype,
+    processors: int,
+    target: str | None,
+) -> dict[str, int]:
+    """How many share the tiles of whole maps, by part of the launch table; ``target`` None: in the interpreter."""
+    from msformer_fast.kernels import mix_ffn as kernels
+
+    programs = {}
+    for part in ("contract", "wide", "token", "product"):
+        settings = kernels.launch_settings(part, channels, hidden, dtype, input_precision(dtype), target)
+        tiles = images * -(-height // settings["TH"]) * -(-width // settings["TW"])
+        programs[part] = kernels.programs_of(part, tiles, -(-hidden // settings["BD"]), processors)
+    return programs
+
+
+def of_call(sizes: Sizes, dtype: torch.dtype, processors: int, target: str | None) -> dict[str, Kernels]:
+    """Of the call that ``benchmarks/mix_ffn.py`` times with ``memory="fast"``."""
+    call = 1, sizes["side"], sizes["side"], sizes["channels"], 4 * sizes["channels"], dtype
+    programs = programs_of(*call, processors, target)
+    return {"forward": forward(*call, programs=programs), "backward": backward(*call, programs=programs)}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from msformer_fast.benchmarks.case import Sizes
 from msformer_fast.dtypes import label_dtype, sum_dtype
+from msformer_fast.ops.precision import input_precision
 
 #: Launches of a kernel, bytes at distinct addresses that it reads, bytes that it writes.
 Kernels = dict[str, tuple[int, int, int]]
@@ -72,4 +74,41 @@ def backward(
             grad + 5 * matrix * size + (maps + 12 * vectors) * norms,
             maps,
         ),
+    }
+
+
+def programs_of(
+    images: int,
+    height: int,
+    width: int,
+    channels: int,
+    clusters: int,
+    dtype: torch.dtype,
+    processors: int,
+    target: str | None,
+    *,
+    gather: bool,
+) -> dict[str, int]:
+    """Of "forward" and "backward", as the two take them; ``target`` None: in the interpreter."""
+    from msformer_fast.kernels.score_map_table import launch_settings
+
+    options = clusters, channels, dtype, input_precision(dtype), target
+    cells, found = ((height + 1) // 2) * ((width + 1) // 2), {}
+    for part, kernel in (("forward", "gather" if gather else "scores"), ("backward", "weight_sums")):
+        settings = launch_settings(kernel, *options)
+        tiles, blocks = images * -(-cells // settings["BLOCK_N"]), -(-clusters // settings["BLOCK_K"])
+        if part == "forward":
+            found[part] = min(4 * tiles, -(-2 * processors // blocks))
+        else:
+            found[part] = min(tiles, -(-processors // (4 * blocks)))
+    return found
+
+
+def of_call(sizes: Sizes, dtype: torch.dtype, processors: int, target: str | None) -> dict[str, Kernels]:
+    """Of the call that ``benchmarks/score_map.py`` times: no batch norm, nothing gathered."""
+    call = 1, sizes["side"], sizes["side"], sizes["channels"], sizes["channels"], dtype
+    programs = programs_of(*call, processors, target, gather=False)
+    return {
+        "forward": forward(*call, norms=False, gather=False, programs=programs["forward"]),
+        "backward": backward(*call, norms=False, programs=programs["backward"]),
     }

@@ -13,9 +13,9 @@ pytest.importorskip("triton")
 
 from tests.conftest import ROOT
 from tests.harness.aot import TARGETS
-from tests.harness.aot_table import FOLDER, read_table
+from tests.harness.aot_table import read_table
 
-OPS = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith(("_", "test_")))
+OPS = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith(("_", "test_")))
 
 
 def gate(*arguments: str) -> None:

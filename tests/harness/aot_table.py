@@ -1,9 +1,9 @@
 """The table of what the compilers say of every kernel, in every configuration of its launch table, for every card.
 
 ``python -m tests.harness.aot_table OP... [--targets sm_90,gfx942] [--small] [--write]`` compiles the cases of
-``tests/aot/OP.py`` and compares them with ``tests/aot/OP.csv``, or writes that file. A case that does not compile,
-spills, or needs more shared memory than a block may have is an error whatever the file says. Figures are compared
-only under the version of Triton that made the file.
+``tests/aot/OP.py`` and compares them with ``benchmarks/compiled/OP.csv``, or writes that file. A case that does not
+compile, spills, or needs more shared memory than a block may have is an error whatever the file says. Figures are
+compared only under the version of Triton that made the file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).resolve().parent.parent / "aot"
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "compiled"
 FIELDS = ("case", "target", "registers", "shared_bytes", "warps", "occupancy", "tensor_core", "memory")
 
 #: Registers may grow by this factor before the gate fails, where Triton's version is that of the table.

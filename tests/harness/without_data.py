@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch._library.custom_ops import OPDEFS
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from msformer_fast.benchmarks.largest import without_launches
+
 
 @contextlib.contextmanager
 def without_data(*tensors_of: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
@@ -22,11 +24,8 @@ def without_data(*tensors_of: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]
     Yields:
         The same for a tensor.
     """
-    from triton.runtime.interpreter import InterpretedFunction
-
     mode = FakeTensorMode(allow_non_fake_inputs=False)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(InterpretedFunction, "run", lambda *_, **__: None)
+    with pytest.MonkeyPatch.context() as patch, without_launches():
         for name, op in OPDEFS.items():
             if name.startswith("msformer_fast::"):
                 patch.setattr(op, "_abstract_fn", op._init_fn)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from msformer_fast.benchmarks.traffic import efficient_attention as traffic
 from msformer_fast import BackendError, InputError, ops
+from msformer_fast.benchmarks.traffic import efficient_attention as traffic
 from msformer_fast.floors import efficient_attention as floor
 from msformer_fast.ops.batch_norm import BatchNorm
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from msformer_fast.benchmarks.traffic import mix_ffn as traffic
 from msformer_fast import BackendError, ops
+from msformer_fast.benchmarks.traffic import mix_ffn as traffic
 from msformer_fast.floors import mix_ffn as floor
 from msformer_fast.identities.mix_ffn import Options, Parameters
 

@@ -1,0 +1,54 @@
+"""Graphics cards that predictions are made for: figures from the vendors' data sheets, without sparsity."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Card(NamedTuple):
+    """One card.
+
+    Attributes:
+        bandwidth: of the memory, bytes a second.
+        float32: operations a second in float32, on the units that round as IEEE says.
+        tf32: the same of the matrix units that round operands to tf32.
+        half: the same for 16-bit operands, sums in float32.
+        target: name of the architecture in launch tables and compilers' reports.
+        processors: multiprocessors, or compute units.
+        memory: bytes.
+    """
+
+    name: str
+    bandwidth: float
+    float32: float
+    tf32: float
+    half: float
+    target: str
+    processors: int
+    memory: int
+
+    def operations(self, dtype: str, precision: str) -> float:
+        """Operations a second of products.
+
+        Args:
+            dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+            precision: of float32 products, ``"ieee"`` or ``"tf32"``.
+        """
+        if dtype != "float32":
+            return self.half
+        return self.tf32 if precision == "tf32" else self.float32
+
+
+_FIGURES = (  # GB/s; TFLOP/s in float32, tf32 and 16 bits; architecture; multiprocessors; GB
+    ("A100 SXM 80 GB", 2039, 19.5, 156, 312, "sm_80", 108, 80),
+    ("H100 SXM", 3350, 67, 494, 989, "sm_90", 132, 80),
+    ("H200 SXM", 4800, 67, 494, 989, "sm_90", 132, 141),
+    ("RTX 4090", 1008, 82.6, 82.6, 165.2, "sm_89", 128, 24),
+    ("MI300X", 5300, 163.4, 653.7, 1307.4, "gfx942", 304, 192),
+)
+
+#: By name.
+CARDS = {
+    name: Card(name, 1e9 * bandwidth, 1e12 * float32, 1e12 * tf32, 1e12 * half, target, processors, memory * 10**9)
+    for name, bandwidth, float32, tf32, half, target, processors, memory in _FIGURES
+}

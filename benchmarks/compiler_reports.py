@@ -1,0 +1,87 @@
+"""What the compilers say of the kernels: the tables ``compiled/<kernel module>.csv``, a row for a kernel and a card.
+
+``python -m tests.harness.aot_table`` writes them, from compilations ahead of time; no card has run them.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+from pathlib import Path
+from typing import NamedTuple
+
+FOLDER = Path(__file__).resolve().parent / "compiled"
+DTYPES = ("float32", "bfloat16", "float16")
+
+#: Tables of an op whose kernels stand in others than that of its own name, or in more.
+TABLES = {
+    "patch_embedding": ("patch_embedding", "batch_statistics", "slot_sums"),
+    "guided_score_map": ("score_map", "patch_embedding", "slot_sums"),
+    "cross_scale_attention": ("cross_scale_attention", "slot_sums"),
+}
+_STEP = ("efficient_attention", "mix_ffn", "score_map", "patch_embedding", "stability_loss")
+TABLES |= dict.fromkeys(("step", "image"), (*_STEP, "batch_statistics", "slot_sums"))
+
+
+class Report(NamedTuple):
+    """One row.
+
+    Attributes:
+        case: the kernel, its widths, its dtype and further options, with commas.
+        target: the card's architecture.
+        registers: of a thread.
+        occupancy: warps that can be resident at once on a multiprocessor / the most it holds.
+    """
+
+    case: str
+    target: str
+    registers: int
+    occupancy: str
+
+    @property
+    def share(self) -> float:
+        """The occupancy as a number."""
+        resident, most = self.occupancy.split("/")
+        return int(resident) / int(most)
+
+
+@functools.cache
+def reports_of(module: str) -> tuple[Report, ...]:
+    """All rows of a kernel module's table; none where there is no table."""
+    path = FOLDER / f"{module}.csv"
+    if not path.exists():
+        return ()
+    with open(path, newline="", encoding="utf-8") as file:
+        file.readline()  # Triton's version
+        rows = csv.DictReader(file)
+        return tuple(Report(row["case"], row["target"], int(row["registers"]), row["occupancy"]) for row in rows)
+
+
+def worst(op: str, dtype: str, precision: str, target: str) -> tuple[int | None, str | None]:
+    """Most registers and lowest occupancy of any kernel of the op, at any width, options included.
+
+    Args:
+        op: or ``"step"`` or ``"image"``.
+        dtype: of the tensors; kernels that know of none count too.
+        precision: of float32 products, ``"ieee"`` or ``"tf32"``.
+
+    Returns:
+        Registers of a thread, and the occupancy as ``"16/64"``; ``None`` twice for a card or a dtype that one of the
+        op's tables has not.
+    """
+    found: list[Report] = []
+    for module in TABLES.get(op, (op,)):
+        reports = [r for r in reports_of(module) if r.target == target and _is_of(r.case, dtype, precision)]
+        if not any(dtype in r.case for r in reports):
+            return None, None
+        found += reports
+    return max(report.registers for report in found), min(found, key=lambda report: report.share).occupancy
+
+
+def _is_of(case: str, dtype: str, precision: str) -> bool:
+    words = case.replace(",", " ").split()
+    if not set(words) & set(DTYPES):
+        return True
+    if dtype not in words or "as" in words or "autocast" in words:  # products in another dtype than tensors
+        return False
+    return dtype != "float32" or not {"ieee", "tf32", "tf32x3"} & set(words) or precision in words

@@ -1,0 +1,196 @@
+"""The least that cases take on cards that are not here, from formulas and data sheets. Nothing in here is measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from msformer_fast.benchmarks.cards import CARDS, Card
+from msformer_fast.benchmarks.case import Bench, Case, Kernels, check_names
+from msformer_fast.benchmarks.compiler_reports import worst
+from msformer_fast.benchmarks.traffic import has_launch_tables
+from msformer_fast.ops.precision import input_precision
+
+HALVES = ("forward", "backward")
+HEADING = "predicted, not measured: at least, ms"
+SOURCES = (
+    "No GPU measured these. Bytes are those of formulas that tests hold to the interpreter's count, each address read "
+    "once a launch; operations those that the op needs; bandwidth and throughput from the vendors' data sheets. Not in "
+    "it: launches themselves and PyTorch's own operators beside the kernels. A cache that keeps maps from one launch "
+    "to the next may spare some of the bytes."
+)
+COMPILED = "compiled ahead of time for these cards, not run on them; no kernel spills:"
+FLOORS = "*: from the least that must be moved alone, for the kernels' own launches are not known"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Of one case and part on one card, by the kernels with ``memory="fast"``.
+
+    Attributes:
+        card: name, see :data:`msformer_fast.benchmarks.cards.CARDS`.
+        bench, sizes, dtype, part: the case.
+        seconds: at least: of each half, or of each op of a step, the slower of bytes and products; then their sum.
+        moved_bytes: of the kernels; ``floor_bytes`` where these are not known.
+        floor_bytes, flops: the least that must be moved and computed.
+        launches: of kernels; 0 where these are not known.
+        registers: most of a thread, and occupancy: lowest (``"16/64"`` warps), of any kernel of the op in this dtype on
+            this architecture, from the compilers' reports; ``None`` where there are none.
+        bound: ``"memory"`` or ``"products"``, whichever alone takes longer.
+    """
+
+    card: str
+    bench: str
+    sizes: dict[str, int]
+    dtype: str
+    part: str
+    seconds: float
+    moved_bytes: int
+    floor_bytes: int
+    flops: int
+    launches: int
+    registers: int | None
+    occupancy: str | None
+    bound: str
+
+
+class _Piece(NamedTuple):
+    """What runs after another: bytes moved and at least, operations, launches."""
+
+    moved: int
+    floor: int
+    flops: int
+    launches: int
+
+    @classmethod
+    def of(cls, kernels: Kernels | None, floor: int, flops: int) -> _Piece:
+        if not kernels:
+            return cls(floor, floor, flops, 0)
+        moved = sum(loaded + stored for _, loaded, stored in kernels.values())
+        return cls(moved, floor, flops, sum(launches for launches, _, _ in kernels.values()))
+
+    def times(self, count: int) -> _Piece:
+        return _Piece(*(count * value for value in self))
+
+
+def predict(cases: Sequence[tuple[Bench, Case]], cards: Sequence[str] = tuple(CARDS)) -> list[Prediction]:
+    """Of every case and part on every card, in that order; none of a part whose floor nobody has counted.
+
+    Float32 products are as :func:`torch.get_float32_matmul_precision` says now, as those of the kernels are. Without
+    triton installed the bytes are those of the floors.
+
+    Raises:
+        InputError: a card that is not known.
+    """
+    check_names("card", cards, CARDS)
+    return [
+        _prediction(CARDS[card], case, part, pieces)
+        for bench, case in cases
+        for part in bench.parts
+        for card in cards
+        if (pieces := _pieces(bench, case, part, CARDS[card]))
+    ]
+
+
+def _prediction(card: Card, case: Case, part: str, pieces: Sequence[_Piece]) -> Prediction:
+    precision = input_precision(torch.float32)
+    operations = card.operations(case.dtype, precision)
+    moved, floor, flops, launches = map(sum, zip(*pieces, strict=True))
+    registers, occupancy = worst(case.bench, case.dtype, precision, card.target)
+    return Prediction(
+        card=card.name,
+        bench=case.bench,
+        sizes=dict(case.sizes),
+        dtype=case.dtype,
+        part=part,
+        seconds=sum(max(piece.moved / card.bandwidth, piece.flops / operations) for piece in pieces),
+        moved_bytes=moved,
+        floor_bytes=floor,
+        flops=flops,
+        launches=launches,
+        registers=registers,
+        occupancy=occupancy,
+        bound="memory" if moved / card.bandwidth >= flops / operations else "products",
+    )
+
+
+def _pieces(bench: Bench, case: Case, part: str, card: Card) -> list[_Piece]:
+    halves = (part,) if part in HALVES else HALVES
+    if bench.name in ("step", "image"):
+        return [piece.times(case.get("iterations", 1)) for piece in _of_step(case, halves, card)]
+    pieces = []
+    for half in halves:
+        floor = bench.floor(case, half)
+        if floor is None:
+            return []
+        pieces.append(_Piece.of(_kernels(bench, case, half, card), floor.bytes, floor.flops))
+    return pieces
+
+
+def _of_step(case: Case, halves: Iterable[str], card: Card) -> list[_Piece]:
+    from msformer_fast.benchmarks.ledger import rows_of
+
+    sizes = {name: case[name] for name in ("side", "channels", "depth", "patch")}
+    rows = rows_of(**sizes, processors=card.processors, target=card.target)
+    return [
+        _Piece.of(row.kernels, row.floor, row.flops).times(row.times)
+        for row in rows
+        if row.name.endswith(tuple(halves))
+    ]
+
+
+def _kernels(bench: Bench, case: Case, half: str, card: Card) -> Kernels | None:
+    if not has_launch_tables():
+        return None
+    try:
+        return bench.kernels(case, half, card.processors, card.target)
+    except ValueError:  # a launch table says that the case is wider than its kernels take
+        return None
+
+
+def table(predictions: Sequence[Prediction]) -> list[str]:
+    """Lines for a terminal: a row for each case and part, a column for each card; then what the compilers say."""
+    cards = list(dict.fromkeys(p.card for p in predictions))
+    rows: dict[tuple[str, str], dict[str, Prediction]] = {}
+    for p in predictions:
+        rows.setdefault((str(Case.of(p.bench, p.sizes, p.dtype)), p.part), {})[p.card] = p
+    cells = [["case", "part", "launches", "MB moved", "of floor", *cards]]
+    for (case, part), found in rows.items():
+        one = next(iter(found.values()))
+        moved = f"{one.moved_bytes / 1e6:.1f}", f"{one.moved_bytes / one.floor_bytes:.2f}"
+        figures = [_cell(found.get(card)) for card in cards]
+        cells.append([case, part, str(one.launches or "-"), *moved, *figures])
+    reports = [["largest registers a thread, lowest occupancy", "", *cards]]
+    for bench, dtype in dict.fromkeys((p.bench, p.dtype) for p in predictions):
+        named = {p.card: p for p in predictions if (p.bench, p.dtype) == (bench, dtype)}
+        reports.append([bench, dtype, *(_report(named.get(card)) for card in cards)])
+    lines = [HEADING, *_columns(cells)]
+    if any(p.launches == 0 for p in predictions):
+        lines.append(FLOORS)
+    return [*lines, SOURCES, "", COMPILED, *_columns(reports)]
+
+
+def _columns(cells: Sequence[Sequence[str]]) -> list[str]:
+    """Aligned: two columns of words, the others of figures."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        "  "
+        + "  ".join(f"{c:<{w}}" if i < 2 else f"{c:>{w}}" for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        for row in cells
+    ]
+
+
+def _report(p: Prediction | None) -> str:
+    return "-" if p is None or p.registers is None else f"{p.registers}, {p.occupancy}"
+
+
+def _cell(p: Prediction | None) -> str:
+    if p is None:
+        return "-"
+    ms, mark = 1e3 * p.seconds, "*" if p.launches == 0 else ""
+    digits = max(0, 2 - math.floor(math.log10(ms))) if ms > 0 else 0
+    return f"{ms:.{digits}f}{mark}"

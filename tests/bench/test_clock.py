@@ -1,0 +1,66 @@
+"""How calls are timed and looked into; no assertion here is about how long something takes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from msformer_fast.benchmarks.clock import Ceilings, Clock, in_turn, look_inside, measure_ceilings
+
+
+class Tally(Clock):
+    """Notes who was called, and says that each call took as long as its number."""
+
+    def __init__(self) -> None:
+        super().__init__("cpu")
+        self.order: list[object] = []
+
+    def seconds(self, call) -> float:
+        name = call()
+        self.order.append(name)
+        return float(ord(name))
+
+
+@pytest.fixture
+def frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host clock on which nothing takes time, so that the number of rounds is that of the budget."""
+    monkeypatch.setattr("msformer_fast.benchmarks.clock.time.perf_counter", lambda: 0.0)
+
+
+@pytest.mark.usefixtures("frozen")
+def test_calls_take_turns_and_every_round_begins_with_another() -> None:
+    clock, before = Tally(), []
+    calls = [(lambda name=name: name, lambda name=name: before.append(name)) for name in "abc"]
+    found = in_turn(clock, calls, budget=1.0, most=4)
+    assert found == [[97.0] * 4, [98.0] * 4, [99.0] * 4]
+    rounds = ["".join(clock.order[start : start + 3]) for start in range(0, len(clock.order), 3)]
+    assert [round_[0] for round_ in rounds] == ["b", "c", "a", "b", "c", "a"], "two to warm up, four that count"
+    assert all(sorted(round_) == ["a", "b", "c"] for round_ in rounds)
+    assert before == clock.order, "what a part needs is made before it, untimed"
+
+
+def test_a_small_budget_still_gives_the_least_rounds() -> None:
+    (found,) = in_turn(Clock("cpu"), [(lambda: torch.ones(10), lambda: None)], budget=0.0, least=3)
+    assert len(found) == 3 and all(seconds > 0 for seconds in found)
+
+
+def test_peak_memory_is_what_tensors_held_at_once() -> None:
+    def call() -> torch.Tensor:
+        a = torch.empty(1000, dtype=torch.float32)  # 4000 bytes
+        b = a + 1  # 8000
+        del a  # 4000
+        c = torch.cat([b, b])  # 12000
+        return c.view(2, 1000)[0]  # a view holds nothing of its own
+
+    look_inside("cpu", call, lambda: None)
+    inside = look_inside("cpu", call, lambda: None)
+    assert inside.peak_bytes == pytest.approx(12000, abs=300), "the allocator rounds up"
+    assert inside.launches is None and inside.device_seconds is None
+
+
+def test_ceilings_bound_the_time_of_work_from_both_sides() -> None:
+    ceilings = Ceilings(bandwidth=100.0, operations={"float32": 10.0})
+    assert ceilings.seconds(moved=200, flops=10, dtype="float32") == 2.0
+    assert ceilings.seconds(moved=200, flops=50, dtype="float32") == 5.0
+    measured = measure_ceilings(Clock("cpu"), ["float32", "bfloat16"], megabytes=1, width=32)
+    assert measured.bandwidth > 0 and set(measured.operations) == {"float32", "bfloat16"}
