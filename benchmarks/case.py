@@ -12,6 +12,7 @@ from torch import Tensor
 
 from msformer_fast.benchmarks.options import DTYPES
 from msformer_fast.errors import InputError
+from msformer_fast.ops.backend import interpreting
 
 #: By name, see ``options.DTYPES``.
 TORCH_DTYPES = {name: getattr(torch, name) for name in DTYPES}
@@ -151,8 +152,12 @@ class Bench(Protocol):
 
 def refuse_interpreter(case: Case, provider: str) -> str | None:
     """A run in Triton's interpreter says nothing about speed."""
-    if provider.startswith("triton") and case.device == "cpu":
+    if not provider.startswith("triton"):
+        return None
+    if case.device == "cpu":
         return "kernels run on the CPU in Triton's interpreter only, which is no figure of speed"
+    if interpreting():
+        return "TRITON_INTERPRET=1 is set: kernels would run in Triton's interpreter, which is no figure of speed"
     return None
 
 

@@ -20,6 +20,10 @@ from msformer_fast.profiling import nvtx_range
 Say = Callable[[str], object]
 
 
+#: A provider whose call takes so many times plain code's, half of the budget and a second is not timed further.
+SLOW = 8.0
+
+
 @dataclass
 class Runner:
     """Runs cases and adds their rows to the results.
@@ -90,12 +94,21 @@ class Runner:
 
     def _part(self, bench: Bench, case: Case, part: str, ready: dict[str, tuple[Subject, float, float]]) -> list[Row]:
         inside: dict[str, Inside] = {}
+        took: dict[str, float] = {}
         for provider, (subject, _, _) in list(ready.items()):
             try:
+                subject.before[part]()
+                started = time.perf_counter()
+                subject.parts[part]()
+                self.clock.wait()
+                took[provider] = time.perf_counter() - started
                 inside[provider] = look_inside(self.clock.device, subject.parts[part], subject.before[part])
+                reason = self._too_slow(took[provider], took.get(bench.plain))
             except (RuntimeError, MemoryError) as failure:
+                reason = _one_line(failure)
+            if reason is not None:
                 del ready[provider]
-                self._refuse(case, provider, _one_line(failure))
+                self._refuse(case, provider, reason)
         calls = [
             (_named(f"{case.bench}.{part}.{provider}", subject.parts[part]), subject.before[part])
             for provider, (subject, _, _) in ready.items()
@@ -120,6 +133,12 @@ class Runner:
             if row.peak_bytes:
                 self._peaks.setdefault((bench.name, provider), []).append((_pixels(case), row.peak_bytes))
         return rows
+
+    def _too_slow(self, seconds: float, plain: float | None) -> str | None:
+        """A rival that takes seconds where plain code takes a fraction would take the time of all others."""
+        if plain is None or seconds < max(1.0, self.seconds / 2, SLOW * plain):
+            return None
+        return f"too slow to be timed with the others: a call took {seconds:.1f} s, plain code {plain:.2g} s"
 
     def _refuse(self, case: Case, provider: str, reason: str) -> None:
         self.results.refused.append(Refused(case.bench, dict(case.sizes), case.dtype, provider, reason))

@@ -1,8 +1,8 @@
 """The stability loss through its identity: a row of ``A = softmax(Q K^T / scale)`` sums to 1, so the loss is
 ``2 / T^2 * sum_i (1 - A_ii)``. Rows of A exist for one block at a time.
 
-``1 - A_ii`` is ``sigmoid(others_i - s_ii)``, with ``others`` the logsumexp of a row without its diagonal: a loss near
-zero keeps its digits, as it would not if 1 were taken from it.
+``1 - A_ii`` is the sum of the others of the row: a loss near zero keeps its digits, as it would not if A_ii were taken
+from 1.
 """
 
 from __future__ import annotations
@@ -34,26 +34,27 @@ def _blocks(queries: Tensor) -> list[tuple[int, int, int]]:
     return [(image, first, last) for image in range(batch) for first, last in strips(patches, bytes_each)]
 
 
-def _scores(queries: Tensor, keys: Tensor, first: int, last: int, scale: float) -> tuple[Tensor, Tensor]:
-    """Scores of the rows ``first`` to ``last`` with -inf on the diagonal of A, and that diagonal."""
-    scores = (queries[first:last] @ keys.t()).div_(scale)
-    rows = torch.arange(last - first, device=scores.device)
-    diagonal = scores[rows, rows + first]
-    scores[rows, rows + first] = -torch.inf
-    return scores, diagonal
+def _shares(queries: Tensor, keys: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
+    """Rows ``first`` to ``last`` of A with zeros for its diagonal, and that diagonal; ``queries`` over the scale."""
+    shares = torch.mm(queries[first:last], keys.t())
+    torch.softmax(shares, -1, out=shares)
+    diagonal = shares.diagonal(first)
+    itself = diagonal.clone()
+    diagonal.zero_()
+    return shares, itself
 
 
 def stability_loss_forward(queries: Tensor, keys: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss; logsumexp of every row without its diagonal, and the diagonal's score, (B, T) each."""
+    """Loss; ``1 - A_ii`` and ``A_ii``, (B, T) each."""
     batch, patches, _ = queries.shape
     dtype = sum_dtype(queries.dtype)
-    queries, keys = queries.to(dtype), keys.to(dtype)
+    queries, keys = queries.to(dtype) / scale, keys.to(dtype)
     others = queries.new_empty((batch, patches))
     diagonal = torch.empty_like(others)
     for image, first, last in _blocks(queries):
-        scores, diagonal[image, first:last] = _scores(queries[image], keys[image], first, last, scale)
-        others[image, first:last] = scores.logsumexp(-1)
-    return torch.sigmoid(others - diagonal).sum() * (2 / (patches * patches * max(batch, 1))), others, diagonal
+        shares, diagonal[image, first:last] = _shares(queries[image], keys[image], first, last)
+        torch.sum(shares, -1, out=others[image, first:last])
+    return others.sum() * (2 / (patches * patches * max(batch, 1))), others, diagonal
 
 
 def stability_loss_backward(
@@ -61,25 +62,22 @@ def stability_loss_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of queries and keys.
 
-    With E the softmax of a row without its diagonal, ``w_i = A_ii (1 - A_ii)`` and ``c = 2 / (scale B T^2)``::
+    With ``c = 2 / (scale B T^2)`` and sums over all j (or i) but the row's (column's) own::
 
-        dQ_i = c w_i (sum_j E_ij K_j - K_i)        dK_j = c (sum_i w_i E_ij Q_i - w_j Q_j)
+        dQ_i = c A_ii (sum_j A_ij K_j - (1 - A_ii) K_i)        dK_j = c (sum_i A_ii A_ij Q_i - A_jj (1 - A_jj) Q_j)
     """
     batch, patches, _ = queries.shape
     d_queries, d_keys = torch.empty_like(queries), torch.empty_like(keys)
     dtype = sum_dtype(queries.dtype)
     queries, keys = queries.to(dtype), keys.to(dtype)
-    margin = diagonal - others
-    weight = torch.sigmoid(margin) * torch.sigmoid(-margin)
-    weight = weight * (grad * (2 / (scale * patches * patches * max(batch, 1))))
+    slope = diagonal * (grad * (2 / (scale * patches * patches * max(batch, 1))))
+    weight = slope * others
     wide_keys = -weight[..., None] * queries
+    over_scale = queries / scale
     for image, first, last in _blocks(queries):
-        scores, _ = _scores(queries[image], keys[image], first, last, scale)
-        w = weight[image, first:last, None]
-        # One patch has no others: a row of -inf alone is left out.
-        share = (scores - others[image, first:last, None]).exp_() if patches > 1 else torch.zeros_like(scores)
-        share.mul_(w)
-        d_queries[image, first:last] = share @ keys[image] - w * keys[image, first:last]
-        wide_keys[image] += share.t() @ queries[image, first:last]
+        shares, _ = _shares(over_scale[image], keys[image], first, last)
+        shares.mul_(slope[image, first:last, None])
+        d_queries[image, first:last] = shares @ keys[image] - weight[image, first:last, None] * keys[image, first:last]
+        wide_keys[image].addmm_(shares.t(), queries[image, first:last])
     d_keys.copy_(wide_keys)
     return d_queries, d_keys

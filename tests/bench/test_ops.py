@@ -59,13 +59,16 @@ def test_parts_leave_what_they_need(name: str) -> None:
     subject.close()
 
 
-def test_the_interpreter_is_no_figure_of_speed() -> None:
+def test_the_interpreter_is_no_figure_of_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in NAMES:
         bench, case = bench_of(name), small(name)
         kernels = [provider for provider in bench.providers() if provider.startswith("triton")]
         assert kernels
         for provider in kernels:
-            assert "interpreter" in (bench.why_not(case, provider) or "")
+            monkeypatch.setenv("TRITON_INTERPRET", "1")
+            assert "on the CPU in Triton's interpreter only" in (bench.why_not(case, provider) or "")
+            assert "TRITON_INTERPRET=1 is set" in (bench.why_not(case.replace(device="cuda"), provider) or "")
+            monkeypatch.setenv("TRITON_INTERPRET", "0")
             assert bench.why_not(case.replace(device="cuda"), provider) is None
 
 

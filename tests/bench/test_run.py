@@ -98,6 +98,26 @@ def test_a_part_that_fails_costs_its_provider_the_row_alone() -> None:
     assert [r.reason for r in results.refused if r.provider == "late"] == ["RuntimeError: out of memory"]
 
 
+def test_who_is_far_too_slow_does_not_hold_up_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that stands still but for calls of one provider."""
+    now = [0.0]
+
+    def slow(inputs: dict[str, Tensor], s: Any) -> tuple[Tensor, ...]:
+        now[0] += 30.0
+        return clustering_loss.cross_entropy(inputs, s)
+
+    def quick(inputs: dict[str, Tensor], s: Any) -> tuple[Tensor, ...]:
+        now[0] += 0.5
+        return clustering_loss.cross_entropy(inputs, s)
+
+    monkeypatch.setattr("msformer_fast.benchmarks.run.time.perf_counter", lambda: now[0])
+    results = run(slow=slow, quick=quick)
+    assert "slow" not in {row.provider for row in results.rows if row.part == "forward"}
+    assert {"reference", "torch", "quick"} <= {row.provider for row in results.rows}
+    (reason,) = (refused.reason for refused in results.refused if refused.provider == "slow")
+    assert reason == "too slow to be timed with the others: a call took 30.0 s, plain code 0 s"
+
+
 def test_inputs_are_drawn_anew_by_seed_and_the_same_for_all() -> None:
     bench = clustering_loss.BENCH
     one, same, other = (bench.inputs(CASE.replace(seed=seed))["logits"] for seed in (3, 3, 4))
