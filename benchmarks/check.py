@@ -30,7 +30,7 @@ def error_of(found: dict[str, Tensor], truth: dict[str, Tensor]) -> tuple[float,
             return math.inf, f"{name} is {'missing' if value is None else tuple(value.shape)}, not {tuple(true.shape)}"
         if true.numel() == 0:
             continue
-        error = float((value.to(true.dtype) - true).norm()) / (float(true.norm()) or 1.0)
+        error = float((value.to(true) - true).norm()) / (float(true.norm()) or 1.0)
         if not math.isfinite(error):
             return math.inf, name
         if error > worst:

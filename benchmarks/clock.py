@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -69,27 +70,31 @@ def in_turn(
 ) -> list[list[float]]:
     """Seconds of several calls, timed in turn, round by round, so that a slow moment of the machine meets all of them.
 
-    Every round begins with another call. Two rounds go before the first that counts.
+    Every round has an order of its own: what a call leaves behind (caches, threads that wait) meets another each time.
+    Two rounds go before the first that counts; one where it took the whole budget alone, and then three rounds are
+    enough.
 
     Args:
         calls: pairs of what is timed and what is done untimed before it.
         budget: seconds for everything; the rounds are between ``least`` and ``most``.
     """
     found: list[list[float]] = [[] for _ in calls]
-    started, rounds = time.perf_counter(), most
-    for number in range(-2, most):
-        if number >= rounds:
-            break
-        for offset in range(len(calls)):
-            index = (offset + number) % len(calls)
+    order, draw = list(range(len(calls))), random.Random(0)
+    started, rounds, number = time.perf_counter(), most, -2
+    while number < rounds:
+        draw.shuffle(order)
+        for index in order:
             call, before = calls[index]
             before()
             seconds = clock.seconds(call)
             if number >= 0:
                 found[index].append(seconds)
-        if number == -1:
+        if number == -2 and time.perf_counter() - started > budget:
+            number, rounds = -1, min(least, 3)
+        elif number == -1:
             one = (time.perf_counter() - started) / 2
             rounds = max(least, min(most, int(budget / max(one, 1e-9))))
+        number += 1
     return found
 
 

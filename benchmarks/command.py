@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import secrets
 import sys
 from collections.abc import Sequence
@@ -54,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     results = Results(facts, options)
     seconds = arguments.seconds or (QUICK_SECONDS if arguments.quick else SECONDS)
     only = arguments.providers or (None if not arguments.quick else _without_compiled(benches))
-    runner = Runner(results, clock, ceilings, seconds, only)
+    runner = Runner(results, clock, ceilings, seconds, only, arguments.parts)
     _print_machine(facts, device)
     _work(runner, work, lambda: write_json(record, results.to_json()))
 
@@ -79,6 +80,7 @@ def _check(arguments: argparse.Namespace, benches: Sequence[Bench], device: str)
         reason = refuse_interpreter(Case.of("", {}, device=device), name)
         if reason is not None:
             raise InputError(f"--providers {name}: {reason}; without it the table has predictions for GPUs")
+    check_names("--parts", arguments.parts or [], dict.fromkeys(part for bench in benches for part in bench.parts))
     for option in ("sides", "channels"):
         for value in getattr(arguments, option) or []:
             least = 33 if option == "sides" else 32
@@ -128,7 +130,7 @@ def _compare(
     if not doubtful:
         return first
     again = Results(runner.results.environment, {})
-    second = Runner(again, runner.clock, runner.ceilings, runner.seconds, runner.only, runner.least)
+    second = dataclasses.replace(runner, results=again)
     _work(second, [(bench, case) for bench, case in work if case in doubtful], lambda: None)
     return compare.confirmed(first, compare.compare(again.rows, base.rows, threshold))
 

@@ -205,19 +205,34 @@ def _child(arguments: argparse.Namespace) -> int:
         seconds = min(unit.seconds, arguments.until - SPARE - started)
         if seconds <= 0:
             return 0
+        device = "cpu" if arguments.dry_run else "cuda"
         try:
-            found = unit.run("cpu" if arguments.dry_run else "cuda", arguments.dry_run, seconds)
-        except Exception as failure:
+            found = unit.run(device, arguments.dry_run, seconds)
+        except Exception:
             found = {"ok": False, "error": traceback.format_exc()[-4000:]}
-            write_json(_file(folder, name), found | {"unit": name, "time": time.time()})
-            print(f"{name}: FAILED, {type(failure).__name__}: {' '.join(str(failure).split())[:200]}", flush=True)
-            if "CUDA error" in str(failure) or "illegal" in str(failure):
-                return LOST_CONTEXT  # nothing more can be run in this process
-            continue
+        lost = _lost_context(device)
+        if lost is not None:
+            found |= {"ok": False, "lost_context": lost}
         write_json(_file(folder, name), found | {"unit": name, "time": time.time(), "took": time.time() - started})
-        verdict = f"skipped, {found['skipped']}" if "skipped" in found else "ok" if found["ok"] else "FAILED"
+        last = found.get("lost_context") or found.get("error", "").strip().splitlines()[-1:]
+        verdict = f"skipped, {found['skipped']}" if "skipped" in found else "ok" if found["ok"] else f"FAILED {last}"
         print(f"{name}: {verdict} ({time.time() - started:.0f} s)", flush=True)
+        if lost is not None:
+            return LOST_CONTEXT
     return 0
+
+
+def _lost_context(device: str) -> str | None:
+    """What a kernel has done to the process, after which nothing more can be run in it; None where all is well."""
+    if device == "cpu":
+        return None
+    import torch
+
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as failure:
+        return " ".join(str(failure).split())[:300]
+    return None
 
 
 def _collect(folder: Path, facts: dict[str, Any]) -> None:

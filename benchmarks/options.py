@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--sides", nargs="+", type=int, metavar="PIXELS", help="height and width of the maps")
     add("--channels", nargs="+", type=int, metavar="C", help="channels of every map")
     add("--providers", nargs="+", metavar="NAME", help="who takes part (default: all that can)")
+    add("--parts", nargs="+", metavar="PART", help="forward, backward, both, step or image (default: all)")
     add("--seconds", type=float, help=f"for the rounds of a case and part ({SECONDS}; with --quick {QUICK_SECONDS})")
     add("--seed", type=int, help="of the random inputs (default: a fresh one, recorded)")
     add("--nvtx", action="store_true", help="name every call for Nsight Systems and Nsight Compute")

@@ -32,7 +32,7 @@ class Runner:
         results: what is filled.
         clock, ceilings: of the device.
         seconds: for the rounds of one case and part, all providers together.
-        only: providers that take part; ``None`` is all.
+        only, parts: providers and parts that take part; ``None`` is all.
         least: rounds at least.
         say: is told of every case and row.
         dry: check everything and time nothing worth the name: one round, labelled.
@@ -43,6 +43,7 @@ class Runner:
     ceilings: Ceilings | None
     seconds: float = 3.0
     only: Sequence[str] | None = None
+    parts: Sequence[str] | None = None
     least: int = 5
     say: Say = print
     dry: bool = False
@@ -54,30 +55,32 @@ class Runner:
     def run(self, bench: Bench, case: Case) -> list[Row]:
         """Rows of one case; those that are wrong, or cannot run, are recorded as refused."""
         started = time.perf_counter()
-        truth = None
         ready: dict[str, tuple[Subject, float, float]] = {}
         plain_error: float | None = None
+        able = []
         for provider in self._providers(bench):
             reason = bench.why_not(case, provider) or self._too_large(bench, case, provider)
             if reason is None:
-                truth = bench.truth(case) if truth is None else truth
-                try:
-                    subject = bench.prepare(case, provider)
-                    error, where = check.error_of(subject.results(), truth)
-                except Exception as failure:
-                    reason = _one_line(failure)
-                else:
-                    if provider == bench.plain:
-                        plain_error = error
-                    limit = check.allowed(case.dtype, plain_error)
-                    if error > limit:
-                        reason = f"wrong: {where} is off by {error:.1e}, more than {limit:.1e}"
-                    else:
-                        ready[provider] = subject, error, limit
-            if reason is not None:
+                able.append(provider)
+            else:
                 self._refuse(case, provider, reason)
+        truth = self._truth(bench, case, able)
+        for provider in able if truth is not None else ():
+            try:
+                subject = bench.prepare(case, provider)
+                error, where = check.error_of(subject.results(), truth)
+            except Exception as failure:
+                self._refuse(case, provider, _one_line(failure))
+                continue
+            if provider == bench.plain:
+                plain_error = error
+            limit = check.allowed(case.dtype, plain_error)
+            if error > limit:
+                self._refuse(case, provider, f"wrong: {where} is off by {error:.1e}, more than {limit:.1e}")
+            else:
+                ready[provider] = subject, error, limit
         del truth
-        rows = [row for part in bench.parts for row in self._part(bench, case, part, ready)]
+        rows = [row for part in self._parts(bench) for row in self._part(bench, case, part, ready)]
         for subject, _, _ in ready.values():
             subject.close()
         ready.clear()
@@ -91,6 +94,22 @@ class Runner:
         if self.only is not None:
             names = [name for name in names if name in self.only]
         return sorted(names, key=lambda name: name != bench.plain)  # whose error the others are held to
+
+    def _truth(self, bench: Bench, case: Case, providers: Sequence[str]) -> dict[str, Tensor] | None:
+        """In float64 on the case's device, or on the CPU where that has too little memory; None if neither can."""
+        failure: Exception | None = None
+        for device in dict.fromkeys((case.device, "cpu")) if providers else ():
+            try:
+                return bench.truth(case.replace(device=device))
+            except (RuntimeError, MemoryError) as error:
+                failure = error
+            self._tidy()
+        for provider in providers:
+            self._refuse(case, provider, f"not checked, so not timed: {_one_line(failure or MemoryError())}")
+        return None
+
+    def _parts(self, bench: Bench) -> list[str]:
+        return [part for part in bench.parts if self.parts is None or part in self.parts]
 
     def _part(self, bench: Bench, case: Case, part: str, ready: dict[str, tuple[Subject, float, float]]) -> list[Row]:
         inside: dict[str, Inside] = {}

@@ -74,6 +74,8 @@ def test_results_are_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "results.json" in capsys.readouterr().err and (tmp_path / "results.json").read_text() == "mine"
     assert main(["bench", *SMALL, *TWO, "-o", str(tmp_path), "--overwrite"]) == 0
     assert json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert main(["bench", *SMALL, *TWO, "-o", str(tmp_path), "--overwrite", "--parts", "both"]) == 0
+    assert {row.part for row in read_results(tmp_path / "results.json").rows} == {"both"}
 
 
 @pytest.mark.usefixtures("small_ceilings")
@@ -141,6 +143,7 @@ def test_an_interrupted_run_keeps_what_it_has(
         ),
         (["--dtypes", "float64"], "--dtypes: 'float64' is not known; choose from float32, bfloat16, float16"),
         (["--device", "cuda"], "--device cuda: this PyTorch sees no GPU; use cpu"),
+        (["mix_ffn", "--parts", "step"], "--parts: 'step' is not known; choose from forward, backward, both"),
         (["--sides", "8"], "--sides: 8 is not usable"),
         (["--channels", "70"], "--channels: 70 is not usable"),
         (["--seconds", "0"], "--seconds must be positive"),

@@ -133,6 +133,24 @@ def test_a_lost_context_was_written_by_the_piece_itself(tmp_path: Path, monkeypa
     assert {name: state["ok"] for name, state in found.items()} == {"a": False, "b": True}
 
 
+def test_a_child_stops_where_a_kernel_has_cost_it_its_context(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever the piece itself made of it: here it says that all is well."""
+    done = []
+    units = [
+        on_gpu_units.Unit(name, 5.0, True, lambda *_, name=name: done.append(name) or {"ok": True}) for name in "ab"
+    ]
+    monkeypatch.setattr(on_gpu_units, "units", lambda: units)
+    monkeypatch.setattr(on_gpu, "_lost_context", lambda device: "CUDA error: an illegal memory access")
+    (tmp_path / "units").mkdir()
+    arguments = ["--dry-run", "-o", str(tmp_path), "--units", "a,b", "--until", str(on_gpu.time.time() + 600)]
+    assert on_gpu.main(arguments) == on_gpu.LOST_CONTEXT
+    found = json.loads((tmp_path / "units" / "a.json").read_text())
+    assert done == ["a"] and not found["ok"] and "illegal memory access" in found["lost_context"]
+    assert "a: FAILED CUDA error: an illegal memory access" in capsys.readouterr().out
+
+
 def test_a_piece_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(on_gpu, "PATIENCE", 1.0)
     body = "    if name == 'a':\n        time.sleep(600)\n    write(name)\n"

@@ -76,6 +76,19 @@ def test_what_would_not_fit_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "would need about" in results.refused[-1].reason
 
 
+def test_what_cannot_be_checked_is_not_timed() -> None:
+    def truth(case: Case) -> dict[str, Tensor]:
+        raise RuntimeError("CUDA out of memory")
+
+    results = Results({}, {})
+    bench = dataclasses.replace(clustering_loss.BENCH, rivals={}, compiled_rivals=(), compiled=False)
+    object.__setattr__(bench, "truth", truth)
+    Runner(results, Clock("cpu"), None, seconds=0.0, least=1, say=lambda _: None).run(bench, CASE)
+    assert not results.rows
+    reasons = {refused.provider: refused.reason for refused in results.refused}
+    assert reasons["torch"] == "not checked, so not timed: RuntimeError: CUDA out of memory"
+
+
 def test_a_dry_run_is_no_measurement() -> None:
     results = Results({}, {})
     bench = dataclasses.replace(clustering_loss.BENCH, rivals={}, compiled_rivals=(), compiled=False)
