@@ -1,6 +1,6 @@
 """What a whole training step moves, op by op, beside the least that it must and beside plain PyTorch.
 
-    TRITON_INTERPRET=1 python -m benchmarks.ledger [--side 257] [--channels 100] [--processors 132]
+    TRITON_INTERPRET=1 python -m msformer_fast.benchmarks.ledger [--side 257] [--channels 100] [--processors 132]
 
 Bytes of the kernels come from formulas (``benchmarks/traffic``) that tests hold to what Triton's interpreter counts at
 small sizes; a kernel's reads count each address once a launch, as a perfect cache would. Bytes of PyTorch's operators

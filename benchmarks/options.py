@@ -45,4 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seconds", type=float, help=f"for the rounds of a case and part ({SECONDS}; with --quick {QUICK_SECONDS})")
     add("--seed", type=int, help="of the random inputs (default: a fresh one, recorded)")
     add("--nvtx", action="store_true", help="name every call for Nsight Systems and Nsight Compute")
+    add(
+        "--allocator",
+        choices=("keep", "system"),
+        default="keep",
+        help="keep freed memory, as every command here does, or leave it to the system, as Python does (%(default)s)",
+    )
     add("--threads", type=int, help="of the CPU (default: the cores that this process may use)")

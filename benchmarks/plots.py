@@ -181,12 +181,12 @@ def _legend(figure: Figure, styles: Styles, present: set[str], lines: Sequence[t
 
 
 def _log_axis(axes: Axes, which: str, values: Sequence[float], ticks: Sequence[float] | None = None) -> None:
-    """A log axis around the values, with ticks in plain numbers: as given, or 1, 2, 5 of every decade."""
+    """A log axis around the values, ticks in plain numbers: as given, or some of every decade, more on short ones."""
     middle = math.sqrt(min(values) * max(values))
     reach = 1.25 * max(math.sqrt(max(values) / min(values)), 2.0 if ticks is None else 1.1)
     low, high = middle / reach, middle * reach
     if ticks is None:
-        steps = (1, 2, 5) if high / low < 150 else (1,)
+        steps = (1, 1.5, 2, 3, 5, 7) if high / low < 12 else (1, 2, 5) if high / low < 150 else (1,)
         decades = range(math.floor(math.log10(low)), math.floor(math.log10(high)) + 1)
         ticks = [step * 10.0**decade for decade in decades for step in steps if low <= step * 10.0**decade <= high]
     getattr(axes, f"set_{which}scale")("log")

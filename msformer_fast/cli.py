@@ -53,7 +53,8 @@ def _prepare_process(arguments: argparse.Namespace) -> None:
     if arguments.run is _bench:  # before torch is imported: its profiler warns of memory that is older than itself
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if hasattr(arguments, "threads"):
-        keep_freed_memory()
+        if getattr(arguments, "allocator", "keep") == "keep":
+            keep_freed_memory()
         set_threads(arguments.threads)
 
 

@@ -72,6 +72,14 @@ def test_threads(threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert set_threads() == 3
 
 
+def test_a_number_that_is_right_is_not_said_again(threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MKL, told a number, no longer takes fewer threads where that is faster."""
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: pytest.fail(f"told {number}"))
+    assert set_threads(torch.get_num_threads()) == torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert set_threads() == torch.get_num_threads()
+
+
 @pytest.mark.parametrize(
     ("files", "cores"),
     [

@@ -68,6 +68,16 @@ def test_a_run_prints_a_table_and_writes_figures_and_a_page(tmp_path: Path, caps
 
 
 @pytest.mark.usefixtures("small_ceilings")
+@pytest.mark.parametrize("allocator", ["keep", "system"])
+def test_the_allocator_is_set_or_left(allocator: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[int] = []
+    monkeypatch.setattr("msformer_fast.process.keep_freed_memory", lambda: kept.append(1))
+    assert main(["bench", *SMALL, *TWO, "-o", str(tmp_path), "--allocator", allocator]) == 0
+    assert len(kept) == (allocator == "keep")
+    assert read_results(tmp_path / "results.json").options["allocator"] == allocator
+
+
+@pytest.mark.usefixtures("small_ceilings")
 def test_results_are_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "results.json").write_text("mine")
     assert main(["bench", *SMALL, "-o", str(tmp_path)]) == 2
