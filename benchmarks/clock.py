@@ -93,7 +93,7 @@ def in_turn(
             number, rounds = -1, min(least, 3)
         elif number == -1:
             one = (time.perf_counter() - started) / 2
-            rounds = max(least, min(most, int(budget / max(one, 1e-9))))
+            rounds = min(most, max(least, int(budget / max(one, 1e-9))))
         number += 1
     return found
 

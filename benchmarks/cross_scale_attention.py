@@ -92,6 +92,7 @@ BENCH = OpBench(
     compiled_rivals=("sdpa",),
     sizes={"window": 8},
     paper=96,
+    multiple=WIDTH,
     truth_backend="torch",
     compiled=False,
     plain="sdpa",

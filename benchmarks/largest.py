@@ -116,9 +116,11 @@ def _nothing(*_: object, **__: object) -> None:
 @contextlib.contextmanager
 def as_on_a_card() -> Iterator[None]:
     """Launchers of kernels take tensors on the CPU for those of a card of :data:`PROCESSORS` and :data:`TARGET`."""
+    # All of them first: one that was imported between two patches would keep what it then found.
+    names = [found.name for found in pkgutil.iter_modules(kernels.__path__, "msformer_fast.kernels.")]
+    modules = [importlib.import_module(name) for name in names]
     with contextlib.ExitStack() as stack:
-        for found in pkgutil.iter_modules(kernels.__path__, "msformer_fast.kernels."):
-            module = importlib.import_module(found.name)
+        for module in modules:
             for name, value in (("processors_of", PROCESSORS), ("target_of", TARGET)):
                 if hasattr(module, name):
                     stack.enter_context(mock.patch.object(module, name, lambda device, value=value: value))

@@ -2,8 +2,8 @@
 
     python benchmarks/on_gpu.py [-o DIR] [--minutes 9]
 
-Runs from a bare checkout, nothing installed but torch, triton, einops, numpy (and pytest, matplotlib where they are).
-Order: parity with the authors' recorded run, every kernel against float64 on the real card, a whole step, a whole
+Runs from a bare checkout, nothing installed but torch, triton, einops, numpy, scipy (pytest and matplotlib where they
+are). Order: parity with the authors' recorded run, every kernel against float64 on the real card, a whole step, a whole
 image, each op against its rivals, tests that need a GPU, and a search for faster launch settings. Each piece is written
 when it is done (``DIR/units``); the same command goes on where the last one stopped. A piece that crashes or hangs
 takes its process with it, not the others: it is written down, and a fresh process goes on. ``DIR/results.json`` has

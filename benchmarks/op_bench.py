@@ -38,7 +38,7 @@ class OpBench:
         compiled_rivals: those of them that are timed under ``torch.compile`` too.
         memories: values of ``memory=`` that the op has; ``None`` where it has no such option.
         sizes: of the fixed ones, by name.
-        paper: the channels that the pixels are varied at.
+        paper: the channels that the pixels are varied at; ``multiple``: what channels must be divisible by.
         truth_backend: the plain one, or ``"torch"`` where plain code takes minutes at these sizes; tests hold one to
             the other in float64.
         kernels_of: (sizes, dtype, processors, target) to the kernels of each part.
@@ -55,6 +55,7 @@ class OpBench:
     memories: tuple[str, ...] | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
     paper: int = 100
+    multiple: int = 1
     truth_backend: str = "reference"
     kernels_of: Callable[[Sizes, torch.dtype, int, str], dict[str, Kernels]] | None = None
     compiled: bool = True
@@ -67,6 +68,7 @@ class OpBench:
             Case.of(self.name, {**self.sizes, "side": side, "channels": channels}, dtype, device, wanted.seed)
             for dtype in dtypes
             for side, channels in wanted.of(device, self.paper)
+            if channels % self.multiple == 0
         ]
 
     def providers(self) -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -146,3 +148,18 @@ def test_the_largest_side_fits_and_the_next_does_not() -> None:
 @pytest.mark.parametrize("most", [1, 2, 3, 4, 7, 8, 100])
 def test_the_search_ends_at_the_last_that_fits(most: int) -> None:
     assert largest._last(lambda number: number <= most) == most
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="of the kernels' launchers")
+def test_launchers_know_where_they_are_again() -> None:
+    """In a process that had imported none of them: each asks for the device itself afterwards."""
+    code = (
+        "import sys, torch\n"
+        "from msformer_fast.benchmarks import largest\n"
+        "with largest.as_on_a_card():\n"
+        "    from msformer_fast.kernels import mix_ffn\n"
+        "    assert mix_ffn.processors_of(torch.device('cpu')) == largest.PROCESSORS\n"
+        "found = [m for n, m in sys.modules.items() if n.startswith('msformer_fast.kernels.') and hasattr(m, 'processors_of')]\n"
+        "assert len(found) > 5 and all(m.processors_of(torch.device('cpu')) == 3 for m in found)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)

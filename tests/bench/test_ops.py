@@ -78,6 +78,8 @@ def test_sizes_of_runs() -> None:
     assert sides == [65, 129, 257, 513, 1025]
     widths = {case["channels"] for case in bench.cases("cuda", ["float32"], Wanted())}
     assert widths == {64, 100, 128, 256}
+    windows = bench_of("cross_scale_attention").cases("cpu", ["float32"], Wanted(channels=(100, 128)))
+    assert [case["channels"] for case in windows] == [128], "whole heads of 32 channels"
     quick = bench.cases("cpu", ["float32", "bfloat16"], Wanted(quick=True))
     assert len(quick) == 4 and {case.dtype for case in quick} == {"float32", "bfloat16"}
 
