@@ -7,10 +7,8 @@ their gradients, reductions and layout copies may take more. So both counts are 
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -71,20 +69,3 @@ def _held(tensor: Tensor) -> int:
     for length, stride in zip(tensor.shape, tensor.stride(), strict=True):
         size *= length if stride else min(length, 1)
     return size
-
-
-def step_of(backend: str, side: int, channels: int, *, depth: int = 2, patch: int = 32) -> Callable[[], None]:
-    """A whole training step on a square image, after a first that makes the optimiser's buffers: call it to run it."""
-    from msformer_fast import MSFormer, self_guiding_losses
-
-    model = MSFormer(3, channels, channels, depth, patch, seed=0, backend=backend)
-    image = torch.rand(1, 3, side, side)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
-
-    def step() -> None:
-        losses = self_guiding_losses(model(image), backend=backend)
-        losses.total.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step

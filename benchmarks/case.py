@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from msformer_fast.benchmarks.options import DTYPES
+from msformer_fast.benchmarks.traffic import Kernels
 from msformer_fast.errors import InputError
 from msformer_fast.ops.backend import interpreting
 
@@ -21,7 +22,6 @@ TORCH_DTYPES = {name: getattr(torch, name) for name in DTYPES}
 WIDTHS = (64, 128, 256)
 
 Sizes = Mapping[str, int]
-Kernels = dict[str, tuple[int, int, int]]
 
 
 @dataclass(frozen=True)
@@ -120,12 +120,14 @@ class Bench(Protocol):
         name: of the op, or ``"step"``, ``"image"``.
         parts: what is timed, in order.
         plain: the provider that the ratios are against.
+        paper: channels of the published network, or the nearest that the op takes.
         doc: what is computed, in a sentence.
     """
 
     name: str
     parts: tuple[str, ...]
     plain: str
+    paper: int
     doc: str
 
     def cases(self, device: str, dtypes: Iterable[str], wanted: Wanted) -> list[Case]:

@@ -10,8 +10,9 @@ import functools
 from pathlib import Path
 from typing import NamedTuple
 
+from msformer_fast.benchmarks.options import DTYPES
+
 FOLDER = Path(__file__).resolve().parent / "compiled"
-DTYPES = ("float32", "bfloat16", "float16")
 
 #: Tables of an op whose kernels stand in others than that of its own name, or in more.
 TABLES = {
@@ -57,6 +58,7 @@ def reports_of(module: str) -> tuple[Report, ...]:
         return tuple(Report(row["case"], row["target"], int(row["registers"]), row["occupancy"]) for row in rows)
 
 
+@functools.cache
 def worst(op: str, dtype: str, precision: str, target: str) -> tuple[int | None, str | None]:
     """Most registers and lowest occupancy of any kernel of the op, at any width, options included.
 

@@ -35,17 +35,18 @@ class ImageBench:
     doc = "the self-guided loop on one image, a fixed number of iterations, with the final label map"
     parts = ("image",)
     plain = "reference"
+    paper = 100
 
     def cases(self, device: str, dtypes: Iterable[str], wanted: Wanted) -> list[Case]:
         if "float32" not in dtypes:
             return []
         sizes = {"depth": 2, "patch": 32, "iterations": 5 if device == "cpu" else 30}
         if wanted.sides or wanted.channels:
-            varied = wanted.of(device, 100)
+            varied = wanted.of(device, self.paper)
         elif wanted.quick:
-            varied = [(129, 100)]
+            varied = [(129, self.paper)]
         else:
-            varied = [(side, 100) for side in ((129, 257) if device == "cpu" else (129, 257, 513))]
+            varied = [(side, self.paper) for side in ((129, 257) if device == "cpu" else (129, 257, 513))]
         return [
             Case.of(self.name, {**sizes, "side": side, "channels": channels}, "float32", device, wanted.seed)
             for side, channels in varied

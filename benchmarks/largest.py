@@ -24,16 +24,15 @@ from functools import cache
 from typing import Any, NamedTuple
 from unittest import mock
 
-import torch
 from torch import Tensor
 from torch._library.custom_ops import OPDEFS
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from msformer_fast import MSFormer, kernels, self_guiding_losses
+from msformer_fast import kernels
 from msformer_fast.benchmarks.case import check_names
-from msformer_fast.benchmarks.step import PROVIDERS
+from msformer_fast.benchmarks.step import PROVIDERS, training_step
 from msformer_fast.errors import InputError
 
 #: Card that the kernels' launchers are told of: multiprocessors and architecture of an H100, for the slots of sums.
@@ -150,33 +149,6 @@ def few_strips() -> Iterator[None]:
             if users and getattr(module, "strips", None) is whole:
                 stack.enter_context(mock.patch.object(module, "strips", shortened))
         yield
-
-
-def training_step(
-    backend: str,
-    side: int,
-    channels: int,
-    clusters: int,
-    *,
-    memory: str = "fast",
-    depth: int = 2,
-    patch: int = 32,
-    device: str = "cpu",
-    fused: bool | None = None,
-) -> Callable[[], None]:
-    """Forward, losses, backward and update of a fresh network on one random square image; the first call makes the
-    optimiser's buffers. Arguments as of :func:`peak_of`; ``device`` is the tensors' own, ``fused`` the optimiser's."""
-    with torch.device(device):
-        model = MSFormer(3, channels, clusters, depth, patch, seed=0, memory=memory, backend=backend)
-        image = torch.rand(1, 3, side, side)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=fused)
-
-    def step() -> None:
-        self_guiding_losses(model(image), backend=backend).total.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
 
 
 class Peak(NamedTuple):

@@ -18,6 +18,7 @@ import torch
 
 from msformer_fast.benchmarks.cards import CARDS
 from msformer_fast.benchmarks.traffic import (
+    Kernels,
     efficient_attention,
     has_launch_tables,
     mix_ffn,
@@ -25,7 +26,6 @@ from msformer_fast.benchmarks.traffic import (
     score_map,
     stability_loss,
 )
-from msformer_fast.benchmarks.traffic.score_map import Kernels
 from msformer_fast.floors import efficient_attention as attention_floor
 from msformer_fast.floors import guided_score_map as head_floor
 from msformer_fast.floors import mix_ffn as ffn_floor
@@ -39,7 +39,7 @@ class Row:
     """One op, forward or backward, as often as a step runs it.
 
     Attributes:
-        kernels: of one run, see :data:`benchmarks.traffic.score_map.Kernels`.
+        kernels: of one run, see :data:`benchmarks.traffic.Kernels`.
         floor: bytes that one run must move.
         flops: useful operations of the products of one run.
     """
@@ -163,10 +163,11 @@ def operators(backend: str, side: int, channels: int) -> tuple[int, int]:
     """Launches and bytes of PyTorch's own operators in a step, outside of the registered ops; nothing is computed."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from msformer_fast.benchmarks.aten_traffic import AtenTraffic, step_of
+    from msformer_fast.benchmarks.aten_traffic import AtenTraffic
+    from msformer_fast.benchmarks.step import training_step
 
     with FakeTensorMode():
-        step = step_of(backend, side, channels)
+        step = training_step(backend, side, channels, channels, fused=True)
         step()
         with AtenTraffic() as counted:
             step()
@@ -175,9 +176,10 @@ def operators(backend: str, side: int, channels: int) -> tuple[int, int]:
 
 def operators_inside(side: int, channels: int) -> tuple[int, int]:
     """Launches and bytes of PyTorch's operators inside the registered ops, counted in a step that really runs."""
-    from msformer_fast.benchmarks.aten_traffic import AtenTraffic, step_of
+    from msformer_fast.benchmarks.aten_traffic import AtenTraffic
+    from msformer_fast.benchmarks.step import training_step
 
-    step = step_of("triton", side, channels)
+    step = training_step("triton", side, channels, channels, fused=True)
     with AtenTraffic(inside=True) as counted:
         step()
     outside = operators("triton", side, channels)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from msformer_fast import ops
+from msformer_fast.benchmarks import clustering_loss
 from msformer_fast.benchmarks.case import Sizes
 from msformer_fast.benchmarks.op_bench import Inputs, OpBench, Random
 from msformer_fast.benchmarks.traffic import linear_clustering_loss as traffic
@@ -30,8 +31,7 @@ def call(inputs: Inputs, s: Sizes, *, backend: str) -> tuple[Tensor, ...]:
 
 
 def cross_entropy(inputs: Inputs, s: Sizes) -> tuple[Tensor, ...]:
-    logits = F.linear(*inputs.values()).flatten(0, 2).float()
-    return (F.cross_entropy(logits, logits.detach().argmax(1)),)
+    return clustering_loss.cross_entropy({"logits": F.linear(*inputs.values())}, s)
 
 
 def floor(s: Sizes, dtype: torch.dtype) -> tuple[dict[str, int], dict[str, int]]:

@@ -72,7 +72,7 @@ def _sizes(op: str, side: int, channels: int, dry: bool) -> dict[str, int]:
 
 def _correct(op: str, dtype: str) -> Unit:
     def run(device: str, dry: bool, seconds: float) -> dict[str, Any]:
-        wide = 96 if op == "cross_scale_attention" else 100
+        wide = bench_of(op).paper
         shapes = [(DRY_SIDE, 32)] if dry else [(SIDES[0], wide), (SIDES[1], 64)]
         stored = "float32" if dry or dtype == "tf32" else dtype  # the interpreter knows neither tf32 nor bfloat16
         with _products(dtype):
@@ -118,7 +118,7 @@ def _check(op: str, sizes: dict[str, int], dtype: str, device: str) -> dict[str,
 def _rows(name: str, dtype: str, seconds: float, sides: tuple[int, ...]) -> Unit:
     def run(device: str, dry: bool, seconds: float) -> dict[str, Any]:
         bench, clock = bench_of(name), Clock(device)
-        wide = 96 if name == "cross_scale_attention" else 100
+        wide = bench.paper
         ceilings: Ceilings | None = None if dry else measure_ceilings(clock, [dtype])
         results = Results({}, {})
         budget = seconds / (2 * len(sides) * len(bench.parts))
@@ -128,7 +128,7 @@ def _rows(name: str, dtype: str, seconds: float, sides: tuple[int, ...]) -> Unit
             if name in OPS:
                 sizes = _sizes(name, side, 32 if dry else wide, dry)
             else:
-                sizes = {"side": side, "channels": 8 if dry else 100, "depth": 2, "patch": 8 if dry else 32}
+                sizes = {"side": side, "channels": 8 if dry else wide, "depth": 2, "patch": 8 if dry else 32}
                 sizes |= {"iterations": 4 if dry else 30} if name == "image" else {}
             runner.run(bench, Case.of(name, sizes, dtype, device))
         wrong = [each for each in results.refused if each.reason.startswith("wrong")]
@@ -146,7 +146,7 @@ def _rows(name: str, dtype: str, seconds: float, sides: tuple[int, ...]) -> Unit
 
 def _tune(table: tune.Table, part: str, dtype: str) -> Unit:
     def run(device: str, dry: bool, seconds: float) -> dict[str, Any]:
-        wide = 96 if table.op == "cross_scale_attention" else 100
+        wide = bench_of(table.op).paper
         shape = (DRY_SIDE, 32) if dry else (257, wide)
         case = Case.of(table.op, _sizes(table.op, *shape, dry), "float32" if dry else dtype, device)
         # In the interpreter, which has rows of its own, the first row is measured and nothing is searched.

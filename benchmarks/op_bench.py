@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -86,11 +87,9 @@ class OpBench:
 
     def inputs(self, case: Case, dtype: torch.dtype | None = None) -> Inputs:
         """Rounded to the case's dtype, then in ``dtype``; leaves that ask for gradients."""
-        drawn = self.draw(dict(case.sizes), Random(case.seed))
-        rounded = {name: value.to(case.torch_dtype) for name, value in drawn.items()}
+        drawn = _drawn(self.draw, case.sizes, case.torch_dtype, case.seed)
         return {
-            name: value.to(case.device, dtype or value.dtype).detach().requires_grad_()
-            for name, value in rounded.items()
+            name: value.to(case.device, dtype or value.dtype).detach().requires_grad_() for name, value in drawn.items()
         }
 
     def provider(self, name: str, sizes: Sizes) -> Callable[[Inputs], tuple[Tensor, ...]]:
@@ -160,6 +159,12 @@ class OpBench:
         if part != "both":
             return found[part]
         return {f"{name}, {half}": row for half in ("forward", "backward") for name, row in found[half].items()}
+
+
+@functools.lru_cache(maxsize=1)
+def _drawn(draw: Draw, sizes: tuple[tuple[str, int], ...], dtype: torch.dtype, seed: int) -> Inputs:
+    """Once for all providers of a case: a hundred million numbers take seconds. Nobody writes into them."""
+    return {name: value.to(dtype) for name, value in draw(dict(sizes), Random(seed)).items()}
 
 
 def _gradient(value: Tensor, index: int, case: Case) -> Tensor:

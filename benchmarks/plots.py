@@ -6,13 +6,12 @@ import io
 import itertools
 import math
 import re
-import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from msformer_fast.benchmarks.case import Case
-from msformer_fast.benchmarks.records import Results, Row
+from msformer_fast.benchmarks.records import Ratio, Results, Row, ratio
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,15 +51,6 @@ Styles = dict[str, tuple[str, str]]
 
 
 @dataclass(frozen=True)
-class Ratio:
-    """Of two rows, round by round."""
-
-    median: float
-    least: float
-    most: float
-
-
-@dataclass(frozen=True)
 class Plot:
     """A figure, and what it is called; ``name`` is a word, for identifiers."""
 
@@ -68,14 +58,6 @@ class Plot:
     title: str
     caption: str
     figure: Figure
-
-
-def ratio(above: Row, below: Row) -> Ratio | None:
-    """Seconds over seconds; None where the two were not taken in the same rounds."""
-    if above.label != below.label or len(above.seconds) != len(below.seconds) or not all(below.seconds):
-        return None
-    rounds = [a / b for a, b in zip(above.seconds, below.seconds, strict=True)]
-    return Ratio(statistics.median(rounds), min(rounds), max(rounds)) if rounds else None
 
 
 def case_order(case: Case) -> tuple[Any, ...]:

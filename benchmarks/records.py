@@ -85,6 +85,23 @@ class Row:
         return self.floor_bytes / self.median / 1e9 if self.floor_bytes and self.seconds else None
 
 
+@dataclass(frozen=True)
+class Ratio:
+    """Of two rows, round by round."""
+
+    median: float
+    least: float
+    most: float
+
+
+def ratio(above: Row, below: Row) -> Ratio | None:
+    """Seconds over seconds; None where the two were not taken in the same rounds."""
+    if above.label != below.label or len(above.seconds) != len(below.seconds) or not all(below.seconds):
+        return None
+    rounds = [a / b for a, b in zip(above.seconds, below.seconds, strict=True)]
+    return Ratio(statistics.median(rounds), min(rounds), max(rounds)) if rounds else None
+
+
 @dataclass
 class Refused:
     """A row that is not reported, and why."""

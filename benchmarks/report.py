@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msformer_fast.benchmarks.options import NAMES
-from msformer_fast.benchmarks.plots import by_bench, case_order, plots_of, ratio, svg
-from msformer_fast.benchmarks.records import Results, Row
+from msformer_fast.benchmarks.plots import by_bench, case_order, plots_of, svg
+from msformer_fast.benchmarks.records import Results, Row, ratio
 from msformer_fast.benchmarks.suite import bench_of
 from msformer_fast.files import write_text
 

@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Sequence
-
-from msformer_fast.benchmarks.records import Results, Row
+from msformer_fast.benchmarks.records import Results, Row, ratio
 from msformer_fast.benchmarks.suite import bench_of
 
 HEADING = "  {:<9}{:<24}{:>10} {:>22} {:>9} {:>7} {:>6} {:>8}  error".format(
     "part", "provider", "ms", "times faster", "peak MB", "GB/s", "share", "launches"
 )
-
-
-def ratios(row: Row, plain: Row) -> list[float]:
-    """How many times faster a row is than the plain one, round by round: both were taken in turn."""
-    return [theirs / ours for ours, theirs in zip(row.seconds, plain.seconds, strict=True)]
-
-
-def spread(values: Sequence[float]) -> tuple[float, float, float]:
-    """Least, median, most."""
-    return min(values), statistics.median(values), max(values)
 
 
 def lines(results: Results) -> list[str]:
@@ -44,13 +31,14 @@ def lines(results: Results) -> list[str]:
 
 
 def _line(row: Row, plain: Row | None) -> str:
-    ratio = "" if plain is None or plain is row else "{1:.2f} ({0:.2f} to {2:.2f})".format(*spread(ratios(row, plain)))
+    times = None if plain is None or plain is row else ratio(plain, row)
+    faster = "" if times is None else f"{times.median:.2f} ({times.least:.2f} to {times.most:.2f})"
     peak = "-" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:.1f}"
     speed = "-" if row.gigabytes_a_second is None else f"{row.gigabytes_a_second:.1f}"
     share = "-" if row.share is None else f"{row.share:.0%}"
     launches = "-" if row.launches is None else str(row.launches)
     mark = "" if row.label == "measured" else f"  [{row.label}]"
     return (
-        f"  {row.part:<9}{row.provider:<24}{1e3 * row.median:>10.3f} {ratio:>22} {peak:>9} {speed:>7} {share:>6} "
+        f"  {row.part:<9}{row.provider:<24}{1e3 * row.median:>10.3f} {faster:>22} {peak:>9} {speed:>7} {share:>6} "
         f"{launches:>8}  {row.error or 0:.0e}{mark}"
     )

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import importlib.util
 
+#: Launches of a kernel, bytes at distinct addresses that it reads, bytes that it writes.
+Kernels = dict[str, tuple[int, int, int]]
+
 
 def has_launch_tables() -> bool:
     """Whether numbers of programs are known here: whether triton is installed."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from msformer_fast.benchmarks.case import Sizes
-from msformer_fast.benchmarks.traffic.score_map import Kernels
+from msformer_fast.benchmarks.traffic import Kernels
 from msformer_fast.dtypes import label_dtype, sum_dtype
 
 

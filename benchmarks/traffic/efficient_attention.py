@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from msformer_fast.benchmarks.case import Sizes
-from msformer_fast.benchmarks.traffic.score_map import Kernels
+from msformer_fast.benchmarks.traffic import Kernels
 from msformer_fast.dtypes import sum_dtype
 from msformer_fast.ops.precision import input_precision
 

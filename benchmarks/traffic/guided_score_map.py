@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from msformer_fast.benchmarks.case import Sizes
-from msformer_fast.benchmarks.traffic import patch_embedding, score_map
-from msformer_fast.benchmarks.traffic.score_map import Kernels
+from msformer_fast.benchmarks.traffic import Kernels, patch_embedding, score_map
 
 
 def of_call(sizes: Sizes, dtype: torch.dtype, processors: int, target: str | None) -> dict[str, Kernels]:

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 
 from msformer_fast.benchmarks.case import Sizes
+from msformer_fast.benchmarks.traffic import Kernels
 from msformer_fast.benchmarks.traffic.clustering_loss import finish, written_of_a_pixel
-from msformer_fast.benchmarks.traffic.score_map import Kernels
 from msformer_fast.dtypes import label_dtype, sum_dtype
 from msformer_fast.ops.precision import input_precision
 

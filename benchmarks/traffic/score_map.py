@@ -5,11 +5,9 @@ from __future__ import annotations
 import torch
 
 from msformer_fast.benchmarks.case import Sizes
+from msformer_fast.benchmarks.traffic import Kernels
 from msformer_fast.dtypes import label_dtype, sum_dtype
 from msformer_fast.ops.precision import input_precision
-
-#: Launches of a kernel, bytes at distinct addresses that it reads, bytes that it writes.
-Kernels = dict[str, tuple[int, int, int]]
 
 
 def forward(
