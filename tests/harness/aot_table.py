@@ -16,10 +16,10 @@ import itertools
 import multiprocessing
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
-from msformer_fast.benchmarks.compiler_reports import FOLDER
-
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "compiled"
 FIELDS = ("case", "target", "registers", "shared_bytes", "warps", "occupancy", "tensor_core", "memory")
 
 #: Registers may grow by this factor before the gate fails, where Triton's version is that of the table.
