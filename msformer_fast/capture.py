@@ -33,18 +33,18 @@ class Launched(NamedTuple):
 
     Attributes:
         read: waits for the numbers that were sent to the host, and gives them.
-        labels: (B, H, W), the label map of this forward; the next replay overwrites it.
+        maps: the label map of this forward (B, H, W), and what else the step gives; the next replay overwrites them.
     """
 
     read: Callable[[], list[float]]
-    labels: Tensor
+    maps: tuple[Tensor, ...]
 
 
 class Step(Protocol):
     """The two parts of an iteration, and its forward alone; none waits for the device."""
 
-    def forward_backward(self) -> tuple[Tensor, Tensor]:
-        """Numbers for the host (1-D), and the label map."""
+    def forward_backward(self) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Numbers for the host (1-D), and the maps: the label map first."""
 
     def update(self) -> None:
         """The optimiser's step on the gradients."""
@@ -52,8 +52,8 @@ class Step(Protocol):
     def clear(self) -> None:
         """Drop the gradients' tensors."""
 
-    def labels(self) -> Tensor:
-        """The label map of a forward without a backward."""
+    def maps(self) -> tuple[Tensor, ...]:
+        """The maps of a forward without a backward."""
 
 
 class Device(Protocol):
@@ -168,7 +168,7 @@ class _Graphs(NamedTuple):
 
     forward_backward: Callable[[], None]
     update: Callable[[], None]
-    results: tuple[Tensor, Tensor]
+    results: tuple[Tensor, tuple[Tensor, ...]]
 
 
 class Runner:
@@ -195,11 +195,11 @@ class Runner:
             self._graphs = self._capture()
         self._iterations += 1
         if self._graphs is None:
-            values, labels = self._step.forward_backward()
+            values, maps = self._step.forward_backward()
         else:
             self._graphs.forward_backward()
-            values, labels = self._graphs.results
-        return Launched(self._device.send(values), labels)
+            values, maps = self._graphs.results
+        return Launched(self._device.send(values), maps)
 
     def update(self) -> None:
         """Queue the optimiser's step behind it."""
@@ -210,10 +210,10 @@ class Runner:
         else:
             self._graphs.update()
 
-    def labels(self) -> Tensor:
-        """Queue a forward more, the same pass as an iteration's, for its label map; see :class:`Launched`."""
+    def maps(self) -> tuple[Tensor, ...]:
+        """Queue a forward more, the same pass as an iteration's, for its maps; see :class:`Launched`."""
         if self._graphs is None:
-            return self._step.labels()
+            return self._step.maps()
         # Its backward is not needed, but a forward beside the graph would take memory of its own.
         self._graphs.forward_backward()
         return self._graphs.results[1]

@@ -82,13 +82,31 @@ def _segment(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from msformer_fast.evaluate import evaluate, find_pairs, summarise, summary_table, to_csv
+    from msformer_fast.evaluate import (
+        METHODS,
+        column,
+        evaluate,
+        find_pairs,
+        split_pairs,
+        summarise,
+        summary_table,
+        to_csv,
+    )
     from msformer_fast.files import check_output_folder, write_json, write_text
-    from msformer_fast.outputs import output_paths, refuse_existing, save_segmentation
+    from msformer_fast.images import write_png
+    from msformer_fast.outputs import evaluation_sheet, output_paths, refuse_existing, save_segmentation
+    from msformer_fast.simple_methods import missing_requirement
 
-    pairs = find_pairs(arguments.images, arguments.masks)
+    pairs = split_pairs(find_pairs(arguments.images, arguments.masks), arguments.split)
+    wanted = METHODS if arguments.methods is None else tuple(arguments.methods)
+    missing = {name: why for name in wanted if (why := missing_requirement(name)) is not None}
+    if missing and arguments.methods is not None:
+        raise InputError(next(iter(missing.values())))
+    methods = tuple(name for name in wanted if name not in missing)
     folder = check_output_folder(arguments.output)
-    tables = [folder / "evaluation.csv", folder / "evaluation.json"]
+    if arguments.runs is None:
+        arguments.runs = str(folder / "runs")
+    tables = [folder / "evaluation.csv", folder / "evaluation.json", folder / "contact_sheet.png"]
     if not arguments.overwrite:
         refuse_existing(tables + [path for image, _ in pairs for path in output_paths(folder, image.stem)])
 
@@ -99,18 +117,23 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     def report(row: dict[str, Any]) -> None:
         if not arguments.quiet:
+            others = "".join(f", {name} {row[column(name, 'dice')]:.3f}" for name in methods)
             print(
-                f"{row['image']:<24} dice: oracle {row['oracle_dice']:.3f}, blind {row['blind_dice']:.3f}   "
+                f"{row['image']:<24} dice: oracle {row['oracle_dice']:.3f}, blind {row['blind_dice']:.3f}{others}   "
                 f"{row['iterations']} iterations, {row['label_count']} labels, {row['seconds']:.1f} s",
                 flush=True,
             )
 
-    rows = evaluate(pairs, run, report)
-    summary = summarise(rows)
+    rows = evaluate(pairs, run, report, methods)
+    summary = summarise(rows, methods)
     write_text(tables[0], to_csv(rows))
-    write_json(tables[1], {"summary": summary, "images": len(rows), "settings": _settings(arguments)})
+    settings = {**_settings(arguments), "split": arguments.split}
+    write_json(tables[1], {"summary": summary, "images": len(rows), "settings": settings})
+    write_png(tables[2], evaluation_sheet(rows, pairs, folder))
     print(summary_table(summary, len(rows)))
-    print(tables[0])
+    for why in missing.values():
+        print(f"left out: {why}")
+    print(tables[0], tables[2], sep="\n")
     return 0
 
 
@@ -174,7 +197,7 @@ def _parity(arguments: argparse.Namespace) -> int:
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments of ``segment`` that the options name."""
-    names = "rule size seed max_iterations min_labels learning_rate weights channels clusters depth"
+    names = "rule size seed seeds runs patience max_iterations min_labels learning_rate weights channels clusters depth"
     names += " device memory cross_scale backend capture"
     return {name: getattr(arguments, name) for name in names.split()}
 
@@ -222,6 +245,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("images", metavar="IMAGES", help="folder of images")
     sub.add_argument("masks", metavar="MASKS", help="folder of masks of the same names")
     _add_output(sub, "evaluation")
+    sub.add_argument(
+        "--split", default="all", help="odd: the 1st, 3rd ... image by name, even: the others; to tune and report on"
+    )
+    sub.add_argument(
+        "--methods",
+        nargs="*",
+        metavar="METHOD",
+        help="to compare with: otsu, 2-means, 'gaussian mixture', slic, 'rule alone' (default: all; none: no names)",
+    )
     _add_settings(sub)
 
     sub = command("demo", _demo, "Draw a test image, segment it and say the Dice.")
@@ -252,8 +284,11 @@ def _add_settings(parser: argparse.ArgumentParser, size: int = 257) -> None:
     add("--rule", default="auto", help="foreground rule: lesion, lungs or auto (%(default)s)")
     add("--size", type=int, default=size, help="longest side that the network sees, in pixels (%(default)s)")
     add("--seed", type=int, default=0, help="of the network's parameters (%(default)s)")
+    add("--seeds", type=int, default=1, help="runs of the loop, from --seed on, weighed together (%(default)s)")
+    add("--runs", metavar="DIR", help="keep each run's maps there, and find them again: other rules at once")
     add("--max-iterations", type=int, default=50, help="(%(default)s)")
     add("--min-labels", type=int, default=3, help="stop at this many labels or fewer (%(default)s)")
+    add("--patience", type=int, help="stop when the labels have not become fewer for so many iterations (never)")
     add("--learning-rate", type=float, default=0.1, help="(%(default)s)")
     add("--weights", type=float, nargs=3, metavar=("CLUSTERING", "CONSISTENCY", "STABILITY"), help="(1 1.5 1.3)")
     add("--channels", type=int, default=100, help="embedding width (%(default)s)")

@@ -1,4 +1,4 @@
-"""Scores of a folder of images against a folder of ground-truth masks, under both protocols."""
+"""Scores of a folder of images against a folder of ground-truth masks: both protocols, and methods to compare with."""
 
 from __future__ import annotations
 
@@ -6,16 +6,30 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from msformer_fast.errors import InputError
+from msformer_fast.foreground import foreground
+from msformer_fast.foreground.evidence import darkness_channel
 from msformer_fast.images import read_image, read_mask
 from msformer_fast.metrics import score_blind, score_oracle
 from msformer_fast.segmentation import Segmentation
+from msformer_fast.simple_methods import METHODS as SIMPLE_METHODS
+from msformer_fast.simple_methods import simple_mask
+from msformer_fast.statistics import bootstrap_interval, paired_test
+
+Row: TypeAlias = dict[str, Any]
 
 PROTOCOLS = ("oracle", "blind")
+SPLITS = ("all", "odd", "even")
+
+#: The foreground's rule on the image's grey levels, without any network: what MS-Former adds is the difference.
+RULE_ALONE = "rule alone"
+#: Other methods, none of which sees the truth either.
+METHODS = (*SIMPLE_METHODS, RULE_ALONE)
 METRICS = ("dice", "iou", "hm", "xor", "hd95", "asd")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
@@ -41,16 +55,37 @@ def find_pairs(images: str | Path, masks: str | Path) -> list[tuple[Path, Path]]
     return pairs
 
 
-def score_pair(result: Segmentation, mask: str | Path) -> dict[str, Any]:
-    """One row of the table: both protocols' scores of one image."""
+def split_pairs(pairs: Sequence[tuple[Path, Path]], split: str) -> list[tuple[Path, Path]]:
+    """Half of the pairs, to choose settings on one half and to report on the other; or all.
+
+    ``"odd"``: the first, third, ... by name; ``"even"``: the second, fourth, ...; ``"all"``.
+
+    Raises:
+        InputError: another ``split``, or nothing is left.
+    """
+    if split not in SPLITS:
+        raise InputError(f"split: got {split!r}; accepted is one of {', '.join(SPLITS)}")
+    kept = list(pairs[{"odd": slice(0, None, 2), "even": slice(1, None, 2), "all": slice(None)}[split]])
+    if not kept:
+        raise InputError(f"split: {split!r} of {len(pairs)} image(s) leaves none")
+    return kept
+
+
+def score_pair(result: Segmentation, image: str | Path, mask: str | Path, methods: Sequence[str] = ()) -> Row:
+    """One row of the table: both protocols' scores of one image, and those of other methods on the same image.
+
+    ``methods``: names in :data:`METHODS`.
+    """
     truth = read_mask(mask, result.mask.shape)
-    row: dict[str, Any] = {}
-    for protocol, scores in (
-        ("oracle", score_oracle(result.labels, truth)),
-        ("blind", score_blind(result.mask, truth)),
-    ):
-        row |= {f"{protocol}_{name}": value for name, value in scores.as_dict().items()}
+    scored = {"oracle": score_oracle(result.labels, truth), "blind": score_blind(result.mask, truth)}
+    pixels = read_image(image) if methods else None
+    for name in methods:
+        assert pixels is not None
+        scored[name] = score_blind(_other_mask(name, pixels, result.foreground.rule), truth)
+    row: Row = {column(who, name): value for who, scores in scored.items() for name, value in scores.as_dict().items()}
     return row | {
+        "confidence": round(result.foreground.confidence, 4),
+        "doubtful": result.foreground.doubtful,
         "iterations": len(result.history),
         "label_count": int(np.unique(result.labels).size),
         "stopped": result.stopped,
@@ -59,46 +94,109 @@ def score_pair(result: Segmentation, mask: str | Path) -> dict[str, Any]:
     }
 
 
+def column(method: str, metric: str) -> str:
+    """The name of a column of the table."""
+    return f"{method.replace(' ', '_')}_{metric}"
+
+
+def _other_mask(name: str, image: NDArray[np.float32], rule: str) -> NDArray[np.bool_]:
+    if name != RULE_ALONE:
+        return simple_mask(image, name, rule)
+    # Grey levels in place of clusters: whatever the network adds to the rule is missing.
+    levels = np.rint(darkness_channel(image.astype(np.float64)) * 255).astype(np.uint8)
+    return foreground(levels, image, rule).mask
+
+
 def evaluate(
     pairs: Sequence[tuple[Path, Path]],
     run: Callable[[Path], Segmentation],
-    report: Callable[[dict[str, Any]], object] | None = None,
-) -> list[dict[str, Any]]:
-    """Segment every image with ``run`` and score it; ``report`` sees each row as it comes."""
+    report: Callable[[Row], object] | None = None,
+    methods: Sequence[str] = (),
+) -> list[Row]:
+    """Segment every image with ``run`` and score it; ``report`` sees each row as it comes.
+
+    ``methods``: others to score on the same images, names in :data:`METHODS`.
+    """
     rows = []
     for image, mask in pairs:
-        rows.append({"image": image.name, **score_pair(run(image), mask)})
+        rows.append({"image": image.name, **score_pair(run(image), image, mask, methods)})
         if report is not None:
             report(rows[-1])
     return rows
 
 
-def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """For each protocol the mean of every metric, the median and least Dice, and the share of Dice under 0.5."""
-    summary = {}
-    for protocol in PROTOCOLS:
-        columns = {name: np.array([row[f"{protocol}_{name}"] for row in rows], dtype=float) for name in METRICS}
-        summary[protocol] = {name: float(values.mean()) for name, values in columns.items()} | {
-            "dice_median": float(np.median(columns["dice"])),
-            "dice_min": float(columns["dice"].min()),
-            "share_under_half": float((columns["dice"] < 0.5).mean()),
+def summarise(rows: Sequence[Row], methods: Sequence[str] = (), *, level: float = 0.95) -> dict[str, dict[str, Any]]:
+    """For each protocol and method: the mean of every metric with its bootstrap interval, and how it compares.
+
+    Returns:
+        By name: the mean of every metric under the metric's name, ``intervals`` (low, high) of these means,
+        ``dice_median``, ``dice_min``, ``share_under_half`` (of Dice under 0.5) with ``share_under_half_interval``; and
+        but for ``blind`` itself, ``blind_minus_this``: mean difference in Dice, its interval, the p-value of
+        Wilcoxon's signed-rank test (``None`` with fewer than two images).
+    """
+    summary: dict[str, dict[str, Any]] = {}
+    ours = np.array([row[column("blind", "dice")] for row in rows], dtype=float)
+    for who in (*PROTOCOLS, *methods):
+        values = {name: np.array([row[column(who, name)] for row in rows], dtype=float) for name in METRICS}
+        intervals = {name: bootstrap_interval(each, level=level) for name, each in values.items()}
+        missed = bootstrap_interval((values["dice"] < 0.5).astype(float), level=level)
+        entry: dict[str, Any] = {name: interval.value for name, interval in intervals.items()}
+        entry |= {
+            "intervals": {name: [interval.low, interval.high] for name, interval in intervals.items()},
+            "dice_median": float(np.median(values["dice"])),
+            "dice_min": float(values["dice"].min()),
+            "share_under_half": missed.value,
+            "share_under_half_interval": [missed.low, missed.high],
         }
+        if who != "blind":
+            entry["blind_minus_this"] = None
+            if len(rows) > 1:
+                test = paired_test(ours, values["dice"], level=level)
+                low_high = [test.difference.low, test.difference.high]
+                entry["blind_minus_this"] = {
+                    "dice": test.difference.value,
+                    "interval": low_high,
+                    "p_value": test.p_value,
+                }
+        summary[who] = entry
     return summary
 
 
-def summary_table(summary: dict[str, dict[str, float]], count: int) -> str:
+def summary_table(summary: dict[str, dict[str, Any]], count: int) -> str:
     """The summary as text for a terminal. Hausdorff and surface distances are in pixels."""
-    columns = ("dice", "dice_median", "dice_min", "share_under_half", "iou", "hm", "xor", "hd95", "asd")
-    heads = ("dice", "median", "min", "<0.5", "iou", "hm", "xor", "hd95", "asd")
-    lines = [f"{count} image(s), mean unless said  " + "".join(f"{head:>8}" for head in heads)]
-    notes = {"oracle": "oracle (sees the truth)", "blind": "blind (no truth)"}
-    for protocol in PROTOCOLS:
-        values = "".join(f"{summary[protocol][column]:8.3f}" for column in columns)
-        lines.append(f"{notes[protocol]:<{len(lines[0]) - 8 * len(heads)}}{values}")
+    notes = {
+        "blind": "MS-Former, blind (no truth)",
+        "oracle": "MS-Former, oracle (sees the truth)",
+        RULE_ALONE: "rule alone, no network",
+    }
+    order = ["blind", *(name for name in summary if name not in PROTOCOLS), "oracle"]
+    width = max(len(notes.get(name, name)) for name in order)
+    heads = ("median", "<0.5", "hm", "xor", "hd95")
+    lines = [f"{'':<{width}}  {'dice [95 %]':<20}" + "".join(f"{head:>8}" for head in heads) + "   blind minus this"]
+    for name in order:
+        entry = summary[name]
+        low, high = entry["intervals"]["dice"]
+        text = f"{notes.get(name, name):<{width}}  {entry['dice']:.3f} [{low:.3f} {high:.3f}] "
+        columns = ("dice_median", "share_under_half", "hm", "xor", "hd95")
+        text += "".join(f"{entry[each]:8.3f}" for each in columns)
+        against = entry.get("blind_minus_this")
+        if against:
+            low, high = against["interval"]
+            text += f"   {against['dice']:+.3f} [{low:+.3f} {high:+.3f}] p={against['p_value']:.2g}"
+        lines.append(text)
+    lines.append(
+        f"{count} image(s); means with the bootstrap's 95 % interval, paired differences of Dice, Wilcoxon's p. The "
+        "oracle chooses and crops with the truth."
+    )
     return "\n".join(lines)
 
 
-def to_csv(rows: Sequence[dict[str, Any]]) -> str:
+def worst_first(rows: Sequence[Row]) -> list[Row]:
+    """The rows by blind Dice, lowest first."""
+    return sorted(rows, key=lambda row: float(row[column("blind", "dice")]))
+
+
+def to_csv(rows: Sequence[Row]) -> str:
     """The rows as CSV text with a header."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")

@@ -6,6 +6,7 @@ import math
 import os
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from msformer_fast.capture import check_capture
+from msformer_fast.consensus import consensus_labels
 from msformer_fast.errors import InputError
-from msformer_fast.foreground import RULES, Foreground, foreground
+from msformer_fast.files import check_output_folder
+from msformer_fast.foreground import RULES, Foreground, Maps, foreground_of_runs
+from msformer_fast.foreground.evidence import enlarge
 from msformer_fast.images import as_image, fit_size, resize_image, resize_nearest
 from msformer_fast.losses import LossWeights
-from msformer_fast.model import MSFormer
-from msformer_fast.self_guiding import Callback, Iteration, self_guide
+from msformer_fast.runs import Run, guide_image, load_run, run_path, save_run
+from msformer_fast.self_guiding import Callback, Iteration
 
 
 @dataclass(frozen=True)
@@ -27,14 +31,16 @@ class Segmentation:
     """The segmentation of one image, at the image's own size.
 
     Attributes:
-        labels: (H, W) unsigned integer, the cluster of every pixel.
+        labels: (H, W) unsigned integer, the cluster of every pixel; of several runs the vote.
         mask: (H, W) bool, the foreground, chosen without any ground truth.
-        foreground: how the mask was chosen: rule, labels, reason.
-        history: one entry an iteration: losses, label count, seconds.
-        stopped: ``"min_labels"``, ``"max_iterations"`` or ``"callback"``.
+        foreground: how the mask was chosen: rule, labels, reason, confidence.
+        history: one entry an iteration of the first run: losses, label count, seconds.
+        stopped: of the first run: ``"min_labels"``, ``"patience"``, ``"max_iterations"`` or ``"callback"``.
         network_size: (h, w), the size that the network saw.
         seconds: of the whole call.
         settings: every setting of the run, ready for JSON.
+        agreement: (H, W) float64, share of the runs that voted for the pixel's label; ``None`` of one run.
+        runs: what each run of the loop left, at the network's size.
     """
 
     labels: NDArray[np.unsignedinteger[Any]]
@@ -45,9 +51,11 @@ class Segmentation:
     network_size: tuple[int, int]
     seconds: float
     settings: dict[str, Any]
+    agreement: NDArray[np.float64] | None = None
+    runs: tuple[Run, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything but the two maps, ready for JSON."""
+        """Everything but the maps, ready for JSON."""
         return {
             "stopped": self.stopped,
             "iterations": len(self.history),
@@ -57,12 +65,20 @@ class Segmentation:
                 "labels": [int(label) for label in self.foreground.labels],
                 "reason": self.foreground.reason,
                 "pixels": int(self.mask.sum()),
+                "confidence": self.foreground.confidence,
+                "doubtful": self.foreground.doubtful,
+                "terms": dict(self.foreground.terms),
+                "candidates": self.foreground.candidates,
             },
             "image_size": list(self.labels.shape),
             "network_size": list(self.network_size),
             "seconds": self.seconds,
             "settings": self.settings,
             "history": [asdict(iteration) for iteration in self.history],
+            "runs": [
+                {"iterations": len(run.history), "stopped": run.stopped, "label_count": run.history[-1].label_count}
+                for run in self.runs
+            ],
         }
 
 
@@ -72,8 +88,10 @@ def segment(
     rule: str = "auto",
     size: int | None = 257,
     seed: int = 0,
+    seeds: int = 1,
     max_iterations: int = 50,
     min_labels: int = 3,
+    patience: int | None = None,
     learning_rate: float = 0.1,
     momentum: float = 0.9,
     weights: LossWeights | tuple[float, float, float] | None = None,
@@ -88,6 +106,7 @@ def segment(
     backend: str | None = None,
     capture: str = "auto",
     callback: Callback | None = None,
+    runs: str | os.PathLike[str] | None = None,
 ) -> Segmentation:
     """Segment one image without labels: draw a network, let it guide itself, choose the foreground.
 
@@ -100,8 +119,11 @@ def segment(
         rule: how the foreground is chosen, a name in :data:`msformer_fast.foreground.RULES`.
         size: longest side, in pixels, of what the network sees; ``None`` for the image's own size.
         seed: of the network's parameters.
+        seeds: runs, each from the next seed: the candidates of all are weighed together, and ``labels`` are their
+            vote. Each costs as much as the first.
         max_iterations: steps at most, 1 or more.
         min_labels: stop after the step of the first iteration with this many distinct labels or fewer.
+        patience: stop when the number of distinct labels has not fallen for this many iterations; ``None`` to go on.
         learning_rate, momentum: of SGD.
         weights: of the clustering, consistency and stability loss; ``None`` for the authors' (1, 1.5, 1.3).
         channels, clusters, depth, patch: of the network; see :class:`msformer_fast.MSFormer`.
@@ -114,6 +136,8 @@ def segment(
         capture: ``"auto"``, ``"always"`` or ``"never"``: replay the loop as CUDA graphs; see
             :func:`msformer_fast.self_guide`.
         callback: called with each :class:`Iteration` after its step; returning ``False`` stops the loop.
+        runs: a folder in which the maps of every run are kept (about 2 MB at 257 pixels) and found again for the same
+            image and settings, to try another rule without the network; ``None`` to keep nothing.
 
     Raises:
         InputError: an image or a setting that cannot be used.
@@ -124,17 +148,20 @@ def segment(
     """
     started = time.perf_counter()
     weights = LossWeights(*weights) if weights is not None else LossWeights()
-    _check_settings(rule, max_iterations, min_labels, learning_rate, momentum, weights, dtype, capture)
+    _check_settings(rule, seeds, max_iterations, min_labels, patience, learning_rate, momentum, weights, dtype, capture)
     pixels = as_image(image)
     target = _device(device)
     network_size = fit_size(pixels.shape[0], pixels.shape[1], size)
     seen = resize_image(pixels, network_size)
+    folder = None if runs is None else check_output_folder(runs)
     settings = {
         "rule": rule,
         "size": size,
         "seed": seed,
+        "seeds": seeds,
         "max_iterations": max_iterations,
         "min_labels": min_labels,
+        "patience": patience,
         "learning_rate": learning_rate,
         "momentum": momentum,
         "weights": weights._asdict(),
@@ -150,40 +177,53 @@ def segment(
         "capture": capture,
     }
 
-    sizes = seen.shape[2], channels, clusters, depth, patch
-    model = MSFormer(*sizes, seed=seed, memory=memory, cross_scale=cross_scale, backend=backend)
-    model = model.to(device=target, dtype=dtype)
-    x = torch.from_numpy(np.ascontiguousarray(seen)).permute(2, 0, 1)[None].to(device=target, dtype=dtype)
-    guided = self_guide(
-        model,
-        x,
-        weights=weights,
-        learning_rate=learning_rate,
-        momentum=momentum,
-        max_iterations=max_iterations,
-        min_labels=min_labels,
-        capture=capture,
-        callback=callback,
-    )
-    labels = guided.labels[0].cpu().numpy()
-    labels = labels.astype(np.uint8 if clusters <= 256 else np.uint16 if clusters <= 2**16 else np.uint32)
-    chosen = foreground(labels, seen, rule)
+    options = target, dtype, callback
+    made = [_run(seen, settings, each, folder, *options) for each in range(seed, seed + seeds)]
+    chosen = foreground_of_runs([Maps(run.labels, run.scores) for run in made], seen, rule)
+    labels, agreement = made[0].labels, None
+    if seeds > 1:
+        voted, agreement = consensus_labels([run.labels for run in made])
+        labels = voted.astype(np.result_type(labels.dtype, np.min_scalar_type(int(voted.max()))))
+        agreement = resize_nearest(agreement, pixels.shape[:2])
     return Segmentation(
         labels=resize_nearest(labels, pixels.shape[:2]),
-        mask=resize_nearest(chosen.mask, pixels.shape[:2]),
+        mask=enlarge(chosen.mask, pixels.shape[:2]),
         foreground=chosen,
-        history=guided.history,
-        stopped=guided.stopped,
+        history=made[0].history,
+        stopped=made[0].stopped,
         network_size=network_size,
         seconds=time.perf_counter() - started,
         settings=settings,
+        agreement=agreement,
+        runs=tuple(made),
     )
+
+
+def _run(
+    seen: NDArray[np.float32],
+    settings: dict[str, Any],
+    seed: int,
+    folder: Path | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    callback: Callback | None,
+) -> Run:
+    """From the folder of runs if it is there, else made, and kept there unless a callback cut it short."""
+    path = None if folder is None else run_path(folder, seen, settings, seed)
+    if path is not None and path.exists():
+        return load_run(path)
+    run = guide_image(seen, settings, seed, device, dtype, callback)
+    if path is not None and run.stopped != "callback":
+        save_run(path, run)
+    return run
 
 
 def _check_settings(
     rule: str,
+    seeds: int,
     max_iterations: int,
     min_labels: int,
+    patience: int | None,
     learning_rate: float,
     momentum: float,
     weights: LossWeights,
@@ -192,6 +232,10 @@ def _check_settings(
 ) -> None:
     if rule not in RULES:
         raise InputError(f"rule must be one of {', '.join(RULES)}; got {rule!r}")
+    if seeds < 1:
+        raise InputError(f"seeds must be at least 1, got {seeds}")
+    if patience is not None and patience < 1:
+        raise InputError(f"patience must be at least 1 or None, got {patience}")
     if max_iterations < 1:
         raise InputError(f"max_iterations must be at least 1, got {max_iterations}")
     if min_labels < 1:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from msformer_fast.capture import Launched, Runner, captures, device_of
-from msformer_fast.errors import DivergenceError
+from msformer_fast.errors import DivergenceError, InputError
 from msformer_fast.losses import Losses, LossWeights, self_guiding_losses
 from msformer_fast.model import MSFormer
 
@@ -46,12 +46,17 @@ class Guided:
     Attributes:
         labels: (B, H, W) int64, argmax of the forward after the last step, on the model's device.
         history: one entry an iteration.
-        stopped: ``"min_labels"``, ``"max_iterations"`` or ``"callback"``.
+        stopped: ``"min_labels"``, ``"patience"``, ``"max_iterations"`` or ``"callback"``.
+        scores: (B, R, H, W) float16, the scores of the R largest clusters in the same forward, largest first;
+            ``None`` where none were to be kept.
+        kept: (B, R) int64, which clusters these are.
     """
 
     labels: Tensor
     history: tuple[Iteration, ...]
     stopped: str
+    scores: Tensor | None = None
+    kept: Tensor | None = None
 
 
 def self_guide(
@@ -63,8 +68,10 @@ def self_guide(
     momentum: float = 0.9,
     max_iterations: int = 50,
     min_labels: int = 3,
+    patience: int | None = None,
     capture: str = "auto",
     callback: Callback | None = None,
+    keep_scores: int = 0,
 ) -> Guided:
     """Train ``model`` in place on ``image`` by its own losses, then score it once more.
 
@@ -78,26 +85,34 @@ def self_guide(
     Args:
         model: on the image's device, in its dtype.
         image: (B, in_channels, H, W) in [0, 1].
-        weights, learning_rate, momentum, max_iterations, min_labels, callback: see
+        weights, learning_rate, momentum, max_iterations, min_labels, patience, callback: see
             :func:`msformer_fast.segment`.
         capture: ``"auto"`` replays an iteration as two CUDA graphs, from the fourth on, where there is a CUDA or HIP
             device, no module or parameter has hooks, and there are iterations enough; where capturing fails the loop
             goes on without. ``"always"`` raises where it cannot. The graphs' memory is held until the end.
+        keep_scores: of how many clusters, the largest of each image, to give the scores as well.
 
     Raises:
-        InputError: ``capture`` is no known name.
+        InputError: ``capture`` is no known name, or ``keep_scores`` is negative.
         BackendError: ``capture="always"``, and it cannot be; the message says why.
         DivergenceError: a loss became NaN or infinite; off a GPU the step of that iteration is not taken.
     """
+    if keep_scores < 0:
+        raise InputError(f"self_guide: keep_scores must be 0 or more, got {keep_scores}")
     device = device_of(image)
     captured = captures(capture, model, device, max_iterations)
     # Fused, a step reads each parameter, gradient and buffer once; off a GPU it rounds differently for little gain.
     fused = True if image.device.type == "cuda" else None
     optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=momentum, fused=fused)
-    runner = Runner(_Step(model, image, weights, optimizer), device, captured, must=capture == "always")
-    log = _Log(learning_rate, min_labels, callback)
+    runner = Runner(
+        _Step(model, image, weights, optimizer, keep_scores, device.overlaps),
+        device,
+        captured,
+        must=capture == "always",
+    )
+    log = _Log(learning_rate, min_labels, patience, callback)
     stopped: str | None = None
-    labels: Tensor | None = None
+    maps: tuple[Tensor, ...] | None = None
     model.train()
     optimizer.zero_grad(set_to_none=True)
     try:
@@ -109,7 +124,7 @@ def self_guide(
                     if previous is not None:
                         stopped = log.add(log.read(previous))
                     if stopped is not None:
-                        labels = current.labels
+                        maps = current.maps
                         break
                     runner.update()
                     previous = current
@@ -121,32 +136,41 @@ def self_guide(
                         break
             else:
                 stopped = None if previous is None else log.add(log.read(previous))
-            if labels is None:
-                labels = runner.labels()
-        # A copy, made on the caller's stream: the map's own memory belongs to the device's stream or to a graph.
-        labels = labels.to(torch.int64, copy=True)
+            if maps is None:
+                maps = runner.maps()
+        # Copies, made on the caller's stream: the maps' own memory belongs to the device's stream or to a graph.
+        labels, *kept = (each.to(each.dtype if each.is_floating_point() else torch.int64, copy=True) for each in maps)
     finally:
         optimizer.zero_grad(set_to_none=True)
-    return Guided(labels, tuple(log.history), stopped or "max_iterations")
+    return Guided(labels, tuple(log.history), stopped or "max_iterations", *kept)
 
 
 class _Step:
     """An iteration in two parts, neither of which waits for the device; and its forward alone."""
 
     def __init__(
-        self, model: MSFormer, image: Tensor, weights: LossWeights | None, optimizer: torch.optim.Optimizer
+        self,
+        model: MSFormer,
+        image: Tensor,
+        weights: LossWeights | None,
+        optimizer: torch.optim.Optimizer,
+        keep_scores: int = 0,
+        overlaps: bool = False,
     ) -> None:
         self._model = model
         self._image = image
         self._weights = weights
         self._optimizer = optimizer
+        self._keep_scores = keep_scores
+        # Where work overlaps the host, the maps of any iteration may be the last ones.
+        self._keep_in_iterations = keep_scores if overlaps else 0
 
-    def forward_backward(self) -> tuple[Tensor, Tensor]:
-        """Four losses and the label count, for one transfer together; and the label map."""
-        losses = self._forward()
+    def forward_backward(self) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Four losses and the label count, for one transfer together; and the maps."""
+        losses, maps = self._forward(self._keep_in_iterations)
         numbers = [loss.detach().double() for loss in losses[:4]] + [losses.label_count.max().double()]
         losses.total.backward()
-        return torch.stack(numbers), losses.labels
+        return torch.stack(numbers), maps
 
     def update(self) -> None:
         self._optimizer.step()
@@ -154,24 +178,40 @@ class _Step:
     def clear(self) -> None:
         self._optimizer.zero_grad(set_to_none=True)
 
-    def labels(self) -> Tensor:
+    def maps(self) -> tuple[Tensor, ...]:
         # With gradients the kernels of an iteration run, not others that round differently. On the CPU the numbers are
         # the same without, for less memory.
         with torch.set_grad_enabled(self._image.device.type != "cpu"):
-            return self._forward().labels
+            return self._forward(self._keep_scores)[1]
 
-    def _forward(self) -> Losses:
-        return self_guiding_losses(self._model(self._image), self._weights, backend=self._model.backend)
+    def _forward(self, keep: int) -> tuple[Losses, tuple[Tensor, ...]]:
+        scores = self._model(self._image)
+        losses = self_guiding_losses(scores, self._weights, backend=self._model.backend)
+        maps = (losses.labels,)
+        return losses, (*maps, *_largest(scores.logits.detach(), losses.labels, keep)) if keep else maps
+
+
+def _largest(logits: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Scores (B, R, H, W) and numbers (B, R) of the ``count`` clusters with most pixels; the host does not wait."""
+    flat = labels.flatten(1).long()
+    sizes = torch.zeros(logits.shape[:2], dtype=torch.int64, device=logits.device)
+    sizes.scatter_add_(1, flat, torch.ones_like(flat))
+    kept = sizes.argsort(dim=1, descending=True, stable=True)[:, :count]
+    scores = logits.gather(1, kept[:, :, None, None].expand(-1, -1, *logits.shape[2:]))
+    return scores.half(), kept
 
 
 class _Log:
     """The history, and what it says about going on."""
 
-    def __init__(self, learning_rate: float, min_labels: int, callback: Callback | None) -> None:
+    def __init__(self, learning_rate: float, min_labels: int, patience: int | None, callback: Callback | None) -> None:
         self.history: list[Iteration] = []
         self._started = time.perf_counter()
         self._learning_rate = learning_rate
         self._min_labels = min_labels
+        self._patience = patience
+        self._fewest = math.inf
+        self._fewest_at = 0
         self._callback = callback
 
     def read(self, launched: Launched) -> list[float]:
@@ -194,4 +234,9 @@ class _Log:
         self.history.append(iteration)
         if self._callback is not None and self._callback(iteration) is False:
             return "callback"
-        return "min_labels" if label_count <= self._min_labels else None
+        if label_count < self._fewest:
+            self._fewest, self._fewest_at = label_count, iteration.index
+        if label_count <= self._min_labels:
+            return "min_labels"
+        waited = iteration.index - self._fewest_at
+        return "patience" if self._patience is not None and waited >= self._patience else None

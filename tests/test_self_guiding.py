@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from msformer_fast import DivergenceError, MSFormer, ops, self_guide, self_guiding_losses
+from msformer_fast import DivergenceError, InputError, MSFormer, ops, self_guide, self_guiding_losses
 from msformer_fast.capture import WARM_UP
 from msformer_fast.losses import Losses
 from msformer_fast.self_guiding import _Step
@@ -39,8 +39,8 @@ def label_counts(x: torch.Tensor, iterations: int) -> list[int]:
 def test_late_and_replayed_equal_at_once(dtype: torch.dtype, iterations: int, capture: str) -> None:
     model, x = network(dtype), image(dtype)
     twin, device = copy.deepcopy(model), FakeDevice()
-    want = self_guide(twin, x, max_iterations=iterations, min_labels=0)
-    guided = guided_on(device, model, x, max_iterations=iterations, min_labels=0, capture=capture)
+    want = self_guide(twin, x, max_iterations=iterations, min_labels=0, keep_scores=5)
+    guided = guided_on(device, model, x, max_iterations=iterations, min_labels=0, keep_scores=5, capture=capture)
     assert_the_same(model, guided, twin, want)
     # The closing forward is a replay of the first graph.
     replays = 2 * (iterations - WARM_UP) + 1 if capture == "always" and iterations > WARM_UP else 0
@@ -56,8 +56,8 @@ def test_a_callback_stops_late_with_the_same_result(stop: int) -> None:
         heard.append(iteration.index)
         return iteration.index < stop
 
-    want = self_guide(twin, x, max_iterations=9, min_labels=0, callback=callback)
-    guided = guided_on(FakeDevice(), model, x, max_iterations=9, min_labels=0, callback=callback)
+    want = self_guide(twin, x, max_iterations=9, min_labels=0, callback=callback, keep_scores=3)
+    guided = guided_on(FakeDevice(), model, x, max_iterations=9, min_labels=0, callback=callback, keep_scores=3)
     assert want.stopped == "callback" and heard == [*range(stop + 1)] * 2
     assert_the_same(model, guided, twin, want)
 
@@ -73,6 +73,28 @@ def test_few_labels_stop_late_with_the_same_result() -> None:
         assert len(want.history) == next(i for i, count in enumerate(counts, 1) if count <= least)
         guided = guided_on(FakeDevice(), model, x, max_iterations=16, min_labels=least)
         assert_the_same(model, guided, twin, want)
+
+
+def test_scores_of_the_largest_clusters_belong_to_the_labels() -> None:
+    """Of two images, each its own; more than there are gives all, whose argmax is the label map."""
+    model, x = network(), torch.rand(2, 3, 13, 15, dtype=torch.float64)
+    kept = self_guide(copy.deepcopy(model), x, max_iterations=3, min_labels=0, keep_scores=4)
+    everything = self_guide(copy.deepcopy(model), x, max_iterations=3, min_labels=0, keep_scores=99)
+    assert kept.scores is not None and kept.kept is not None and everything.scores is not None
+    assert kept.scores.shape == (2, 4, 13, 15) and kept.scores.dtype == torch.float16
+    assert everything.scores.shape[1] == model.clusters
+    for labels, scores, numbers, all_scores, all_numbers in zip(
+        kept.labels, kept.scores, kept.kept, everything.scores, everything.kept, strict=True
+    ):
+        sizes = labels.flatten().bincount(minlength=model.clusters)
+        assert sizes[numbers].tolist() == sizes.sort(descending=True).values[:4].tolist()
+        assert torch.equal(all_scores[:4], scores) and torch.equal(all_numbers[:4], numbers)
+        winners = all_scores.gather(0, (all_numbers[:, None, None] == labels).long().argmax(0)[None])[0]
+        assert torch.equal(winners, all_scores.amax(0))
+    none = self_guide(model, x, max_iterations=1)
+    assert none.scores is None and none.kept is None
+    with pytest.raises(InputError, match="keep_scores must be 0 or more"):
+        self_guide(model, x, keep_scores=-1)
 
 
 @pytest.mark.parametrize("capture", ["never", "always"])
@@ -149,7 +171,7 @@ def test_no_part_of_an_iteration_waits(
             values, _ = step.forward_backward()
             step.update()
             step.clear()
-        assert step.labels().shape == (1, 13, 15)
+        assert step.maps()[0].shape == (1, 13, 15)
         waits = (values.tolist, x.nonzero, x.numpy, lambda: bool(x.sum() > 0), lambda: x.cpu().sum().item())
         for wait in waits:
             with pytest.raises(Exception, match=r"aten\.|numpy\(\)"):

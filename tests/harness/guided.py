@@ -35,6 +35,8 @@ def assert_the_same(model: MSFormer, guided: Guided, twin: MSFormer, want: Guide
     assert torch.equal(guided.labels, want.labels) and guided.labels.dtype == want.labels.dtype
     assert [replace(i, seconds=0.0) for i in guided.history] == [replace(i, seconds=0.0) for i in want.history]
     assert guided.stopped == want.stopped
+    for found, wanted in ((guided.scores, want.scores), (guided.kept, want.kept)):
+        assert (found is None) == (wanted is None) and (wanted is None or torch.equal(found, wanted))
     for name, value in twin.state_dict().items():
         assert torch.equal(model.state_dict()[name], value), name
     assert all(parameter.grad is None for parameter in model.parameters())

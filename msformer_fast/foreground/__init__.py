@@ -1,0 +1,188 @@
+"""Clusters to a foreground mask without any ground truth.
+
+The network ends with a map of cluster labels, and which clusters are the lesion or the lungs is not part of its
+output. Nor are they always whole clusters: lungs share one with the black frame, a lesion's rim may be one of its own.
+The rules here therefore take connected parts of level sets of a soft map (the expected darkness of a pixel's cluster,
+mixed with the image's own), and weigh each by what the target looks like: size, place, shape, contact with border and
+frame, contrast of its outline. Of all that is likely they take what agrees best with the rest, and say how sure that is
+and what spoke for it. No rule returns an empty mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msformer_fast.errors import InputError
+from msformer_fast.foreground import fallback, lesion, lungs
+from msformer_fast.foreground.choice import choose, pool
+from msformer_fast.foreground.evidence import Evidence, Image, Labels, Mask, darkness_channel, enlarge, gather
+from msformer_fast.foreground.proposal import Proposal
+
+#: Names that ``rule`` accepts.
+RULES = ("auto", "lesion", "lungs")
+
+# Mean channel range (max - min) above which an image is called coloured: 0 in a grey scan, little in a tinted
+# one, more than 0.1 in dermoscopic images.
+_COLOURED = 0.05
+# Least share of the mask for a cluster to be named.
+_NAMED = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class Foreground:
+    """A foreground mask and how it came about.
+
+    Attributes:
+        mask: (H, W) bool, never empty.
+        rule: name of the rule that was used; never "auto", which hands over to another rule.
+        labels: the clusters that make up 5 % of the mask or more, ascending.
+        reason: why, in a sentence or two, and which fallback was taken if one was.
+        confidence: the expected Dice of the mask with the other likely ones, 0 to 1; 0 for a fallback. It ranks masks
+            by how sure they are, and is no calibrated Dice with the truth.
+        doubtful: a person should look: the confidence is low, or only part of what the rule looks for was found.
+        terms: what each part of the rule added to the score of this mask, by name.
+        candidates: masks that were weighed.
+    """
+
+    mask: Mask
+    rule: str
+    labels: tuple[int, ...]
+    reason: str
+    confidence: float = 0.0
+    doubtful: bool = True
+    terms: Mapping[str, float] = field(default_factory=dict)
+    candidates: int = 0
+
+
+class Maps(NamedTuple):
+    """What one run leaves: labels (H, W), and the scores (R, H, W) of its R largest clusters or ``None``."""
+
+    labels: Labels
+    scores: NDArray[Any] | None = None
+
+
+class _Rule(NamedTuple):
+    channel: Callable[[Image], Image]
+    frame_level: float
+    propose: Callable[[Evidence], list[Proposal]]
+    describe: Callable[[Proposal], tuple[str, bool]]
+    otherwise: Callable[[Labels, Image], tuple[Mask, str]]
+    sure: float
+
+
+_RULES = {
+    "lesion": _Rule(
+        darkness_channel, lesion.FRAME_LEVEL, lesion.propose, lesion.describe, fallback.central_dark_part, lesion.SURE
+    ),
+    "lungs": _Rule(
+        lambda image: image.mean(axis=2),
+        lungs.FRAME_LEVEL,
+        lungs.propose,
+        lungs.describe,
+        fallback.largest_dark_parts,
+        lungs.SURE,
+    ),
+}
+
+
+def foreground(labels: Any, image: Any, rule: str = "auto", *, scores: Any = None) -> Foreground:
+    """Choose the foreground of one run from its maps and the image alone.
+
+    Args:
+        labels: cluster labels, (H, W) integers, any values.
+        image: the image that was clustered, (H, W, C) floats in [0, 1], C >= 1.
+        rule: a name in :data:`RULES`: "lesion" (dermoscopy), "lungs" (chest X-ray), or "auto", which takes
+            "lesion" for a coloured image and "lungs" for a grey one.
+        scores: (R, H, W) floats, the scores of the clusters that are left, in any order; ``None`` to use the labels.
+
+    Returns:
+        The mask with the rule that was used, why, and how sure it is.
+
+    Raises:
+        InputError: the rule is unknown, ``labels`` is not (H, W) integers, ``image`` is not (H, W, C) floats in
+            [0, 1] of the same H and W, or ``scores`` is not (R, H, W) finite floats.
+    """
+    return foreground_of_runs([Maps(labels, scores)], image, rule)
+
+
+def foreground_of_runs(runs: Sequence[Maps], image: Any, rule: str = "auto") -> Foreground:
+    """As :func:`foreground`, from several runs of one image: their candidates are weighed together.
+
+    Every run has the same say, so that what only one of them saw is outvoted. ``labels`` are those of the first.
+
+    Raises:
+        InputError: as :func:`foreground`; or there is no run.
+    """
+    if not isinstance(rule, str) or rule not in RULES:
+        raise InputError(f"rule: got {rule!r}; accepted is one of {', '.join(RULES)}")
+    if not runs:
+        raise InputError("runs: there is none; accepted is one or more")
+    pixels = np.asarray(image)
+    checked = [_check(maps, pixels) for maps in runs]
+    pixels = pixels.astype(np.float64)
+    why = ""
+    if rule == "auto":
+        colour = float(np.ptp(pixels, axis=2).mean())
+        rule, kind = ("lesion", "coloured") if colour > _COLOURED else ("lungs", "grey")
+        why = f" Rule '{rule}' because the image is {kind} (mean channel range {colour:.2f})."
+    return _decide(checked, pixels, rule, why)
+
+
+def _decide(runs: list[Maps], image: Image, name: str, why: str) -> Foreground:
+    rule = _RULES[name]
+    channel = rule.channel(image)
+    labels = runs[0].labels
+    proposals: list[list[Proposal]] = []
+    for maps in runs:
+        # One cluster says nothing of where the target is; what the image alone would say is not asked for.
+        if (maps.labels != maps.labels.flat[0]).any():
+            proposals.append(rule.propose(gather(maps.labels, maps.scores, channel, rule.frame_level)))
+    pooled, scores = pool(proposals)
+    if not pooled:
+        mask, reason = rule.otherwise(labels, channel)
+        return Foreground(mask, name, _named(labels, mask), reason + why)
+    choice = choose([proposal.mask for proposal in pooled], scores)
+    chosen = pooled[choice.index]
+    mask = enlarge(chosen.mask, labels.shape)
+    described, whole = rule.describe(chosen)
+    count = sum(map(len, proposals))
+    reason = f"{described}; chosen among {count} candidates" + (f" of {len(runs)} runs" if len(runs) > 1 else "")
+    doubtful = not whole or choice.agreement < rule.sure
+    return Foreground(
+        mask,
+        name,
+        _named(labels, mask),
+        f"{reason}, confidence {choice.agreement:.2f}{' (doubtful)' if doubtful else ''}.{why}",
+        choice.agreement,
+        doubtful,
+        dict(chosen.terms),
+        count,
+    )
+
+
+def _named(labels: Labels, mask: Mask) -> tuple[int, ...]:
+    values, counts = np.unique(labels[mask], return_counts=True)
+    return tuple(int(value) for value in values[counts >= min(_NAMED * counts.sum(), counts.max())])
+
+
+def _check(maps: Maps, pixels: NDArray[Any]) -> Maps:
+    label_map = np.asarray(maps.labels)
+    if label_map.ndim != 2 or label_map.size == 0 or not np.issubdtype(label_map.dtype, np.integer):
+        raise InputError(f"labels: got {label_map.dtype} of shape {label_map.shape}; accepted is (H, W) integers")
+    if pixels.ndim != 3 or pixels.shape[:2] != label_map.shape or pixels.shape[2] == 0:
+        raise InputError(f"image: got shape {pixels.shape}; accepted is (H, W, C) with (H, W) = {label_map.shape}")
+    if not np.issubdtype(pixels.dtype, np.floating) or not (pixels.min() >= 0 and pixels.max() <= 1):
+        raise InputError(f"image: got {pixels.dtype} values beyond [0, 1]; accepted are floats in [0, 1]")
+    if maps.scores is None:
+        return Maps(label_map)
+    scores = np.asarray(maps.scores)
+    if scores.ndim != 3 or scores.shape[0] == 0 or scores.shape[1:] != label_map.shape:
+        raise InputError(f"scores: got shape {scores.shape}; accepted is (R, H, W) with (H, W) = {label_map.shape}")
+    if not np.issubdtype(scores.dtype, np.floating) or not np.isfinite(scores).all():
+        raise InputError(f"scores: got {scores.dtype} values that are not all finite; accepted are finite floats")
+    return Maps(label_map, scores)

@@ -1,0 +1,128 @@
+"""Candidate masks: the connected parts of the level sets of a soft map, and what each looks like."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msformer_fast.foreground.evidence import Evidence, Image, Mask
+
+# Widths in pixels of the bands inside and outside of an outline whose difference is its contrast, and the gap
+# between outline and outer band: partial pixels belong to neither.
+_INNER, _GAP, _OUTER = 3.0, 0.5, 4.0
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """One connected mask with its holes filled.
+
+    Attributes:
+        mask: (h, w) bool.
+        level: of the soft map, under or at which the mask lies.
+        cut: radius in pixels of the erosion that separated it from its neighbours, 0 for none.
+        features: see :func:`measure`.
+    """
+
+    mask: Mask
+    level: float
+    cut: int
+    features: dict[str, float]
+
+
+def level_set_parts(
+    evidence: Evidence,
+    soft: Image,
+    *,
+    quantiles: NDArray[np.float64],
+    cuts: Sequence[int],
+    areas: tuple[float, float],
+) -> list[Candidate]:
+    """Every connected part of ``soft <= level`` for every level, as it is and cut free of narrow bridges.
+
+    This is the component tree of the soft map (max-tree of its inverse; Salembier et al., IEEE TIP 7, 1998), sampled
+    at quantiles, with an opening by reconstruction at each cut.
+
+    Args:
+        evidence: of the run.
+        soft: the map to take levels of, (h, w).
+        quantiles: of ``soft``, ascending; equal levels count once.
+        cuts: radii in pixels.
+        areas: least and largest share of the image that a part may have.
+    """
+    from scipy import ndimage
+
+    least, most = (share * soft.size for share in areas)
+    found: dict[bytes, Candidate] = {}
+    for level in np.unique(np.quantile(soft, quantiles)):
+        dark = soft <= level
+        if dark.all():
+            continue
+        depth = ndimage.distance_transform_edt(dark)
+        for cut in cuts:
+            parts, _ = ndimage.label(depth > cut)
+            sizes = np.bincount(parts.ravel())
+            for part in 1 + np.flatnonzero((sizes[1:] >= least) & (sizes[1:] <= most)):
+                mask = parts == part
+                if cut:
+                    mask = dark & (ndimage.distance_transform_edt(~mask) <= cut)
+                mask = ndimage.binary_fill_holes(mask)
+                key = mask.tobytes()
+                if key not in found:
+                    found[key] = Candidate(mask, float(level), cut, measure(mask, evidence))
+    return list(found.values())
+
+
+def measure(mask: Mask, evidence: Evidence) -> dict[str, float]:
+    """What a mask looks like, free of the image's size.
+
+    Returns:
+        ``area``: logarithm of its share of the image. ``row``, ``column``: its centroid, 0 to 1. ``offset``: distance
+        of the centroid from the image's centre, in image sides. ``height``, ``width``: its extent without the
+        outermost 2 % of its pixels at each end, in image sides. ``solidity``: its share of its convex hull.
+        ``contrast``: how much lighter it is outside of the outline than inside, in units of the image's contrast.
+        ``border``: share of the outline on the image border. ``frame``: share of the outline on the frame.
+    """
+    from scipy import ndimage
+
+    rows, columns = np.nonzero(mask)
+    height, width = mask.shape
+    row, column = (rows.mean() + 0.5) / height, (columns.mean() + 0.5) / width
+    inside, outside = ndimage.distance_transform_edt(mask), ndimage.distance_transform_edt(~mask)
+    inner = mask & (inside <= _INNER)
+    outer = (outside > _GAP) & (outside <= _OUTER) & ~evidence.frame
+    lighter = evidence.channel[outer].mean() - evidence.channel[inner].mean() if outer.any() else 0.0
+    y, x = np.nonzero(mask & ~ndimage.binary_erosion(mask))  # outside the image is outside the mask
+    border = (y < 1) | (x < 1) | (y > height - 2) | (x > width - 2)
+    frame = ndimage.binary_dilation(evidence.frame)[y, x]
+    top, bottom = np.percentile(rows, [2, 98])
+    left, right = np.percentile(columns, [2, 98])
+    return {
+        "area": float(np.log(rows.size / mask.size)),
+        "row": float(row),
+        "column": float(column),
+        "offset": float(np.hypot(row - 0.5, column - 0.5)),
+        "height": float((bottom - top) / height),
+        "width": float((right - left) / width),
+        "solidity": rows.size / _hull_area(rows, columns),
+        "contrast": float(lighter / evidence.contrast),
+        "border": float(border.mean()),
+        "frame": float(frame.mean()),
+    }
+
+
+def _hull_area(rows: NDArray[np.intp], columns: NDArray[np.intp]) -> float:
+    """Area of the convex hull of the pixels as squares, so that a straight line has a hull as well."""
+    from scipy.spatial import ConvexHull
+
+    # Only the first and the last pixel of a row can be on the hull.
+    order = np.lexsort((columns, rows))
+    rows, columns = rows[order], columns[order]
+    first = np.flatnonzero(np.diff(rows, prepend=-1))
+    last = np.append(first[1:], rows.size) - 1
+    corners = [
+        np.stack([rows[ends] + dy, columns[ends] + dx], axis=1) for ends, dx in ((first, 0), (last, 1)) for dy in (0, 1)
+    ]
+    return float(ConvexHull(np.concatenate(corners)).volume)

@@ -1,0 +1,123 @@
+"""What a rule looks at: the soft map of a run, the image, and what of it is frame."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msformer_fast.images import resize_image, resize_nearest
+
+Mask: TypeAlias = NDArray[np.bool_]
+Labels: TypeAlias = NDArray[np.integer[Any]]
+Image: TypeAlias = NDArray[np.float64]
+
+#: Longest side in pixels at which candidates are made and judged, whatever the image's; radii are in pixels of it.
+SIDE = 129
+# Temperature of the softmax, in standard deviations of the scores: the loop drives scores so far apart that without
+# it the soft map is the hard one. From 0.1 to 1.6 the best candidates are equally good.
+_TEMPERATURE = 0.4
+# Standard deviation in pixels of the smoothing before anything is compared.
+_SMOOTHING = 0.8
+# A larger share of the image is no frame but a dark image.
+_MOST_FRAME = 0.9
+# Weight of the soft map where both are mixed: the map is free of hairs and texture, the image has the finer outline.
+_SOFT_SHARE = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """The maps of one run, all (h, w) with the longest side :data:`SIDE`; dark is low.
+
+    Attributes:
+        soft: expected channel value of the pixel's cluster.
+        mixed: mean of ``soft`` and ``channel``, whose level sets give the candidates.
+        channel: the darkness channel of the image, smoothed.
+        edges: magnitude of the channel's gradient.
+        frame: black frame or vignette, joined to the image border.
+        contrast: spread of the channel outside the frame (5th to 95th percentile), positive.
+    """
+
+    soft: Image
+    mixed: Image
+    channel: Image
+    edges: Image
+    frame: Mask
+    contrast: float
+
+
+def gather(labels: Labels, scores: NDArray[Any] | None, channel: Image, frame_level: float) -> Evidence:
+    """Put the maps of a run together.
+
+    Args:
+        labels: (H, W) integers. scores: (R, H, W) or ``None``; see :func:`soft_map`.
+        channel: (H, W), in which the target is dark.
+        frame_level: what is darker than this part of the channel's 90th percentile, and joined to the image border,
+            is frame (border-connected components; Soille, Morphological Image Analysis, 2003).
+    """
+    from scipy import ndimage
+
+    shape = judged_size(labels.shape)
+    soft = rescale(soft_map(labels, channel, scores), shape)
+    small = rescale(channel, shape)
+    smooth = ndimage.gaussian_filter(small, _SMOOTHING)
+    parts, _ = ndimage.label(smooth < frame_level * np.percentile(smooth, 90))
+    border = border_values(parts)
+    frame = np.isin(parts, border[border > 0])
+    frame = ndimage.binary_dilation(frame) if 0 < frame.mean() < _MOST_FRAME else np.zeros_like(frame)
+    low, high = np.percentile(smooth[~frame], [5, 95])
+    mixed = _SOFT_SHARE * soft + (1 - _SOFT_SHARE) * smooth
+    edges = ndimage.gaussian_gradient_magnitude(small, _SMOOTHING)
+    return Evidence(soft, mixed, smooth, edges, frame, max(float(high - low), 1e-6))
+
+
+def soft_map(labels: Labels, channel: Image, scores: NDArray[Any] | None) -> Image:
+    """The expected channel value of every pixel's cluster, (H, W).
+
+    ``scores`` (R, H, W) of the clusters that are left: softmax over them, times the mean channel of each. Without
+    scores: every pixel gets its label's mean.
+    """
+    if scores is None:
+        _, index = np.unique(labels, return_inverse=True)
+        index = index.ravel()
+        means = np.bincount(index, channel.ravel()) / np.bincount(index)
+        return np.asarray(means[index].reshape(labels.shape))
+    logits = scores.astype(np.float64)
+    logits -= logits.max(axis=0)
+    shares = np.exp(logits / (_TEMPERATURE * max(float(logits.std()), 1e-6)))
+    shares /= shares.sum(axis=0)
+    means = (shares * channel).sum(axis=(1, 2)) / shares.sum(axis=(1, 2))
+    return np.asarray(np.tensordot(means, shares, axes=1))
+
+
+def darkness_channel(image: Image) -> Image:
+    """Where a dark target stands out: blue of an RGB image, in which melanin absorbs most, else the mean."""
+    return image[..., 2] if image.shape[2] == 3 else image.mean(axis=2)
+
+
+def rescale(values: Image, shape: tuple[int, int]) -> Image:
+    """A map (H, W) at another size, by the image's own resizing."""
+    return np.asarray(resize_image(values[..., None].astype(np.float32), shape)[..., 0], dtype=np.float64)
+
+
+def judged_size(shape: tuple[int, ...]) -> tuple[int, int]:
+    """(h, w) with the longest side :data:`SIDE`."""
+    factor = SIDE / max(shape)
+    return max(1, round(shape[0] * factor)), max(1, round(shape[1] * factor))
+
+
+def enlarge(mask: Mask, shape: tuple[int, int]) -> Mask:
+    """A mask at another size with smooth outlines, not in steps."""
+    if mask.shape == shape:
+        return mask
+    if min(*mask.shape, *shape) < 2:
+        return np.asarray(resize_nearest(mask, shape))
+    grown = rescale(mask.astype(np.float64), shape) >= 0.5
+    return grown if grown.any() else np.asarray(resize_nearest(mask, shape))
+
+
+def border_values(parts: NDArray[Any]) -> NDArray[Any]:
+    """The numbers that occur on the border of a map."""
+    return np.unique(np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]]))
