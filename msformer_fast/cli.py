@@ -99,6 +99,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     pairs = split_pairs(find_pairs(arguments.images, arguments.masks), arguments.split)
     wanted = METHODS if arguments.methods is None else tuple(arguments.methods)
+    for name in wanted:
+        if name not in METHODS:
+            raise InputError(f"methods: got {name!r}; accepted are {', '.join(METHODS)}")
     missing = {name: why for name in wanted if (why := missing_requirement(name)) is not None}
     if missing and arguments.methods is not None:
         raise InputError(next(iter(missing.values())))

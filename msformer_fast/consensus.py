@@ -1,4 +1,4 @@
-"""One answer from several runs: label maps renumbered alike and put to the vote, masks put to the vote.
+"""One answer from several runs: label maps renumbered alike and put to the vote.
 
 Another seed gives the self-guided clustering another answer of similar quality, with other label numbers. What most
 runs say is steadier than any one of them, and where they disagree is a measure of doubt.
@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msformer_fast.errors import InputError
-from msformer_fast.metrics import dice
 
 Integers: TypeAlias = NDArray[np.int64]
 
@@ -90,33 +89,6 @@ def consensus_labels(label_maps: Sequence[Any]) -> tuple[Integers, NDArray[np.fl
     return winner.reshape(maps[0].shape), (most / len(maps)).reshape(maps[0].shape)
 
 
-def consensus_mask(masks: Sequence[Any]) -> tuple[NDArray[np.bool_], float]:
-    """Put the masks of several runs to the vote, pixel by pixel, and say how far the runs agree.
-
-    A pixel is foreground if at least half of the masks say so. Masks that hardly overlap may leave no such pixel; then
-    the medoid stands in, the mask of the highest mean Dice with the others (the first of equal ones), so the result is
-    never empty unless one of the masks is.
-
-    Args:
-        masks: at least one mask, each (H, W) bool or 0/1 integers; all of one shape.
-
-    Returns:
-        The consensus, (H, W) bool, and the mean Dice of all pairs, in [0, 1]; two empty masks agree, and a single mask
-        with itself: 1.
-
-    Raises:
-        InputError: there is no mask, or one is not (H, W) bool or 0/1 integers or has no pixel, or the shapes differ.
-    """
-    votes = [_as_mask(mask, f"masks[{run}]") for run, mask in enumerate(masks)]
-    _check_shapes("masks", votes)
-    pairs = {(a, b): dice(votes[a], votes[b]) for a, b in combinations(range(len(votes)), 2)}
-    agreement = fsum(pairs.values()) / len(pairs) if pairs else 1.0
-    majority = 2 * np.sum(votes, axis=0) >= len(votes)
-    if not majority.any():
-        majority = votes[_medoid(len(votes), pairs)].copy()
-    return majority, agreement
-
-
 def _as_labels(value: Any, name: str) -> Integers:
     array = np.asarray(value)
     if array.ndim != 2 or array.size == 0 or array.dtype.kind not in "biu":
@@ -126,13 +98,6 @@ def _as_labels(value: Any, name: str) -> Integers:
     if array.dtype.kind != "b" and int(array.max()) > _LARGEST:
         raise InputError(f"{name}: got the label {array.max()}; accepted is up to 2**62")
     return array.astype(np.int64)
-
-
-def _as_mask(value: Any, name: str) -> NDArray[np.bool_]:
-    labels = _as_labels(value, name)
-    if labels.min() < 0 or labels.max() > 1:
-        raise InputError(f"{name}: got the values {labels.min()} to {labels.max()}; accepted is bool or 0 and 1")
-    return labels.astype(np.bool_)
 
 
 def _check_shape(name: str, array: NDArray[Any], first_name: str, first: NDArray[Any]) -> None:

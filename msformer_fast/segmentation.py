@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from msformer_fast.capture import check_capture
 from msformer_fast.consensus import consensus_labels
 from msformer_fast.errors import InputError
 from msformer_fast.files import check_output_folder
-from msformer_fast.foreground import RULES, Foreground, Maps, foreground_of_runs
+from msformer_fast.foreground import RULES, Foreground, Maps, clusters_in, foreground_of_runs
 from msformer_fast.foreground.evidence import enlarge
 from msformer_fast.images import as_image, fit_size, resize_image, resize_nearest
 from msformer_fast.losses import LossWeights
@@ -182,7 +182,9 @@ def segment(
     chosen = foreground_of_runs([Maps(run.labels, run.scores) for run in made], seen, rule)
     labels, agreement = made[0].labels, None
     if seeds > 1:
+        # The vote has numbers of its own.
         voted, agreement = consensus_labels([run.labels for run in made])
+        chosen = replace(chosen, labels=clusters_in(chosen.mask, voted))
         labels = voted.astype(np.result_type(labels.dtype, np.min_scalar_type(int(voted.max()))))
         agreement = resize_nearest(agreement, pixels.shape[:2])
     return Segmentation(

@@ -7,9 +7,8 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from msformer_fast.consensus import consensus_labels, consensus_mask, match_labels
+from msformer_fast.consensus import consensus_labels, match_labels
 from msformer_fast.errors import InputError
-from msformer_fast.metrics import dice
 from tests.conftest import SEED
 
 EMPTY = np.zeros((3, 4), dtype=bool)
@@ -182,61 +181,3 @@ def test_bad_arguments_of_matching():
         match_labels(EMPTY, EMPTY[None])
     with pytest.raises(InputError, match=r"^labels: got shape \(4, 3\) but reference is \(3, 4\).*accepted"):
         match_labels(EMPTY, EMPTY.T)
-
-
-def test_mask_vote_worked_by_hand():
-    masks = [np.array([row], dtype=bool) for row in ([1, 1, 1, 0], [0, 1, 1, 0], [0, 1, 0, 1])]
-    mask, agreement = consensus_mask(masks)
-    assert mask.dtype == np.bool_ and mask.tolist() == [[False, True, True, False]]
-    assert type(agreement) is float and agreement == pytest.approx((4 / 5 + 2 / 5 + 2 / 4) / 3)
-    assert consensus_mask([mask.astype(np.uint8) for mask in masks])[1] == agreement
-
-
-def test_a_tied_pixel_is_foreground():
-    mask, agreement = consensus_mask([np.array([[True, False]]), np.array([[False, True]])])
-    assert mask.all() and agreement == 0
-
-
-def test_single_and_empty_masks():
-    only = np.array([[True, False]])
-    mask, agreement = consensus_mask([only])
-    assert np.array_equal(mask, only) and mask is not only and agreement == 1
-    mask, agreement = consensus_mask([EMPTY, EMPTY])
-    assert not mask.any() and agreement == 1
-
-
-def test_disjoint_masks_give_the_medoid():
-    masks = np.zeros((5, 1, 12), dtype=bool)
-    for run, (start, stop) in enumerate([(0, 2), (3, 6), (5, 9), (8, 9), (10, 12)]):
-        masks[run, 0, start:stop] = True
-    # Each pixel has at most two of five votes. Dice: (1, 2) 2/7, (2, 3) 2/5; the third mask agrees most.
-    mask, agreement = consensus_mask(masks)
-    assert np.array_equal(mask, masks[2]) and agreement == pytest.approx((2 / 7 + 2 / 5) / 10)
-    mask[:] = False
-    assert masks[2].any()
-    apart = masks[[0, 1, 4]]
-    assert np.array_equal(consensus_mask(apart)[0], apart[0])
-
-
-def test_mask_vote_against_its_definition():
-    for rng in draws(10, stream=4):
-        masks = list(rng.random((int(rng.integers(2, 8)), 9, 11)) < rng.uniform(0.4, 0.9))
-        mask, agreement = consensus_mask(masks)
-        assert np.array_equal(mask, np.mean(masks, axis=0) >= 0.5)
-        pairs = [dice(a, b) for i, a in enumerate(masks) for b in masks[:i]]
-        assert agreement == pytest.approx(np.mean(pairs))
-
-
-@pytest.mark.parametrize(
-    ("masks", "message"),
-    [
-        ([], r"masks: got none"),
-        ([EMPTY, EMPTY.T], r"masks\[1\]: got shape \(4, 3\) but masks\[0\] is \(3, 4\)"),
-        ([EMPTY, EMPTY + 2], r"masks\[1\]: got the values 2 to 2"),
-        ([EMPTY, EMPTY.astype(float)], r"masks\[1\]: got float64"),
-        ([EMPTY[0]], r"masks\[0\]: got bool of shape \(4,\)"),
-    ],
-)
-def test_bad_masks(masks, message):
-    with pytest.raises(InputError, match=rf"^{message}.*accepted"):
-        consensus_mask(masks)

@@ -95,6 +95,7 @@ def test_several_seeds_vote(image: np.ndarray) -> None:
     assert set(np.unique(np.round(together.agreement * 3))) <= {1, 2, 3}
     assert single[0].agreement is None and len(single[0].runs) == 1
     assert together.foreground.candidates == sum(alone.foreground.candidates for alone in single)
+    assert set(together.foreground.labels) <= set(np.unique(together.labels[together.mask]).tolist())
     record = together.as_dict()
     assert len(record["runs"]) == 3 and record["settings"]["seeds"] == 3
     assert 0 <= record["foreground"]["confidence"] <= 1 and record["foreground"]["terms"]

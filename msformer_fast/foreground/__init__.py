@@ -145,7 +145,7 @@ def _decide(runs: list[Maps], image: Image, name: str, why: str) -> Foreground:
     pooled, scores = pool(proposals)
     if not pooled:
         mask, reason = rule.otherwise(labels, channel)
-        return Foreground(mask, name, _named(labels, mask), reason + why)
+        return Foreground(mask, name, clusters_in(mask, labels), reason + why)
     choice = choose([proposal.mask for proposal in pooled], scores)
     chosen = pooled[choice.index]
     mask = enlarge(chosen.mask, labels.shape)
@@ -156,7 +156,7 @@ def _decide(runs: list[Maps], image: Image, name: str, why: str) -> Foreground:
     return Foreground(
         mask,
         name,
-        _named(labels, mask),
+        clusters_in(mask, labels),
         f"{reason}, confidence {choice.agreement:.2f}{' (doubtful)' if doubtful else ''}.{why}",
         choice.agreement,
         doubtful,
@@ -165,7 +165,8 @@ def _decide(runs: list[Maps], image: Image, name: str, why: str) -> Foreground:
     )
 
 
-def _named(labels: Labels, mask: Mask) -> tuple[int, ...]:
+def clusters_in(mask: Mask, labels: Labels) -> tuple[int, ...]:
+    """The clusters (numbers of ``labels``, (H, W)) that make up 5 % of the mask (H, W) or more, ascending."""
     values, counts = np.unique(labels[mask], return_counts=True)
     return tuple(int(value) for value in values[counts >= min(_NAMED * counts.sum(), counts.max())])
 

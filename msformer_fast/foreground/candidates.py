@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from msformer_fast.foreground.evidence import Evidence, Image, Mask
+from msformer_fast.foreground.evidence import Evidence, Image, Mask, around
 
 # Widths in pixels of the bands inside and outside of an outline whose difference is its contrast, and the gap
 # between outline and outer band: partial pixels belong to neither.
@@ -88,19 +88,23 @@ def measure(mask: Mask, evidence: Evidence) -> dict[str, float]:
     from scipy import ndimage
 
     rows, columns = np.nonzero(mask)
-    height, width = mask.shape
+    size, (height, width) = mask.size, mask.shape
+    window = around(mask, _OUTER)
+    top_row, left_column = window[0].start, window[1].start
+    mask, off_frame, channel = mask[window], ~evidence.frame[window], evidence.channel[window]
     row, column = (rows.mean() + 0.5) / height, (columns.mean() + 0.5) / width
     inside, outside = ndimage.distance_transform_edt(mask), ndimage.distance_transform_edt(~mask)
     inner = mask & (inside <= _INNER)
-    outer = (outside > _GAP) & (outside <= _OUTER) & ~evidence.frame
-    lighter = evidence.channel[outer].mean() - evidence.channel[inner].mean() if outer.any() else 0.0
+    outer = (outside > _GAP) & (outside <= _OUTER) & off_frame
+    lighter = channel[outer].mean() - channel[inner].mean() if outer.any() else 0.0
     y, x = np.nonzero(mask & ~ndimage.binary_erosion(mask))  # outside the image is outside the mask
+    frame = ndimage.binary_dilation(~off_frame)[y, x]
+    y, x = y + top_row, x + left_column
     border = (y < 1) | (x < 1) | (y > height - 2) | (x > width - 2)
-    frame = ndimage.binary_dilation(evidence.frame)[y, x]
     top, bottom = np.percentile(rows, [2, 98])
     left, right = np.percentile(columns, [2, 98])
     return {
-        "area": float(np.log(rows.size / mask.size)),
+        "area": float(np.log(rows.size / size)),
         "row": float(row),
         "column": float(column),
         "offset": float(np.hypot(row - 0.5, column - 0.5)),

@@ -118,6 +118,19 @@ def enlarge(mask: Mask, shape: tuple[int, int]) -> Mask:
     return grown if grown.any() else np.asarray(resize_nearest(mask, shape))
 
 
+def around(mask: Mask, margin: float) -> tuple[slice, slice]:
+    """The rows and columns within ``margin`` pixels of a mask: distances up to there are the same in this window."""
+    from scipy import ndimage
+
+    (box,) = ndimage.find_objects(mask.astype(np.int8))
+    reach = int(np.ceil(margin)) + 1
+    rows, columns = (
+        slice(max(0, side.start - reach), min(length, side.stop + reach))
+        for side, length in zip(box, mask.shape, strict=True)
+    )
+    return rows, columns
+
+
 def border_values(parts: NDArray[Any]) -> NDArray[Any]:
     """The numbers that occur on the border of a map."""
     return np.unique(np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]]))

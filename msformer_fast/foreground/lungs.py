@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from msformer_fast.foreground.candidates import Candidate, level_set_parts, measure
-from msformer_fast.foreground.evidence import Evidence, Mask
+from msformer_fast.foreground.evidence import Evidence, Mask, around
 from msformer_fast.foreground.priors import LUNG, LUNG_DISTANCE, LUNG_PAIR
 from msformer_fast.foreground.proposal import Proposal
 
@@ -68,11 +68,16 @@ def _snap(mask: Mask, evidence: Evidence) -> Mask:
     from scipy import ndimage
     from skimage.segmentation import watershed
 
-    depth = ndimage.distance_transform_edt(mask)
-    markers = np.zeros(mask.shape, dtype=np.int32)
+    window = around(mask, _CERTAIN_OUTSIDE + 1)
+    near = mask[window]
+    depth = ndimage.distance_transform_edt(near)
+    markers = np.zeros(near.shape, dtype=np.int32)
     markers[depth > min(_CERTAIN_INSIDE, 0.5 * depth.max())] = 1
-    markers[ndimage.distance_transform_edt(~mask) > _CERTAIN_OUTSIDE] = 2
-    return np.asarray(ndimage.binary_fill_holes(watershed(evidence.edges, markers) == 1))  # type: ignore[no-untyped-call]
+    markers[ndimage.distance_transform_edt(~near) > _CERTAIN_OUTSIDE] = 2
+    moved = np.zeros_like(mask)
+    basins = watershed(evidence.edges[window], markers)  # type: ignore[no-untyped-call]
+    moved[window] = ndimage.binary_fill_holes(basins == 1)
+    return moved
 
 
 def _best(parts: list[Candidate]) -> list[tuple[Candidate, dict[str, float]]]:
