@@ -193,9 +193,10 @@ class _Step:
 
 def _largest(logits: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Scores (B, R, H, W) and numbers (B, R) of the ``count`` clusters with most pixels; the host does not wait."""
-    flat = labels.flatten(1).long()
-    sizes = torch.zeros(logits.shape[:2], dtype=torch.int64, device=logits.device)
-    sizes.scatter_add_(1, flat, torch.ones_like(flat))
+    # Sorted, not counted by atomics: nearly all pixels are of a few clusters, and would queue for their counters.
+    flat = labels.flatten(1).sort(dim=1).values
+    numbers = torch.arange(logits.shape[1], dtype=flat.dtype, device=flat.device).repeat(len(flat), 1)
+    sizes = torch.searchsorted(flat, numbers, right=True) - torch.searchsorted(flat, numbers)
     kept = sizes.argsort(dim=1, descending=True, stable=True)[:, :count]
     scores = logits.gather(1, kept[:, :, None, None].expand(-1, -1, *logits.shape[2:]))
     return scores.half(), kept

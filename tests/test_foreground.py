@@ -157,6 +157,18 @@ def test_many_labels_on_the_phantoms(kind, size, seed):
     assert set(result.labels) <= set(shuffled.tolist()) and list(result.labels) == sorted(result.labels)
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (3, 2), (7, 90)])
+@pytest.mark.parametrize("rule", RULES)
+def test_never_empty_however_small(rule, shape):
+    """Dark and noisy images too; with scores and without."""
+    rng = np.random.default_rng()
+    for index in range(6):
+        image = rng.random((*shape, 1 + index % 3)) * (0.05 if index % 2 else 1.0)
+        labels, scores = rng.integers(0, 4, shape), rng.normal(size=(4, *shape)).astype(np.float16)
+        mask = foreground(labels, image, rule, scores=scores if index > 2 else None).mask
+        assert mask.shape == shape and mask.any()
+
+
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("rule", RULES)
 def test_never_empty_and_free_of_side_effects(rule, seed):

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from msformer_fast.images import resize_image, resize_nearest
+from msformer_fast.images import resize_image
 
 Mask: TypeAlias = NDArray[np.bool_]
 Labels: TypeAlias = NDArray[np.integer[Any]]
@@ -65,8 +65,9 @@ def gather(labels: Labels, scores: NDArray[Any] | None, channel: Image, frame_le
     smooth = ndimage.gaussian_filter(small, _SMOOTHING)
     parts, _ = ndimage.label(smooth < frame_level * np.percentile(smooth, 90))
     border = border_values(parts)
-    frame = np.isin(parts, border[border > 0])
-    frame = ndimage.binary_dilation(frame) if 0 < frame.mean() < _MOST_FRAME else np.zeros_like(frame)
+    frame = ndimage.binary_dilation(np.isin(parts, border[border > 0]))
+    if frame.mean() > _MOST_FRAME:
+        frame = np.zeros_like(frame)
     low, high = np.percentile(smooth[~frame], [5, 95])
     mixed = _SOFT_SHARE * soft + (1 - _SOFT_SHARE) * smooth
     edges = ndimage.gaussian_gradient_magnitude(small, _SMOOTHING)
@@ -112,10 +113,9 @@ def enlarge(mask: Mask, shape: tuple[int, int]) -> Mask:
     """A mask at another size with smooth outlines, not in steps."""
     if mask.shape == shape:
         return mask
-    if min(*mask.shape, *shape) < 2:
-        return np.asarray(resize_nearest(mask, shape))
-    grown = rescale(mask.astype(np.float64), shape) >= 0.5
-    return grown if grown.any() else np.asarray(resize_nearest(mask, shape))
+    covered = rescale(mask.astype(np.float64), shape)
+    # A mask smaller than half a pixel keeps the pixel that it covers most.
+    return np.asarray(covered >= min(0.5, covered.max()))
 
 
 def around(mask: Mask, margin: float) -> tuple[slice, slice]:
