@@ -218,7 +218,9 @@ def _progress(arguments: argparse.Namespace, title: str) -> Iterator[Callable[[A
     from tqdm import tqdm
 
     quiet = arguments.quiet or not sys.stderr.isatty()
-    with tqdm(total=arguments.max_iterations, desc=title, unit="it", disable=quiet, leave=False) as bar:
+    with tqdm(
+        total=arguments.max_iterations * arguments.seeds, desc=title, unit="it", disable=quiet, leave=False
+    ) as bar:
 
         def show(iteration: Any) -> None:
             bar.set_postfix(labels=iteration.label_count, loss=f"{iteration.total:.4f}", refresh=False)
