@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from msformer_fast.errors import InputError
+from msformer_fast.errors import DivergenceError, InputError
 from msformer_fast.files import atomic, show
 from msformer_fast.losses import LossWeights
 from msformer_fast.model import MSFormer
@@ -56,6 +56,9 @@ def guide_image(
     """Draw a network from ``seed`` and let it guide itself on ``seen`` (h, w, C).
 
     ``settings``: as in :class:`msformer_fast.Segmentation`.
+
+    Raises:
+        DivergenceError: a loss became NaN or infinite, or the scores NaN.
     """
     started = time.perf_counter()
     sizes = seen.shape[2], settings["channels"], settings["clusters"], settings["depth"], settings["patch"]
@@ -72,11 +75,17 @@ def guide_image(
         **{name: settings[name] for name in names},
     )
     assert guided.scores is not None and guided.kept is not None
+    scores = guided.scores[0].cpu().numpy()
+    if np.isnan(scores).any():  # the last step was taken on losses that were finite still
+        raise DivergenceError(
+            f"the scores became NaN with the step of iteration {len(guided.history) - 1}; try a smaller learning rate "
+            f"than {settings['learning_rate']:g}"
+        )
     clusters = settings["clusters"]
     unsigned = np.uint8 if clusters <= 256 else np.uint16 if clusters <= 2**16 else np.uint32
     return Run(
         guided.labels[0].cpu().numpy().astype(unsigned),
-        guided.scores[0].cpu().numpy(),
+        scores,
         guided.kept[0].cpu().numpy(),
         guided.history,
         guided.stopped,

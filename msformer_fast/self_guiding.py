@@ -199,7 +199,8 @@ def _largest(logits: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor
     sizes = torch.searchsorted(flat, numbers, right=True) - torch.searchsorted(flat, numbers)
     kept = sizes.argsort(dim=1, descending=True, stable=True)[:, :count]
     scores = logits.gather(1, kept[:, :, None, None].expand(-1, -1, *logits.shape[2:]))
-    return scores.half(), kept
+    most = torch.finfo(torch.float16).max
+    return scores.clamp(-most, most).half(), kept
 
 
 class _Log:

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from msformer_fast import InputError, phantom, segment
+from msformer_fast import DivergenceError, InputError, phantom, segment
 from msformer_fast.runs import KEPT_SCORES, load_run
+from msformer_fast.self_guiding import _largest
 
 SMALL: dict[str, Any] = {"size": None, "channels": 6, "clusters": 14, "depth": 1, "max_iterations": 4, "min_labels": 1}
 
@@ -113,6 +115,17 @@ def test_patience_stops_where_labels_no_longer_fall(image: np.ndarray) -> None:
             assert len(result.history) == len(counts) and result.stopped != "patience"
         else:
             assert len(result.history) == expected and result.stopped == "patience"
+
+
+def test_a_last_step_into_nothing_is_told(image: np.ndarray) -> None:
+    with pytest.raises(DivergenceError, match="NaN with the step of iteration 0; try a smaller learning rate than 1e"):
+        segment(image, learning_rate=1e38, **{**SMALL, "max_iterations": 1})
+
+
+def test_scores_beyond_half_precision_are_clamped() -> None:
+    logits = torch.tensor([[1e6, -1e6], [0.0, 5.0], [3.0, 2.0]]).reshape(1, 3, 1, 2)
+    scores, kept = _largest(logits, torch.tensor([[[0, 1]]], dtype=torch.uint8), 2)
+    assert kept.tolist() == [[0, 1]] and scores.flatten().tolist() == [65504, -65504, 0, 5]
 
 
 @pytest.mark.parametrize(("name", "value"), [("seeds", 0), ("patience", 0)])
