@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from msformer_fast.errors import InputError
 from msformer_fast.images import resize_image, resize_nearest
+from msformer_fast.overlay import to_rgb
 
 #: Outlines of the truth and of the mask, which colour-blind people tell apart (Okabe and Ito, 2008).
 TRUTH_COLOUR = (86, 180, 233)
@@ -103,8 +104,7 @@ def _picture(tile: Tile, side: int) -> NDArray[np.uint8]:
     height, width = tile.image.shape[:2]
     factor = side / max(height, width)
     shape = max(1, round(height * factor)), max(1, round(width * factor))
-    shown = tile.image if tile.image.shape[2] == 3 else np.repeat(tile.image.mean(axis=2, keepdims=True), 3, axis=2)
-    small = np.rint(np.clip(resize_image(shown.astype(np.float32), shape), 0, 1) * 255).astype(np.uint8)
+    small = np.rint(to_rgb(resize_image(tile.image, shape))).astype(np.uint8)
     mask = resize_nearest(np.asarray(tile.mask, dtype=bool), shape)
     truth = None if tile.truth is None else resize_nearest(np.asarray(tile.truth, dtype=bool), shape)
     _outlines(small, mask, truth, max(1, round(side / 128)))

@@ -30,7 +30,7 @@ def overlay(
 
     _check_shapes(image, mask=mask, labels=labels)
     mask = np.asarray(mask, dtype=bool)
-    picture = _to_rgb(image)
+    picture = to_rgb(image)
     if labels is not None:
         borders = np.zeros(mask.shape, dtype=bool)
         borders[1:] |= labels[1:] != labels[:-1]
@@ -73,7 +73,7 @@ def panel(image: NDArray[np.float32], labels: NDArray[Any], mask: NDArray[np.boo
     if labels.dtype.kind not in "iu" or labels.min() < 0:
         raise InputError(f"labels: {labels.dtype} from {labels.min()}; accepted are integers from 0 on")
     gap = np.full((image.shape[0], max(2, image.shape[1] // 100), 3), 255, np.uint8)
-    plain = np.rint(_to_rgb(image)).astype(np.uint8)
+    plain = np.rint(to_rgb(image)).astype(np.uint8)
     coloured = label_palette(int(labels.max()) + 1)[labels]
     return np.concatenate([plain, gap, coloured, gap, overlay(image, mask)], axis=1)
 
@@ -86,8 +86,8 @@ def _check_shapes(image: NDArray[Any], **maps: NDArray[Any] | None) -> None:
             raise InputError(f"{name}: has shape {array.shape}; it must be that of the image, {image.shape[:2]}")
 
 
-def _to_rgb(image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A new float32 (H, W, 3) array in 0 to 255."""
+def to_rgb(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A float image (H, W, C) in [0, 1] as a new float32 (H, W, 3) array in 0 to 255; channels as in `overlay`."""
     grey_or_rgb = image if image.shape[2] == 3 else image.mean(axis=2, keepdims=True)
     shown = np.broadcast_to(grey_or_rgb, (*image.shape[:2], 3))
     return np.asarray(np.clip(shown, 0.0, 1.0) * 255.0, dtype=np.float32)

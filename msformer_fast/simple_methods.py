@@ -8,22 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from msformer_fast.errors import InputError
-
-Mask: TypeAlias = NDArray[np.bool_]
-Image: TypeAlias = NDArray[np.float64]
+from msformer_fast.foreground.evidence import Image, Mask, border_values, centre_weight
 
 # Lengths are given in pixels at this shorter side and grow in proportion to it.
 _SIDE = 257
 _SIGMA = 2.0
 _RADIUS = 4.0
-# Standard deviation of the centre weight, in units of the image's height and width.
-_CENTRE_WIDTH = 0.2
 # The larger lung has at least this part of the image's area, the second this part of the area of the first.
 _MIN_LUNG_AREA = 0.01
 _MIN_LUNG_RATIO = 0.1
@@ -179,9 +175,7 @@ def _lesion(dark: Mask) -> Mask:
     row, column = np.ogrid[-radius : radius + 1, -radius : radius + 1]
     opened = ndimage.binary_opening(dark, row**2 + column**2 <= radius**2)
     parts, _ = ndimage.label(opened if opened.any() else dark)
-    rows, columns = (((np.arange(n) + 0.5) / n - 0.5) / _CENTRE_WIDTH for n in dark.shape)
-    centre_weight = np.exp(-(rows[:, None] ** 2 + columns[None, :] ** 2) / 2)
-    weights = np.bincount(parts.ravel(), centre_weight.ravel())
+    weights = np.bincount(parts.ravel(), centre_weight(dark.shape).ravel())
     return np.asarray(ndimage.binary_fill_holes(parts == weights[1:].argmax() + 1))
 
 
@@ -197,7 +191,7 @@ def _lungs(dark: Mask) -> Mask:
     areas = np.bincount(parts.ravel())
     areas[0] = 0
     inner = areas.copy()
-    inner[np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]])] = 0
+    inner[border_values(parts)] = 0
     areas = inner if inner.max() >= _MIN_LUNG_AREA * dark.size else areas
     pair = np.argsort(-areas, kind="stable")[:2]
     kept = pair[areas[pair] >= max(1.0, _MIN_LUNG_RATIO * areas[pair[0]])]

@@ -21,14 +21,10 @@ class Candidate:
 
     Attributes:
         mask: (h, w) bool.
-        level: of the soft map, under or at which the mask lies.
-        cut: radius in pixels of the erosion that separated it from its neighbours, 0 for none.
         features: see :func:`measure`.
     """
 
     mask: Mask
-    level: float
-    cut: int
     features: dict[str, float]
 
 
@@ -71,7 +67,7 @@ def level_set_parts(
                 mask = ndimage.binary_fill_holes(mask)
                 key = mask.tobytes()
                 if key not in found:
-                    found[key] = Candidate(mask, float(level), cut, measure(mask, evidence))
+                    found[key] = Candidate(mask, measure(mask, evidence))
     return list(found.values())
 
 

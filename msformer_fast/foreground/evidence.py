@@ -25,6 +25,8 @@ _SMOOTHING = 0.8
 _MOST_FRAME = 0.9
 # Weight of the soft map where both are mixed: the map is free of hairs and texture, the image has the finer outline.
 _SOFT_SHARE = 0.5
+# Standard deviation of the centre weight, in units of the image's height and width.
+_CENTRE_WIDTH = 0.2
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +131,12 @@ def around(mask: Mask, margin: float) -> tuple[slice, slice]:
         for side, length in zip(box, mask.shape, strict=True)
     )
     return rows, columns
+
+
+def centre_weight(shape: tuple[int, ...]) -> Image:
+    """How central every pixel is, (H, W): a Gaussian about the image's middle, 1 there."""
+    rows, columns = (((np.arange(n) + 0.5) / n - 0.5) / _CENTRE_WIDTH for n in shape)
+    return np.asarray(np.exp(-(rows[:, None] ** 2 + columns[None, :] ** 2) / 2))
 
 
 def border_values(parts: NDArray[Any]) -> NDArray[Any]:

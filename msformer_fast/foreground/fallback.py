@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from msformer_fast.foreground.evidence import Image, Labels, Mask, soft_map
+from msformer_fast.foreground.evidence import Image, Labels, Mask, centre_weight, soft_map
 
-# Standard deviation of the centre weight, in units of the image's height and width.
-_CENTRE_WIDTH = 0.2
 _EPSILON = 1e-6
 
 
@@ -16,7 +14,7 @@ def central_dark_part(labels: Labels, channel: Image) -> tuple[Mask, str]:
     parts, sizes = _dark_parts(labels, channel)
     if not sizes.size:
         return _most_central_cluster(labels)
-    weights = np.bincount(parts.ravel(), _centre_weight(labels.shape).ravel())
+    weights = np.bincount(parts.ravel(), centre_weight(labels.shape).ravel())
     why = "No dark part is large enough to be judged, so the most central one was kept, holes filled."
     return _filled(parts == weights[1:].argmax() + 1), why
 
@@ -40,7 +38,7 @@ def _dark_parts(labels: Labels, channel: Image) -> tuple[Labels, Labels]:
 
 def _most_central_cluster(labels: Labels) -> tuple[Mask, str]:
     values, index = np.unique(labels, return_inverse=True)
-    weights = np.bincount(index.ravel(), _centre_weight(labels.shape).ravel())
+    weights = np.bincount(index.ravel(), centre_weight(labels.shape).ravel())
     why = "No cluster is darker than the image mean, so the most central cluster was kept."
     return np.asarray(labels == values[weights.argmax()]), why
 
@@ -49,8 +47,3 @@ def _filled(mask: Mask) -> Mask:
     from scipy import ndimage
 
     return np.asarray(ndimage.binary_fill_holes(mask))
-
-
-def _centre_weight(shape: tuple[int, ...]) -> Image:
-    rows, columns = (((np.arange(n) + 0.5) / n - 0.5) / _CENTRE_WIDTH for n in shape)
-    return np.asarray(np.exp(-(rows[:, None] ** 2 + columns[None, :] ** 2) / 2))

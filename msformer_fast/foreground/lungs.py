@@ -8,7 +8,7 @@ import numpy as np
 
 from msformer_fast.foreground.candidates import Candidate, level_set_parts, measure
 from msformer_fast.foreground.evidence import Evidence, Mask, around
-from msformer_fast.foreground.priors import LUNG, LUNG_DISTANCE, LUNG_PAIR
+from msformer_fast.foreground.priors import LUNG, LUNG_DISTANCE, LUNG_PAIR, normal_term
 from msformer_fast.foreground.proposal import Proposal
 
 #: The black frame of a radiograph, as a part of the light tissue's value; see :func:`evidence.gather`.
@@ -89,12 +89,12 @@ def _best(parts: list[Candidate]) -> list[tuple[Candidate, dict[str, float]]]:
 def _terms(part: Candidate) -> dict[str, float]:
     mean, deviation = LUNG_DISTANCE
     distance = abs(part.features["column"] - 0.5)
-    return LUNG.terms(part) | {"distance": -0.5 * ((distance - mean) / deviation) ** 2}
+    return LUNG.terms(part) | {"distance": normal_term(distance - mean, deviation)}
 
 
 def _pair_terms(left: Candidate, right: Candidate) -> dict[str, float]:
     return {
-        name: -0.5 * ((left.features[name] - right.features[name]) / deviation) ** 2
+        name: normal_term(left.features[name] - right.features[name], deviation)
         for name, deviation in LUNG_PAIR.items()
     }
 

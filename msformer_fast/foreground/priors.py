@@ -8,6 +8,11 @@ from dataclasses import dataclass
 from msformer_fast.foreground.candidates import Candidate
 
 
+def normal_term(difference: float, deviation: float) -> float:
+    """Logarithm of the normal density but for its constant: minus half the squared deviation."""
+    return -0.5 * (difference / deviation) ** 2
+
+
 @dataclass(frozen=True)
 class Prior:
     """A target by name.
@@ -23,9 +28,7 @@ class Prior:
     def terms(self, candidate: Candidate) -> dict[str, float]:
         """What each feature adds to the score: minus half its squared deviation, and the gain of contrast."""
         values = candidate.features
-        terms = {
-            name: -0.5 * ((values[name] - mean) / deviation) ** 2 for name, (mean, deviation) in self.expected.items()
-        }
+        terms = {name: normal_term(values[name] - mean, deviation) for name, (mean, deviation) in self.expected.items()}
         return terms | {"contrast": self.contrast * values["contrast"]}
 
 
