@@ -7,20 +7,22 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from msformer_fast import __version__
 from msformer_fast.benchmarks.options import add_arguments
+from msformer_fast.cohort.options import add_cohort_arguments
 from msformer_fast.errors import BackendError, DivergenceError, InputError
+from msformer_fast.options import add_output, add_settings, run_one, settings_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code.
 
-    0: done. 1: the work failed (a parity beyond its bound, a loss that diverged). 2: the input cannot be used.
+    0: done. 1: the work failed (a parity beyond its bound, a loss that diverged, some images of a folder). 2: the input
+    cannot be used. 130: interrupted.
     """
     arguments = _parser().parse_args(argv)
     try:
@@ -52,7 +54,7 @@ def _prepare_process(arguments: argparse.Namespace) -> None:
 
     if arguments.run is _bench:  # before torch is imported: its profiler warns of memory that is older than itself
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    if hasattr(arguments, "threads"):
+    if hasattr(arguments, "threads") and arguments.run is not _segment:  # which starts processes of its own
         if getattr(arguments, "allocator", "keep") == "keep":
             keep_freed_memory()
         set_threads(arguments.threads)
@@ -64,21 +66,9 @@ def _fail(message: object, code: int) -> int:
 
 
 def _segment(arguments: argparse.Namespace) -> int:
-    from msformer_fast.files import check_output_folder
-    from msformer_fast.images import read_image
-    from msformer_fast.outputs import output_paths, refuse_existing, save_segmentation
+    from msformer_fast.cohort.command import run
 
-    source = Path(arguments.image)
-    read_image(source)
-    folder = check_output_folder(arguments.output)
-    if not arguments.overwrite:
-        refuse_existing(output_paths(folder, source.stem))
-    result = _run(source, arguments, source.name)
-    for path in save_segmentation(result, source, folder):
-        print(path)
-    if not arguments.quiet:
-        print(f"{result.foreground.reason} ({result.stopped}, {result.seconds:.1f} s)", file=sys.stderr)
-    return 0
+    return run(arguments)
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
@@ -114,7 +104,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         refuse_existing(tables + [path for image, _ in pairs for path in output_paths(folder, image.stem)])
 
     def run(image: Path) -> Any:
-        result = _run(image, arguments, image.name)
+        result = run_one(image, arguments, image.name)
         save_segmentation(result, image, folder)
         return result
 
@@ -130,7 +120,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     rows = evaluate(pairs, run, report, methods)
     summary = summarise(rows, methods)
     write_text(tables[0], to_csv(rows))
-    settings = {**_settings(arguments), "split": arguments.split}
+    settings = {**settings_of(arguments), "split": arguments.split}
     write_json(tables[1], {"summary": summary, "images": len(rows), "settings": settings})
     write_png(tables[2], evaluation_sheet(rows, pairs, folder))
     print(summary_table(summary, len(rows)))
@@ -154,7 +144,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     source = folder / f"phantom_{arguments.kind}.png"
     write_png(source, (image * 255 + 0.5).astype("uint8"))
     write_png(folder / f"phantom_{arguments.kind}_truth.png", truth)
-    result = _run(source, arguments, source.name)
+    result = run_one(source, arguments, source.name)
     save_segmentation(result, source, folder)
     picture = folder / f"phantom_{arguments.kind}_panel.png"
     write_png(picture, panel(read_image(source), result.labels, result.mask))
@@ -198,37 +188,6 @@ def _parity(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The keyword arguments of ``segment`` that the options name."""
-    names = "rule size seed seeds runs patience max_iterations min_labels learning_rate weights channels clusters depth"
-    names += " device memory cross_scale backend capture"
-    return {name: getattr(arguments, name) for name in names.split()}
-
-
-def _run(source: Path, arguments: argparse.Namespace, title: str) -> Any:
-    from msformer_fast.segmentation import segment
-
-    with _progress(arguments, title) as callback:
-        return segment(source, callback=callback, **_settings(arguments))
-
-
-@contextmanager
-def _progress(arguments: argparse.Namespace, title: str) -> Iterator[Callable[[Any], None]]:
-    """A progress bar with label count and loss, on a terminal only."""
-    from tqdm import tqdm
-
-    quiet = arguments.quiet or not sys.stderr.isatty()
-    with tqdm(
-        total=arguments.max_iterations * arguments.seeds, desc=title, unit="it", disable=quiet, leave=False
-    ) as bar:
-
-        def show(iteration: Any) -> None:
-            bar.set_postfix(labels=iteration.label_count, loss=f"{iteration.total:.4f}", refresh=False)
-            bar.update()
-
-        yield show
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="msformer-fast", description="Segment medical images without labels, with MS-Former (MIDL 2023)."
@@ -241,15 +200,14 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    sub = command("segment", _segment, "Segment one image: mask, label map, overlay and a JSON record.")
-    sub.add_argument("image", metavar="IMAGE", help="PNG, JPEG, TIFF or BMP, 8 or 16 bit")
-    _add_output(sub, ".")
-    _add_settings(sub)
+    sub = command("segment", _segment, "Segment images: mask, label map, overlay and a JSON record of each.")
+    add_cohort_arguments(sub)
+    add_settings(sub)
 
     sub = command("evaluate", _evaluate, "Segment a folder of images and score it against ground-truth masks.")
     sub.add_argument("images", metavar="IMAGES", help="folder of images")
     sub.add_argument("masks", metavar="MASKS", help="folder of masks of the same names")
-    _add_output(sub, "evaluation")
+    add_output(sub, "evaluation")
     sub.add_argument(
         "--split", default="all", help="odd: the 1st, 3rd ... image by name, even: the others; to tune and report on"
     )
@@ -259,12 +217,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="METHOD",
         help="to compare with: otsu, 2-means, 'gaussian mixture', slic, 'rule alone' (default: all; none: no names)",
     )
-    _add_settings(sub)
+    add_settings(sub)
 
     sub = command("demo", _demo, "Draw a test image, segment it and say the Dice.")
     sub.add_argument("--kind", choices=("lesion", "chest"), default="lesion", help="what to draw (%(default)s)")
     sub.add_argument("-o", "--output", default="msformer-fast-demo", metavar="DIR", help="folder (%(default)s)")
-    _add_settings(sub, size=129)
+    add_settings(sub, size=129)
 
     sub = command("bench", _bench, "Measure every op, the step and an image on this machine, against its rivals.")
     add_arguments(sub)
@@ -277,32 +235,3 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--dtype", choices=("float64", "float32"), default="float64", help="(%(default)s)")
     sub.add_argument("--device", default="cpu", help="(%(default)s)")
     return parser
-
-
-def _add_output(parser: argparse.ArgumentParser, default: str) -> None:
-    parser.add_argument("-o", "--output", default=default, metavar="DIR", help="output folder (%(default)s)")
-    parser.add_argument("--overwrite", action="store_true", help="replace outputs of an earlier run")
-
-
-def _add_settings(parser: argparse.ArgumentParser, size: int = 257) -> None:
-    add = parser.add_argument
-    add("--rule", default="auto", help="foreground rule: lesion, lungs or auto (%(default)s)")
-    add("--size", type=int, default=size, help="longest side that the network sees, in pixels (%(default)s)")
-    add("--seed", type=int, default=0, help="of the network's parameters (%(default)s)")
-    add("--seeds", type=int, default=1, help="runs of the loop, from --seed on, weighed together (%(default)s)")
-    add("--runs", metavar="DIR", help="keep each run's maps there, and find them again: other rules at once")
-    add("--max-iterations", type=int, default=50, help="(%(default)s)")
-    add("--min-labels", type=int, default=3, help="stop at this many labels or fewer (%(default)s)")
-    add("--patience", type=int, help="stop when the labels have not become fewer for so many iterations (never)")
-    add("--learning-rate", type=float, default=0.1, help="(%(default)s)")
-    add("--weights", type=float, nargs=3, metavar=("CLUSTERING", "CONSISTENCY", "STABILITY"), help="(1 1.5 1.3)")
-    add("--channels", type=int, default=100, help="embedding width (%(default)s)")
-    add("--clusters", type=int, default=100, help="(%(default)s)")
-    add("--depth", type=int, default=2, help="blocks in each branch (%(default)s)")
-    add("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
-    add("--memory", default="fast", help="fast, or lean: half the memory for some more time, on the CPU (%(default)s)")
-    add("--cross-scale", default="none", help="window: both scales see each other; none: the paper's (%(default)s)")
-    add("--threads", type=int, help="of the CPU (default: the cores that this process may use)")
-    add("--backend", help="triton, torch or reference (default: the fastest that can run)")
-    add("--capture", default="auto", help="replay steps as CUDA graphs: auto, always or never (%(default)s)")
-    add("--quiet", action="store_true", help="no progress, results only")

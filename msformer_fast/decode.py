@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from msformer_fast.bounded_file import BoundedFile
 from msformer_fast.errors import InputError
 from msformer_fast.files import PathLike, reason, show
 
@@ -45,7 +46,7 @@ def decode(path: PathLike, max_pixels: int, least: int) -> tuple[Array, bool]:
     name = show(path)
     try:
         regular = stat.S_ISREG(os.stat(path).st_mode)
-        file = open(path, "rb") if regular else None  # noqa: SIM115 (closed below)
+        file = BoundedFile(path) if regular else None
     except (OSError, ValueError) as exc:
         raise InputError(f"{name}: cannot be read ({reason(exc)}); give the path of a {FORMATS} file") from exc
     if file is None:

@@ -10,6 +10,10 @@ class InputError(ValueError):
     """
 
 
+class OutputError(InputError):
+    """An output that cannot be written: a full disk, a folder without permission. The message names it and says why."""
+
+
 class DivergenceError(RuntimeError):
     """A loss of the self-guided loop became NaN or infinite. The message names the iteration."""
 

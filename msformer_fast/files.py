@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import secrets
 import tempfile
 from collections.abc import Iterator
@@ -12,15 +13,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from msformer_fast.errors import InputError
+from msformer_fast.errors import OutputError
 
 PathLike = str | os.PathLike[str]
+
+#: What temporary files are called.
+TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
 
 
 def write_text(path: PathLike, text: str) -> None:
     """Write text as UTF-8, atomically: whatever happens, `path` holds the old content or all of the new.
 
-    Raises InputError if the file cannot be written.
+    Raises OutputError if the file cannot be written.
     """
     with atomic(path) as file:
         file.write(text.encode())
@@ -29,15 +33,18 @@ def write_text(path: PathLike, text: str) -> None:
 def write_json(path: PathLike, obj: object) -> None:
     """Write JSON atomically: indent 2, final newline; NaN and infinity as null, arrays and NumPy scalars as numbers.
 
-    Raises InputError if the file cannot be written, TypeError for objects that JSON does not know.
+    Raises OutputError if the file cannot be written, TypeError for objects that JSON does not know.
     """
-    write_text(path, json.dumps(_plain(obj), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    text = json.dumps(plain(obj), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    with atomic(path) as file:
+        # A file name that is no UTF-8 comes as lone surrogates, which JSON writes as it writes a backslash escape.
+        file.write(text.encode("utf-8", "backslashreplace"))
 
 
 def check_output_folder(path: PathLike) -> Path:
     """Create the folder if it is missing (parents too) and return it once a test file could be written in it.
 
-    Raises InputError if it cannot be created, is not a folder, or cannot be written in.
+    Raises OutputError if it cannot be created, is not a folder, or cannot be written in.
     """
     folder = Path(path)
     try:
@@ -45,7 +52,7 @@ def check_output_folder(path: PathLike) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except (OSError, ValueError) as exc:
-        raise InputError(
+        raise OutputError(
             f"{show(path)}: cannot be used as the output folder ({reason(exc)}); "
             "name a folder that can be created and written in"
         ) from exc
@@ -54,7 +61,11 @@ def check_output_folder(path: PathLike) -> Path:
 
 @contextmanager
 def atomic(path: PathLike) -> Iterator[IO[bytes]]:
-    """A file to write that takes the place of `path` once it is whole, and leaves no trace if it never is."""
+    """A file to write that takes the place of `path` once it is whole, and leaves no trace if it never is.
+
+    Only a process that is killed leaves its temporary file, named as :data:`TEMPORARY` says.
+    Raises OutputError if the file cannot be written.
+    """
     target = Path(path)
     temporary = target.parent / f".{secrets.token_hex(8)}.tmp"
     try:
@@ -67,18 +78,19 @@ def atomic(path: PathLike) -> Iterator[IO[bytes]]:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as exc:
-        raise InputError(
+        raise OutputError(
             f"{show(path)}: cannot be written ({reason(exc)}); check the folder, its permissions and the free space"
         ) from exc
 
 
-def _plain(obj: Any) -> Any:
+def plain(obj: Any) -> Any:
+    """What JSON knows: arrays and NumPy scalars as numbers, NaN and infinity as null."""
     if hasattr(obj, "tolist"):  # NumPy scalars, arrays, tensors
         obj = obj.tolist()
     if isinstance(obj, dict):
-        return {str(key): _plain(value) for key, value in obj.items()}
+        return {str(key): plain(value) for key, value in obj.items()}
     if isinstance(obj, (list, tuple)):
-        return [_plain(value) for value in obj]
+        return [plain(value) for value in obj]
     return None if isinstance(obj, float) and not math.isfinite(obj) else obj
 
 

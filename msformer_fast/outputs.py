@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,24 +36,40 @@ def refuse_existing(paths: list[Path]) -> None:
             raise InputError(f"{path}: exists already; pass --overwrite or another output folder")
 
 
-def save_segmentation(result: Segmentation, source: str | Path, folder: Path) -> list[Path]:
+def save_segmentation(
+    result: Segmentation,
+    source: str | Path,
+    folder: Path,
+    *,
+    name: str | None = None,
+    pixels: NDArray[np.float32] | None = None,
+    more: Mapping[str, Any] | None = None,
+) -> list[Path]:
     """Write the mask (0 / 255), the indexed label map, the overlay and the record (JSON) of one image.
 
     Args:
         result: of the image at ``source``, at that image's size.
         source: the image; its stem names the outputs.
         folder: exists and can be written to.
+        name: names the outputs instead.
+        pixels: (H, W, C), the image where it has been read already.
+        more: for the record.
 
     Returns:
         The four paths, each written to a temporary name first, then renamed.
     """
     source = Path(source)
-    mask, labels, picture, record = paths = output_paths(folder, source.stem)
+    mask, labels, picture, record = paths = output_paths(folder, source.stem if name is None else name)
     write_png(mask, result.mask)
-    write_png(labels, result.labels, palette=label_palette(256) if result.labels.dtype == "uint8" else None)
-    write_png(picture, overlay(as_image(source), result.mask))
-    write_json(record, {"image": source.name, **result.as_dict()})
+    write_labels(labels, result.labels)
+    write_png(picture, overlay(as_image(source) if pixels is None else pixels, result.mask))
+    write_json(record, {"image": source.name, **result.as_dict(), **(more or {})})
     return paths
+
+
+def write_labels(path: Path, labels: NDArray[np.unsignedinteger[Any]]) -> None:
+    """Write a label map as PNG: indexed in the colours of the pictures where it is of 8 bits."""
+    write_png(path, labels, palette=label_palette(256) if labels.dtype == "uint8" else None)
 
 
 def evaluation_sheet(

@@ -47,6 +47,25 @@ def usable_cores() -> int:
     return max(count if quota is None else min(count, math.ceil(quota)), 1)
 
 
+def limit_memory(more: int) -> bool:
+    """Let this process take ``more`` bytes beyond what it has now: further allocations fail in it, with an error that
+    can be handled, where the system would otherwise end some process. Not for processes that use a GPU.
+
+    Returns:
+        Whether the platform counts a process's own memory so (Linux).
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    import resource
+
+    status = Path("/proc/self/status").read_text()
+    now = next(1024 * int(line.split()[1]) for line in status.splitlines() if line.startswith("VmData:"))
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = now + more if hard == resource.RLIM_INFINITY else min(now + more, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+    return True
+
+
 def set_threads(threads: int | None = None) -> int:
     """Set the threads of PyTorch's operators; returns how many they are.
 

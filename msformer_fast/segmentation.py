@@ -20,7 +20,7 @@ from msformer_fast.errors import InputError
 from msformer_fast.files import check_output_folder
 from msformer_fast.foreground import RULES, Foreground, Maps, clusters_in, foreground_of_runs
 from msformer_fast.foreground.evidence import enlarge
-from msformer_fast.images import as_image, fit_size, resize_image, resize_nearest
+from msformer_fast.images import MIN_SIDE, as_image, fit_size, resize_image, resize_nearest
 from msformer_fast.losses import LossWeights
 from msformer_fast.runs import Run, guide_image, load_run, run_path, save_run
 from msformer_fast.self_guiding import Callback, Iteration
@@ -250,6 +250,21 @@ def _check_settings(
     check_capture(capture)
     if dtype not in (torch.float32, torch.float64):
         raise InputError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
+
+
+def check_settings(**settings: Any) -> None:
+    """Raise what :func:`segment` would for these keyword arguments, whatever the image: before the first of many.
+
+    One step is done on a few pixels.
+
+    Raises:
+        InputError, BackendError, DivergenceError: see :func:`segment`.
+    """
+    fit_size(2**31, 2**31, settings.get("size", 257))
+    once: dict[str, Any] = {name: min(1, settings[name]) for name in ("seeds", "max_iterations") if name in settings}
+    given: dict[str, Any] = {"max_iterations": 1, **settings, **once, "size": None, "runs": None, "callback": None}
+    noise = np.random.default_rng(0).random((MIN_SIDE, MIN_SIDE, 3), dtype=np.float32)
+    segment(noise, **given)
 
 
 def _device(device: str | torch.device | None) -> torch.device:

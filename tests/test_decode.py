@@ -191,7 +191,7 @@ def test_no_permission(tmp_path, monkeypatch):
         def denied(*_: object) -> None:
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr(decode, "open", denied, raising=False)
+        monkeypatch.setattr(decode, "BoundedFile", denied)
     refused(read_image, path, match=r"a\.png: cannot be read \(Permission denied\)")
 
 

@@ -1,0 +1,162 @@
+"""``msformer-fast segment``: one image as before, many as a run that can be gone on with."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from msformer_fast.cohort.job import ENDINGS, Options, Task, segment_file
+from msformer_fast.cohort.journal import FAILED, Line
+from msformer_fast.cohort.run import Summary, free_bytes, segment_cohort
+from msformer_fast.files import check_output_folder, show
+from msformer_fast.formats import open_image, stem
+from msformer_fast.options import progress, settings_of
+
+# Seconds between two lines where no progress bar can be drawn.
+_LINE_EVERY = 30.0
+_FAILURES_SHOWN = 20
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The command; returns its exit code."""
+    window = None if arguments.window is None else (arguments.window[0], arguments.window[1])
+    options = Options(
+        arguments.axis, window, arguments.dicom_seg, arguments.keep_patient, too_large=arguments.too_large
+    )
+    options.check()
+    single = len(arguments.inputs) == 1 and not _is_many(arguments.inputs[0])
+    return _one(arguments, options) if single else _many(arguments, options)
+
+
+def _is_many(text: str) -> bool:
+    """A folder, a list or a pattern; a missing file is one, so that it is told as that."""
+    from glob import has_magic
+
+    return os.path.isdir(text) or text.lower().endswith(".csv") or (has_magic(text) and not os.path.lexists(text))
+
+
+def _one(arguments: argparse.Namespace, options: Options) -> int:
+    from msformer_fast.process import keep_freed_memory, set_threads
+
+    keep_freed_memory()
+    set_threads(arguments.threads)
+    from msformer_fast.outputs import refuse_existing
+
+    source = Path(arguments.inputs[0])
+    file = open_image(source, axis=options.axis, window=options.window)
+    file.read(0)
+    name = stem(source)
+    folder = check_output_folder(arguments.output or ".")
+    if not arguments.overwrite:
+        refuse_existing([folder / (name + ending) for ending in ENDINGS])
+    with progress(arguments, source.name) as callback:
+        task = Task(str(source), name, str(folder), settings_of(arguments), options, _budget(arguments))
+        paths, line = segment_file(task, callback=callback)
+    for path in paths:
+        print(path)
+    if not arguments.quiet:
+        print(f"{line['reason']} ({line.get('stopped', 'done')}, {line['seconds']:.1f} s)", file=sys.stderr)
+    return 0
+
+
+def _budget(arguments: argparse.Namespace) -> int:
+    """Bytes for one image, in this process."""
+    return free_bytes() if arguments.max_memory is None else int(arguments.max_memory * 10**9)
+
+
+def _many(arguments: argparse.Namespace, options: Options) -> int:
+    settings = settings_of(arguments)
+    runs = settings.pop("runs")
+    if runs is not None:
+        settings["runs"] = str(check_output_folder(runs).resolve())
+    with _reporting(arguments) as (report, notice):
+        summary = segment_cohort(
+            arguments.inputs,
+            arguments.output or "results",
+            settings=settings,
+            options=options,
+            recursive=arguments.recursive,
+            resume=arguments.resume,
+            retry_failed=arguments.retry_failed,
+            overwrite=arguments.overwrite,
+            jobs=arguments.jobs,
+            threads=arguments.threads,
+            max_memory=None if arguments.max_memory is None else int(arguments.max_memory * 10**9),
+            engine=arguments.engine,
+            ray_address=arguments.ray_address,
+            report=report,
+            notice=notice,
+        )
+    return _conclude(summary, arguments)
+
+
+def _conclude(summary: Summary, arguments: argparse.Namespace) -> int:
+    failures = summary.failures
+    for line in failures[:_FAILURES_SHOWN]:
+        print(f"failed: {show(line['source'])}: {line['reason']}", file=sys.stderr)
+    if len(failures) > _FAILURES_SHOWN:
+        print(f"failed: {len(failures) - _FAILURES_SHOWN} more, see the index", file=sys.stderr)
+    total = len(summary.lines) + summary.left
+    done = len(summary.lines) - len(failures)
+    rate = f", {3600 * summary.made / summary.seconds:.0f} images an hour" if summary.made else ""
+    print(
+        f"{done} of {total} images done ({summary.made} now{rate}), {summary.doubtful} doubtful, "
+        f"{len(failures)} failed, {summary.left} left"
+    )
+    print(summary.index)
+    if summary.interrupted:
+        # What --overwrite began anew is to be gone on with, not begun once more.
+        words = [word for word in sys.argv[1:] if word not in ("--overwrite", "--no-resume")]
+        print(f"interrupted; to go on: msformer-fast {shlex.join(words)}", file=sys.stderr)
+        return 130
+    return 1 if failures else 0
+
+
+@contextmanager
+def _reporting(
+    arguments: argparse.Namespace,
+) -> Iterator[tuple[Callable[[Line, int, int], None], Callable[[str], None]]]:
+    """A bar with rate and time left on a terminal; elsewhere a line now and then."""
+    from tqdm import tqdm
+
+    terminal = sys.stderr.isatty()
+    bar: Any = tqdm(unit="image", disable=arguments.quiet or not terminal, smoothing=0.05)
+    began = last = time.monotonic()
+    failed = 0
+
+    def report(line: Line, through: int, total: int) -> None:
+        nonlocal last, failed
+        failed += line["status"] == FAILED
+        if arguments.quiet:
+            return
+        if terminal:
+            bar.total = total
+            bar.set_postfix(failed=failed, refresh=False)
+            bar.update()
+            return
+        now = time.monotonic()
+        if now - last >= _LINE_EVERY or through == total:
+            last = now
+            each = (now - began) / through
+            left = time.strftime("%H:%M:%S", time.gmtime(each * (total - through)))
+            print(
+                f"{through} of {total} images, {3600 / each:.0f} an hour, {failed} failed, {left} left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def notice(sentence: str) -> None:
+        if not arguments.quiet:
+            tqdm.write(sentence, file=sys.stderr)
+
+    try:
+        yield report, notice
+    finally:
+        bar.close()

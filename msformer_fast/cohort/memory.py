@@ -1,0 +1,287 @@
+"""The memory of segmenting one image, predicted before it is begun, and what memory there is. PyTorch is not loaded."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from msformer_fast.errors import InputError
+from msformer_fast.images import MIN_SIDE, fit_size
+
+# Resident bytes of a worker that has loaded what it needs, readers of DICOM and NIfTI too, and has tried its settings
+# on a few pixels: 640 MB measured (PyTorch 2.13 for CPUs, one or two threads), a tenth more here.
+_PROCESS = 700 * 10**6
+# On top of what is counted: what no tensor holds. A step at 257 pixels took 9 to 17 % more than its tensors.
+_MARGIN, _SCRATCH = 1.15, 64 * 10**6
+# Bytes a pixel of the image around the network: 62 of three channels measured, where the mask is everywhere, as the
+# overlay is drawn; 12 for each of many channels as they are read and copied. 15 % more. And what depends on no size.
+_DRAWN, _EACH, _COPIES, _AROUND = 58, 4.6, 14, 16 * 10**6
+# Bytes a channel of a pixel that wait beside the loop: the image as it was read, and as the network was given it.
+_WAITING = 8
+# Bytes a pixel of the network's map, for each run: kept scores, labels, their vote; and while the mask is chosen.
+_RUN, _CHOOSING = 64, 600
+
+
+class _Terms(NamedTuple):
+    """What a mode holds at its peak beside parameters and momentum, in bytes.
+
+    Attributes:
+        channel: for each of the C channels of a pixel: tokens and gradients around the blocks, and the head.
+        cluster: for each of the K clusters of a pixel: logits, their gradient, losses.
+        block: for each channel of a token in every block: what the backward reads, 4 C wide maps above all.
+        token: for each token of a block: statistics of norms, softmaxes.
+        patch: of the bytes of the patch embedding's weight: its gradient, copies.
+        square: for each of C squared: weights folded, sums of the kernels' programs.
+        fixed: strips.
+        expression: PyTorch differentiates an expression, with T x T matrices of the T patches.
+    """
+
+    channel: float
+    cluster: float
+    block: float
+    token: float
+    patch: float
+    square: float = 0
+    fixed: float = 0
+    expression: bool = False
+
+
+# Fitted from above to counts of tensors without data (msformer_fast.benchmarks.largest) at 65 to 1025 pixels, 8 to 130
+# channels and clusters, 1 to 3 blocks, and 2 % more.
+_TERMS = {
+    ("reference", "fast"): _Terms(21.6, 20.2, 102, 0, 2.8, square=66, expression=True),
+    ("torch", "fast"): _Terms(16.5, 12.9, 34.4, 192, 1.14, fixed=14.0e6),
+    ("torch", "lean"): _Terms(17.1, 12.6, 9.5, 205, 1.05, square=402, fixed=14.8e6),
+    ("triton", "fast"): _Terms(10.9, 8.2, 28.3, 25, 1.07, square=300, fixed=0.5e6),
+    ("triton", "lean"): _Terms(15.8, 5.3, 9.6, 180, 1.19, square=1610, fixed=1.8e6),
+    ("expression", "fast"): _Terms(11.6, 31.6, 94, 20, 1, square=600, expression=True),
+    ("expression", "lean"): _Terms(90, 0, 12, 18, 1.02, square=83, fixed=0.2e6, expression=True),
+}
+# What windows across scales add: to a channel and a cluster of a pixel, whose norms are maps of their own, and to a
+# channel of a token in every exchange; then to a token of an exchange, in strips and kernels or in an expression.
+_WINDOW = 8, 7, 34
+_WINDOW_TOKEN = {False: 100, True: 1000}
+# Widest network that the kernels take; a wider one runs as an expression.
+_KERNEL_CHANNELS, _KERNEL_CLUSTERS = 256, 1024
+
+
+def step_bytes(
+    height: int,
+    width: int,
+    *,
+    channels: int = 100,
+    clusters: int = 100,
+    depth: int | tuple[int, int] = 2,
+    memory: str = "fast",
+    backend: str | None = None,
+    device: str = "cpu",
+    cross_scale: str = "none",
+) -> int:
+    """Peak bytes of the self-guided loop, in float32, above what the process has before: parameters, momentum,
+    gradients, activations.
+
+    With H W pixels and as many fine tokens, a quarter of them coarse, it is a sum of terms in H W C, H W K, C tokens in
+    every block, parameters. It is at most 2 % under the exact count and, from 129 pixels on, at most 40 % over; smaller
+    images are over by 64 MB at most. Not counted, and left to the margin of :func:`predicted_bytes`: scratch memory
+    inside an operator (oneDNN, MKL, cuDNN), the allocator's rounding and fragmentation, stacks of threads.
+
+    Args:
+        height, width: pixels that the network sees.
+        channels, clusters, depth, memory, backend, cross_scale: see :class:`msformer_fast.MSFormer`.
+        device: of the kind ``"cpu"`` or ``"cuda"``, which choose a backend where it is ``None``.
+    """
+    sizes = {"channels": channels, "clusters": clusters, "depth": depth, "memory": memory}
+    return _step(height, width, {**sizes, "backend": backend, "device": device, "cross_scale": cross_scale})
+
+
+def _step(height: int, width: int, settings: Mapping[str, Any]) -> int:
+    given = settings.get
+    c, k, patch = given("channels", 100), given("clusters", 100), given("patch", 32)
+    depth = given("depth", 2)
+    fine_depth, coarse_depth = (depth, depth) if isinstance(depth, int) else depth
+    exchanges = min(fine_depth, coarse_depth) if given("cross_scale", "none") == "window" else 0
+    pixels, coarse = height * width, (height + 1) // 2 * ((width + 1) // 2)
+    tokens = fine_depth * pixels + coarse_depth * coarse
+    terms = _TERMS[_mode(settings)]
+
+    # Parameters and momentum of 4 bytes each, buffers, the image.
+    held = (fine_depth + coarse_depth) * (96 * c**2 + 512 * c + 8) + 32 * c**2 + 504 * c + 24 * k + 24
+    held += 8 * k * c * (patch**2 + 2) + 12 * pixels
+    held += exchanges * (64 * c**2 + 128 * c + 3136 * math.gcd(c, 4))
+
+    per_pixel = terms.channel * c + terms.cluster * k
+    if terms.cluster == 0:  # blocks are made again one at a time: the peak is in one of them, or in the head
+        head = _TERMS["expression", "fast"]
+        per_pixel = max(per_pixel, head.channel * c + head.cluster * k)
+    above = per_pixel * pixels + (terms.block * c + terms.token) * tokens
+    above += terms.patch * 4 * patch**2 * k * c + terms.square * c**2 + terms.fixed
+    if exchanges:
+        channel, cluster, block = _WINDOW
+        above += (channel * c + cluster * k) * pixels
+        above += (block * c + _WINDOW_TOKEN[terms.expression]) * exchanges * (pixels + coarse)
+    if terms.expression:
+        patches = max(1, (height - 1) // patch) * max(1, (width - 1) // patch)
+        above += 5 * 4 * patches**2
+    wide = 2 if given("dtype", "float32") == "float64" else 1
+    return wide * int(held + above)
+
+
+def _mode(settings: Mapping[str, Any]) -> tuple[str, str]:
+    """The key of :data:`_TERMS`."""
+    backend, memory = settings.get("backend"), settings.get("memory", "fast")
+    gpu = _on_gpu(settings)
+    if backend is None:
+        small = settings.get("channels", 100) <= _KERNEL_CHANNELS and settings.get("clusters", 100) <= _KERNEL_CLUSTERS
+        kernels = gpu and small and settings.get("dtype", "float32") != "float64"
+        backend = "triton" if kernels else "torch"
+    if backend == "reference":
+        return backend, "fast"  # it keeps all
+    mode = "expression" if backend == "torch" and gpu else backend, memory
+    if mode not in _TERMS:
+        raise InputError(
+            f"backend and memory: got {backend!r} and {memory!r}; accepted are triton, torch or reference, and fast or "
+            "lean"
+        )
+    return mode
+
+
+def _on_gpu(settings: Mapping[str, Any]) -> bool:
+    return str(settings.get("device") or "cpu").partition(":")[0] != "cpu"
+
+
+def image_bytes(height: int, width: int, *, channels: int = 3) -> int:
+    """Peak bytes of everything around the network at the image's own size: decoding, float32 (H, W, C), resizing,
+    labels and mask enlarged, the overlay drawn, PNGs written. From measured bytes a pixel, and 15 %."""
+    each = max(_DRAWN + _EACH * channels, _COPIES * channels)
+    return int(height * width * each) + _AROUND
+
+
+def predicted_bytes(shape: tuple[int, int], network_size: tuple[int, int], settings: Mapping[str, Any]) -> int:
+    """Peak bytes of segmenting one image, from file to files, above what the process has before; with a margin.
+
+    On a CPU: while the loop runs, the image waits beside it; what comes before and after the loop takes the place that
+    the loop frees. On a GPU, whose memory is another, the larger of both: neither memory has to hold more.
+
+    Args:
+        shape: (H, W) of the image. network_size: (h, w) that the network sees.
+        settings: as in :attr:`msformer_fast.Segmentation.settings`; what is missing is the default. Without a device
+            it is the CPU.
+
+    Raises:
+        InputError: no such backend or memory.
+    """
+    height, width = network_size
+    around = image_bytes(*shape)
+    waiting = 3 * _WAITING * shape[0] * shape[1]
+    kept = _RUN * settings.get("seeds", 1) * height * width
+    loop = max(_step(height, width, settings), _CHOOSING * height * width) + kept
+    if _on_gpu(settings):
+        return max(int(_MARGIN * loop) + _SCRATCH, around + kept)
+    return max(int(_MARGIN * loop) + _SCRATCH + waiting, around + kept)
+
+
+def process_bytes() -> int:
+    """Resident bytes of a worker process with PyTorch loaded, before any image: measured, with a margin."""
+    return _PROCESS
+
+
+def largest_size(shape: tuple[int, int], budget: int, settings: Mapping[str, Any]) -> int | None:
+    """The longest side, as :func:`msformer_fast.images.fit_size` takes it, whose prediction fits the budget.
+
+    At most the image's own longest side: to enlarge is never what memory is for.
+
+    Args:
+        shape: (H, W) of the image, both sides at least 33.
+        budget: bytes, for all that :func:`predicted_bytes` predicts.
+        settings: likewise.
+
+    Returns:
+        ``None`` if not even the smallest fits.
+    """
+    short, long = sorted(shape)
+    low, high = max(settings.get("patch", 32) + 1, MIN_SIDE), long
+    low = math.ceil((2 * low - 1) * long / (2 * short))  # the short side must be so long
+
+    def fits(size: int) -> bool:
+        return predicted_bytes(shape, fit_size(*shape, size), settings) <= budget
+
+    if low > high or not fits(low):
+        return None
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def available_bytes(root: Path = Path("/")) -> int:
+    """Bytes that this process may still take: what the system has available, or what its control groups (version 2
+    and 1) leave, where that is less. Where neither is told: what psutil says, else all of the machine's memory, else
+    2**62. Never raises.
+
+    Args:
+        root: where ``proc`` and ``sys`` are.
+    """
+    found = [*_available(root), *_left_by_groups(root)]
+    return max(0, min(found)) if found else _elsewhere()
+
+
+def _available(root: Path) -> Iterator[int]:
+    for line in _read(root / "proc/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            number = line.split()[1:2]
+            if number and number[0].isdigit():
+                yield 1024 * int(number[0])
+
+
+def _left_by_groups(root: Path) -> Iterator[int]:
+    """What each group leaves, from the process's own up to the root of what is mounted."""
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if number == "0" and not controllers:
+            mounts = root / "sys/fs/cgroup", root / "sys/fs/cgroup/unified"
+            names = "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            mounts = (root / "sys/fs/cgroup" / controllers, root / "sys/fs/cgroup/memory")
+            names = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+        else:
+            continue
+        parts = [part for part in path.split("/") if part not in ("", ".", "..")]
+        for mount in mounts:
+            for length in range(len(parts), -1, -1):
+                yield from _left_by(mount.joinpath(*parts[:length]), *names)
+
+
+def _left_by(group: Path, limit_name: str, used_name: str, reclaimable_name: str) -> Iterator[int]:
+    limit, used = _read(group / limit_name).strip(), _read(group / used_name).strip()
+    if not (limit.isdigit() and used.isdigit()):  # no such group, or a limit of "max"
+        return
+    reclaimable = 0
+    for line in _read(group / "memory.stat").splitlines():
+        name, _, value = line.partition(" ")
+        if name == reclaimable_name and value.strip().isdigit():
+            reclaimable = int(value)
+    yield int(limit) - int(used) + reclaimable
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, ValueError):
+        return ""
+
+
+def _elsewhere() -> int:
+    try:
+        import psutil
+
+        return int(psutil.virtual_memory().available)
+    except Exception:  # not installed, or it knows no more than we do
+        pass
+    try:
+        return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, OSError, ValueError):
+        return 2**62

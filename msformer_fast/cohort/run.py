@@ -1,0 +1,313 @@
+"""A run over many images: what is there, what is done, what is left; it survives whatever happens to it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from msformer_fast import __version__
+from msformer_fast.cohort.index import Entry, index_page
+from msformer_fast.cohort.job import ENDINGS, PARTIAL, Options, Task, recorded_line, stamp, thumbnail_path
+from msformer_fast.cohort.journal import DONE, FAILED, SETTINGS, Journal, Line, locked
+from msformer_fast.cohort.listing import Found, find_images, output_names
+from msformer_fast.cohort.memory import available_bytes, process_bytes, step_bytes
+from msformer_fast.cohort.ray_engine import RayEngine
+from msformer_fast.cohort.workers import LocalEngine
+from msformer_fast.errors import InputError
+from msformer_fast.files import check_output_folder, plain, show, write_text
+from msformer_fast.process import usable_cores
+
+INDEX = "index.html"
+ENGINES = ("local", "ray")
+# Settings that leave the results alike: they may change from one part of a run to the next.
+_FREE = ("memory", "capture", "runs")
+# Of the memory that is there, so much is left to others.
+_LEFT = 0.1
+_MOST_IN_FLIGHT = 4
+# No image's outputs may be called as the run's own files are.
+_RESERVED = (SETTINGS.removesuffix(".json"),)
+
+
+class Engine(Protocol):
+    """What does the tasks."""
+
+    def run(self, tasks: Any, stop: threading.Event) -> Iterator[Line]: ...
+
+    def kill(self) -> None: ...
+
+
+@dataclass
+class Summary:
+    """What a run came to.
+
+    Attributes:
+        lines: of every image that was listed and is done or failed, in the order of the listing.
+        made: how many images were done by this call; ``failed_now`` how many failed in it.
+        left: images that are neither done nor failed, because the run was interrupted.
+        ignored: files in the folders that are no images.
+        changed: images that were done before and have been changed since; they were done again.
+        kept_failures: images that had failed before and were left alone.
+        interrupted: stopped by Ctrl-C or a signal.
+        index: the page to look at.
+        seconds: of the call.
+    """
+
+    lines: list[Line] = field(default_factory=list)
+    made: int = 0
+    failed_now: int = 0
+    left: int = 0
+    ignored: int = 0
+    changed: int = 0
+    kept_failures: int = 0
+    interrupted: bool = False
+    index: Path = Path()
+    seconds: float = 0.0
+
+    @property
+    def failures(self) -> list[Line]:
+        return [line for line in self.lines if line["status"] == FAILED]
+
+    @property
+    def doubtful(self) -> int:
+        return sum(bool(line.get("doubtful")) for line in self.lines)
+
+
+def segment_cohort(
+    inputs: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    *,
+    settings: Mapping[str, Any] | None = None,
+    options: Options | None = None,
+    recursive: bool = False,
+    resume: bool = True,
+    retry_failed: bool = False,
+    overwrite: bool = False,
+    jobs: int | None = None,
+    threads: int | None = None,
+    max_memory: int | None = None,
+    engine: str = "local",
+    ray_address: str | None = None,
+    report: Callable[[Line, int, int], object] | None = None,
+    notice: Callable[[str], object] | None = None,
+) -> Summary:
+    """Segment many images into one folder, resumable; see :mod:`msformer_fast.cohort`.
+
+    Call it under ``if __name__ == "__main__":``, since it starts processes that import the caller's main module.
+
+    Args:
+        inputs: folders, patterns, ``.csv`` lists and files; see :func:`find_images`.
+        output: folder; a run that is there is gone on with.
+        settings: keyword arguments of :func:`msformer_fast.segment` other than ``callback`` and ``dtype``.
+        options: of reading and writing.
+        recursive: look into folders below folders.
+        resume: refuse a folder with a run instead, where ``False``.
+        retry_failed: do the images again that failed before.
+        overwrite: begin anew over a run, or over files of other origin.
+        jobs: processes at once; ``None`` for 1, or with GPUs as many as their memory and the cores allow.
+        threads: of each; ``None`` to divide the cores.
+        max_memory: bytes for all processes together; ``None`` for 90 % of what is free.
+        engine: ``"local"`` or ``"ray"``. ray_address: of a cluster; ``None`` to start one here.
+        report: called with each line, how many images are through, and of how many.
+        notice: called with a sentence for people.
+
+    Raises:
+        InputError: arguments that cannot be used; another run holds the folder, or a run of other settings is there.
+        OutputError: an output cannot be written; all that was done before is kept.
+        BackendError: see :func:`msformer_fast.segment`.
+    """
+    started = time.perf_counter()
+    wanted = {"size": 257, **(settings or {})}
+    options = options or Options()
+    options.check()
+    tell = notice or (lambda sentence: None)
+    if engine not in ENGINES:
+        raise InputError(f"engine: got {engine!r}; accepted is one of {', '.join(ENGINES)}")
+    for name, value in (("jobs", jobs), ("threads", threads), ("max_memory", max_memory)):
+        if value is not None and value < 1:
+            raise InputError(f"{name}: got {value}; accepted is 1 or more")
+    listing = find_images([os.fspath(each) for each in inputs], recursive=recursive, leave_out=Path(output))
+    folder = check_output_folder(output)
+    with locked(folder):
+        named = {key: value for key, value in wanted.items() if key not in _FREE}
+        made_by = {"version": __version__, **named, **vars(options)}
+        _refuse_foreign(folder, listing.found, overwrite)
+        journal = Journal(folder, made_by, resume=resume, overwrite=overwrite)
+        summary = Summary(ignored=listing.ignored, index=folder / INDEX)
+        run = hashlib.sha256(json.dumps(plain(made_by), sort_keys=True).encode()).hexdigest()[:32]
+        tasks = _tasks(listing.found, journal, folder, run, retry_failed, summary)
+        plan = _Plan(wanted, jobs, threads, max_memory, len(tasks))
+        if engine == "ray":
+            machine: Engine = RayEngine(ray_address, jobs, threads)
+        else:
+            machine = LocalEngine(plan.jobs, plan.threads, plan.budget, plan.with_gpus if jobs is None else None)
+        ready = [Task(path, name, str(folder), wanted, options, plan.budget, run) for path, name in tasks]
+        _tell_beginning(tell, summary, journal, len(listing.found), len(ready))
+        stop = threading.Event()
+        try:
+            with _on_interrupt(stop, machine, tell):
+                for line in machine.run(ready, stop):
+                    journal.add(line)
+                    summary.made += line["status"] == DONE
+                    summary.failed_now += line["status"] == FAILED
+                    if report is not None:
+                        report(line, summary.made + summary.failed_now, len(ready))
+        finally:
+            order = [each.path for each in listing.found]
+            summary.lines = [journal.lines[path] for path in order if path in journal.lines]
+            summary.left = len(order) - len(summary.lines)
+            summary.interrupted = stop.is_set()
+            # After a full disk, what can still be written is.
+            with contextlib.suppress(OSError):  # if it is empty
+                (folder / PARTIAL).rmdir()
+            with contextlib.suppress(InputError):
+                journal.compact(order)
+                write_text(summary.index, _page(folder, summary.lines, made_by))
+    summary.seconds = time.perf_counter() - started
+    return summary
+
+
+def _tasks(
+    found: Sequence[Found], journal: Journal, folder: Path, run: str, retry_failed: bool, summary: Summary
+) -> list[tuple[str, str]]:
+    """Path and name of every image to do; results that a killed process left without a line get it."""
+    kept = {path: line["output"] for path, line in journal.lines.items()}
+    names = output_names(found, kept, _RESERVED)
+    tasks = []
+    for each, name in zip(found, names, strict=True):
+        line = journal.lines.get(each.path)
+        if line is not None and line["status"] == DONE:
+            if all(line.get(key) == value for key, value in stamp(each.path).items()):
+                continue
+            if stamp(each.path)["bytes"] is None:  # gone since: its result stays
+                continue
+            summary.changed += 1
+        elif line is not None and not retry_failed:
+            summary.kept_failures += 1
+            continue
+        if journal.resumed and line is None:
+            recorded = recorded_line(folder, name, each.path, run)
+            if recorded is not None:
+                journal.add(recorded)
+                continue
+        tasks.append((each.path, name))
+    return tasks
+
+
+def _refuse_foreign(folder: Path, found: Sequence[Found], overwrite: bool) -> None:
+    """Raises InputError where a new run would write over files that are no run's."""
+    if overwrite or (folder / SETTINGS).exists():
+        return
+    there: dict[str, set[str]] = {}
+    for name in output_names(found, {}, _RESERVED):
+        base, last = os.path.split(os.path.join(folder, name))
+        if base not in there:
+            there[base] = set(os.listdir(base)) if os.path.isdir(base) else set()
+        for ending in ENDINGS:
+            if last + ending in there[base]:
+                taken = os.path.join(base, last + ending)
+                raise InputError(f"{show(taken)}: exists already; pass --overwrite or another output folder")
+
+
+def free_bytes() -> int:
+    """What a run may take of the memory that is there, so that others have some too."""
+    return int((1 - _LEFT) * available_bytes())
+
+
+class _Plan:
+    """How many processes, with how many threads and how much memory each."""
+
+    def __init__(
+        self, settings: Mapping[str, Any], jobs: int | None, threads: int | None, max_memory: int | None, tasks: int
+    ) -> None:
+        self.jobs = max(1, min(jobs or 1, tasks))
+        self.threads = threads
+        if threads is None and self.jobs > 1:
+            self.threads = max(1, usable_cores() // self.jobs)
+        whole = free_bytes() if max_memory is None else max_memory
+        self.budget = whole // self.jobs - process_bytes()
+        if self.budget <= 0:
+            raise InputError(
+                f"jobs: {self.jobs} processes in {whole / 1e9:.1f} GB leave none for images; try fewer jobs"
+            )
+        self._settings, self._tasks = settings, tasks
+
+    def with_gpus(self, free: tuple[int, ...]) -> int:
+        """Processes for GPUs with so much free memory: several share one, so that it is not idle while masks are chosen
+        and written."""
+        if not free:
+            return self.jobs
+        known = ("channels", "clusters", "depth", "memory", "backend", "cross_scale")
+        size = self._settings["size"]
+        sizes = {name: self._settings[name] for name in known if name in self._settings}
+        each = step_bytes(size, size, device="cuda", **sizes) + _CONTEXT
+        fitting = int((1 - _LEFT) * min(free)) // each
+        in_flight = max(1, min(fitting, _MOST_IN_FLIGHT, usable_cores() // len(free)))
+        return min(len(free) * in_flight, max(1, self._tasks))
+
+
+# What a CUDA context and its libraries take of a GPU, for each process.
+_CONTEXT = 700 * 10**6
+
+
+def _page(folder: Path, lines: Sequence[Line], settings: Mapping[str, Any]) -> str:
+    return index_page([_entry(folder, line) for line in lines], title=folder.resolve().name, settings=settings)
+
+
+def _entry(folder: Path, line: Line) -> Entry:
+    name = line["output"]
+    shown = os.path.join(os.path.dirname(name), os.path.basename(line["source"]))
+    if line["status"] == FAILED:
+        return Entry(shown, FAILED, line["reason"])
+    thumbnail = None
+    with contextlib.suppress(OSError):
+        thumbnail = thumbnail_path(folder, name).read_bytes()
+    kinds = ("overlay", "_overlay.png"), ("mask", "_mask.png"), ("mask", "_mask.nii.gz"), ("mask", "_mask")
+    links = [(label, name + ending) for label, ending in kinds if (folder / (name + ending)).exists()]
+    links.append(("record", f"{name}.json"))
+    reason = line["reason"] + (f" ({line['resized']})" if line.get("resized") else "")
+    return Entry(
+        shown, DONE, reason, line["confidence"], bool(line["doubtful"]), line["seconds"], thumbnail, tuple(links)
+    )
+
+
+def _tell_beginning(tell: Callable[[str], object], summary: Summary, journal: Journal, found: int, left: int) -> None:
+    if summary.ignored:
+        tell(f"{summary.ignored} files are no images and are left out")
+    if journal.resumed:
+        tell(f"going on with the run that is there: {found - left} of {found} images are through, {left} to do")
+    if summary.changed:
+        tell(f"{summary.changed} images were changed since they were done, and are done again")
+    if summary.kept_failures:
+        tell(f"{summary.kept_failures} images failed before; --retry-failed does them again")
+
+
+@contextmanager
+def _on_interrupt(stop: threading.Event, engine: Engine, tell: Callable[[str], object]) -> Iterator[None]:
+    """Ctrl-C once: finish the images that are begun. Again, or SIGTERM: end at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def first(signum: int, frame: Any) -> None:
+        if stop.is_set() or signum != signal.SIGINT:
+            engine.kill()
+        else:
+            tell("interrupted: the images that are begun are finished; again to end at once")
+        stop.set()
+
+    before = {each: signal.signal(each, first) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)

@@ -1,0 +1,47 @@
+"""Stored values to grey levels in [0, 1]: windows and lookup tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+def between(values: Array, low: float, high: float) -> NDArray[np.float32]:
+    """New float32 of the same shape: 0 up to ``low``, 1 from ``high`` on, linear between; NaN is 0.
+
+    Where ``high`` is not above ``low`` all is 0: there is no contrast.
+    """
+    if not high > low:
+        return np.zeros(values.shape, np.float32)
+    with np.errstate(all="ignore"):  # a file may hold any float
+        # float32 holds all of 16 bit, at half the memory.
+        exact = values.dtype.kind in "biu" and values.dtype.itemsize <= 2
+        scaled = values.astype(np.float32 if exact else np.float64)
+        # Halves, so that the distance of the two largest floats does not overflow.
+        result = (np.clip(scaled, low, high) / 2 - low / 2) / (high / 2 - low / 2)
+    return unit(result)
+
+
+def unit(values: Array) -> NDArray[np.float32]:
+    """float32, clipped to [0, 1], NaN as 0."""
+    with np.errstate(all="ignore"):
+        return np.clip(np.nan_to_num(values, nan=0.0, posinf=1.0, neginf=0.0), 0.0, 1.0).astype(np.float32)
+
+
+def extent(values: Array) -> tuple[float, float]:
+    """Least and largest finite value; (0, 0) where there is none."""
+    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+
+
+def look_up(values: Array, table: Array, first: int) -> Array:
+    """Map values by a table whose entry 0 stands for ``first``; values beyond its ends take the end's entry."""
+    with np.errstate(all="ignore"):
+        if values.dtype.kind == "f":
+            values = np.rint(np.nan_to_num(values, nan=float(first)))
+        position = np.clip(values, first, first + len(table) - 1) - first
+    return np.asarray(table[position.astype(np.intp)])
