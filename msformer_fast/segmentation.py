@@ -150,7 +150,7 @@ def segment(
     weights = LossWeights(*weights) if weights is not None else LossWeights()
     _check_settings(rule, seeds, max_iterations, min_labels, patience, learning_rate, momentum, weights, dtype, capture)
     pixels = as_image(image)
-    target = _device(device)
+    target = choose_device(device)
     network_size = fit_size(pixels.shape[0], pixels.shape[1], size)
     seen = resize_image(pixels, network_size)
     folder = None if runs is None else check_output_folder(runs)
@@ -267,8 +267,13 @@ def check_settings(**settings: Any) -> None:
     segment(noise, **given)
 
 
-def _device(device: str | torch.device | None) -> torch.device:
-    """The device to run on, tried with one small allocation so that a missing one is told before any work."""
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """The device to run on, ``None`` for CUDA where there is one; tried with one small allocation, so that a missing
+    one is told before any work.
+
+    Raises:
+        InputError: it cannot be used.
+    """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -19,7 +19,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from msformer_fast import InputError, MSFormer, self_guiding_losses
 from msformer_fast.benchmarks.largest import LiveBytes, few_strips, peak_of
-from msformer_fast.cohort import memory
 from msformer_fast.cohort.memory import (
     available_bytes,
     image_bytes,
@@ -117,7 +116,7 @@ def test_a_rectangle_and_branches_of_two_depths_are_predicted(kept: str) -> None
     assert step_bytes(120, 480, **sizes) == pytest.approx(step_bytes(240, 240, **sizes), rel=1e-6)
 
 
-@pytest.mark.parametrize("kept", ["fast", "lean"])
+@pytest.mark.parametrize("kept", ["fast", pytest.param("lean", marks=pytest.mark.slow)])
 def test_windows_across_scales_are_predicted(kept: str) -> None:
     (side, channels, clusters, depth), *_ = drawn(1, "window", least=129, most=500)
     sizes: dict[str, Any] = {"channels": channels, "clusters": clusters, "depth": depth, "memory": kept}
@@ -337,9 +336,9 @@ def test_what_is_available(tmp_path: Path, files: dict[str, object], expected: i
 def test_elsewhere_something_is_available(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < available_bytes(tmp_path) < 2**62
     monkeypatch.setitem(sys.modules, "psutil", None)
-    monkeypatch.setattr(memory.os, "sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1000}[name])
+    monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1000}[name])
     assert available_bytes(tmp_path) == 4096 * 1000
-    monkeypatch.delattr(memory.os, "sysconf")
+    monkeypatch.delattr(os, "sysconf")
     assert available_bytes(tmp_path) == 2**62
     assert 0 < process_bytes() < 10**9
 

@@ -153,9 +153,11 @@ def _fitted(file: ImageFile, task: Task) -> tuple[dict[str, Any], dict[str, Any]
     network_size = fit_size(*file.shape, settings["size"])
     if task.budget is None:
         return settings, {}
-    device = settings.get("device") or default_device()
-    known = settings | {"device": device}
-    budget = task.budget if device == "cpu" else min(task.budget, _free_on_gpu(device))
+    from msformer_fast.segmentation import choose_device
+
+    device = choose_device(settings.get("device"))
+    known = settings | {"device": str(device)}
+    budget = min(task.budget, _free_on_gpu(device)) if device.type == "cuda" else task.budget
     needed = predicted_bytes(file.shape, network_size, known)
     if needed <= budget:
         return settings, {}
@@ -169,14 +171,7 @@ def _fitted(file: ImageFile, task: Task) -> tuple[dict[str, Any], dict[str, Any]
     return settings | {"size": size}, {"resized": f"size {settings['size']} {has}: done at size {size}"}
 
 
-def default_device() -> str:
-    """Where :func:`msformer_fast.segment` runs unless told."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _free_on_gpu(device: str) -> int:
+def _free_on_gpu(device: Any) -> int:
     import torch
 
     free: int = torch.cuda.mem_get_info(device)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -26,7 +27,7 @@ _RUN, _CHOOSING = 64, 600
 
 
 class _Terms(NamedTuple):
-    """What a mode holds at its peak beside parameters and momentum, in bytes.
+    """What a step holds at one moment beside parameters and momentum, in bytes.
 
     Attributes:
         channel: for each of the C channels of a pixel: tokens and gradients around the blocks, and the head.
@@ -35,8 +36,8 @@ class _Terms(NamedTuple):
         token: for each token of a block: statistics of norms, softmaxes.
         patch: of the bytes of the patch embedding's weight: its gradient, copies.
         square: for each of C squared: weights folded, sums of the kernels' programs.
-        fixed: strips.
-        expression: PyTorch differentiates an expression, with T x T matrices of the T patches.
+        fixed, each: strips; strips for each of C.
+        ring: of the bytes of a 4 C wide map, as far as :data:`_RING`: what the kernels make again of it.
     """
 
     channel: float
@@ -46,24 +47,50 @@ class _Terms(NamedTuple):
     patch: float
     square: float = 0
     fixed: float = 0
-    expression: bool = False
+    each: float = 0
+    ring: float = 0
 
 
-# Fitted from above to counts of tensors without data (msformer_fast.benchmarks.largest) at 65 to 1025 pixels, 8 to 130
-# channels and clusters, 1 to 3 blocks, and 2 % more.
+_RING = 25 * 10**6
+# The two moments of which one is the peak, in the head (many clusters) and in a block (many channels). Fitted from
+# above to counts of tensors without data (msformer_fast.benchmarks.largest) at 65 to 1025 pixels, 8 to 130 channels and
+# clusters, 1 to 3 blocks, and 1 % more. "expression": the "torch" backend where it does not work in strips.
 _TERMS = {
-    ("reference", "fast"): _Terms(21.6, 20.2, 102, 0, 2.8, square=66, expression=True),
-    ("torch", "fast"): _Terms(16.5, 12.9, 34.4, 192, 1.14, fixed=14.0e6),
-    ("torch", "lean"): _Terms(17.1, 12.6, 9.5, 205, 1.05, square=402, fixed=14.8e6),
-    ("triton", "fast"): _Terms(10.9, 8.2, 28.3, 25, 1.07, square=300, fixed=0.5e6),
-    ("triton", "lean"): _Terms(15.8, 5.3, 9.6, 180, 1.19, square=1610, fixed=1.8e6),
-    ("expression", "fast"): _Terms(11.6, 31.6, 94, 20, 1, square=600, expression=True),
-    ("expression", "lean"): _Terms(90, 0, 12, 18, 1.02, square=83, fixed=0.2e6, expression=True),
+    ("reference", "fast"): (
+        _Terms(22.1, 13.8, 101, 41, 3.0, fixed=0.7e6),
+        _Terms(17.6, 24.2, 101, 23, 0, square=1600),
+    ),
+    ("torch", "fast"): (
+        _Terms(12.1, 15.4, 39.0, 2, 1.2, square=560, fixed=9.8e6),
+        _Terms(0, 18.6, 36.7, 0, 1.7, fixed=11.3e6),
+    ),
+    ("torch", "lean"): (
+        _Terms(2.1, 18.7, 13.0, 0, 1.0, fixed=12.0e6, each=300e3),
+        _Terms(15.0, 14.4, 11.7, 19, 0.9, fixed=12.6e6, each=46e3),
+    ),
+    ("triton", "fast"): (
+        _Terms(21.0, 2.5, 25.0, 40, 1.01, square=655, fixed=0.1e6),
+        _Terms(10.7, 8.3, 28.1, 20, 1.05, square=430, fixed=0.5e6),
+    ),
+    ("triton", "lean"): (
+        _Terms(4.0, 0.5, 10.5, 0, 1.0, square=340, fixed=0.7e6, ring=2.27),
+        _Terms(12.4, 8.4, 11.3, 26, 1.03, square=655, fixed=0.2e6),
+    ),
+    ("expression", "fast"): (
+        _Terms(12.3, 32.0, 92.2, 31, 0.12, square=715, fixed=0.3e6),
+        _Terms(5.3, 19.7, 94.4, 54, 1.2, square=350),
+    ),
+    ("expression", "lean"): (
+        _Terms(89.0, 0, 11.9, 13, 1.03, square=90),
+        _Terms(9.1, 32.0, 12.2, 0, 0.2, square=7300, fixed=7.1e6),
+    ),
 }
+# Modes in which PyTorch differentiates an expression, with T x T matrices of the T patches.
+_EXPRESSIONS = "reference", "expression"
 # What windows across scales add: to a channel and a cluster of a pixel, whose norms are maps of their own, and to a
-# channel of a token in every exchange; then to a token of an exchange, in strips and kernels or in an expression.
+# channel of a token in every exchange; to each head of such a token, in strips and kernels or in an expression.
 _WINDOW = 8, 7, 34
-_WINDOW_TOKEN = {False: 100, True: 1000}
+_WINDOW_HEAD = {False: 75, True: 250}
 # Widest network that the kernels take; a wider one runs as an expression.
 _KERNEL_CHANNELS, _KERNEL_CLUSTERS = 256, 1024
 
@@ -83,10 +110,11 @@ def step_bytes(
     """Peak bytes of the self-guided loop, in float32, above what the process has before: parameters, momentum,
     gradients, activations.
 
-    With H W pixels and as many fine tokens, a quarter of them coarse, it is a sum of terms in H W C, H W K, C tokens in
-    every block, parameters. It is at most 2 % under the exact count and, from 129 pixels on, at most 40 % over; smaller
-    images are over by 64 MB at most. Not counted, and left to the margin of :func:`predicted_bytes`: scratch memory
-    inside an operator (oneDNN, MKL, cuDNN), the allocator's rounding and fragmentation, stacks of threads.
+    With H W pixels, as many fine tokens and a quarter of them coarse, it is a sum of terms in H W C, H W K, C tokens in
+    every block, and parameters: the larger of two moments. It is at most 2 % under the exact count and, from 129 pixels
+    on, at most 40 % over (smaller images: or 64 MB). Not counted, and left to the margin of :func:`predicted_bytes`:
+    scratch memory inside an operator (oneDNN, MKL, cuDNN), the allocator's rounding and fragmentation, stacks of
+    threads.
 
     Args:
         height, width: pixels that the network sees.
@@ -105,24 +133,25 @@ def _step(height: int, width: int, settings: Mapping[str, Any]) -> int:
     exchanges = min(fine_depth, coarse_depth) if given("cross_scale", "none") == "window" else 0
     pixels, coarse = height * width, (height + 1) // 2 * ((width + 1) // 2)
     tokens = fine_depth * pixels + coarse_depth * coarse
-    terms = _TERMS[_mode(settings)]
+    mode = _mode(settings)
+    expression = mode[0] in _EXPRESSIONS
 
     # Parameters and momentum of 4 bytes each, buffers, the image.
     held = (fine_depth + coarse_depth) * (96 * c**2 + 512 * c + 8) + 32 * c**2 + 504 * c + 24 * k + 24
     held += 8 * k * c * (patch**2 + 2) + 12 * pixels
     held += exchanges * (64 * c**2 + 128 * c + 3136 * math.gcd(c, 4))
 
-    per_pixel = terms.channel * c + terms.cluster * k
-    if terms.cluster == 0:  # blocks are made again one at a time: the peak is in one of them, or in the head
-        head = _TERMS["expression", "fast"]
-        per_pixel = max(per_pixel, head.channel * c + head.cluster * k)
-    above = per_pixel * pixels + (terms.block * c + terms.token) * tokens
-    above += terms.patch * 4 * patch**2 * k * c + terms.square * c**2 + terms.fixed
+    def at(terms: _Terms) -> float:
+        found = (terms.channel * c + terms.cluster * k) * pixels + (terms.block * c + terms.token) * tokens
+        found += terms.patch * 4 * patch**2 * k * c + terms.square * c**2 + terms.each * c + terms.fixed
+        return found + terms.ring * min(16 * c * pixels, _RING)
+
+    above = max(at(terms) for terms in _TERMS[mode])
     if exchanges:
         channel, cluster, block = _WINDOW
         above += (channel * c + cluster * k) * pixels
-        above += (block * c + _WINDOW_TOKEN[terms.expression]) * exchanges * (pixels + coarse)
-    if terms.expression:
+        above += (block * c + _WINDOW_HEAD[expression] * math.gcd(c, 4)) * exchanges * (pixels + coarse)
+    if expression:
         patches = max(1, (height - 1) // patch) * max(1, (width - 1) // patch)
         above += 5 * 4 * patches**2
     wide = 2 if given("dtype", "float32") == "float64" else 1
@@ -141,10 +170,8 @@ def _mode(settings: Mapping[str, Any]) -> tuple[str, str]:
         return backend, "fast"  # it keeps all
     mode = "expression" if backend == "torch" and gpu else backend, memory
     if mode not in _TERMS:
-        raise InputError(
-            f"backend and memory: got {backend!r} and {memory!r}; accepted are triton, torch or reference, and fast or "
-            "lean"
-        )
+        accepted = "triton, torch or reference, and fast or lean"
+        raise InputError(f"backend and memory: got {backend!r} and {memory!r}; accepted are {accepted}")
     return mode
 
 
@@ -191,7 +218,7 @@ def process_bytes() -> int:
 def largest_size(shape: tuple[int, int], budget: int, settings: Mapping[str, Any]) -> int | None:
     """The longest side, as :func:`msformer_fast.images.fit_size` takes it, whose prediction fits the budget.
 
-    At most the image's own longest side: to enlarge is never what memory is for.
+    At most the image's own longest side.
 
     Args:
         shape: (H, W) of the image, both sides at least 33.
@@ -231,9 +258,8 @@ def available_bytes(root: Path = Path("/")) -> int:
 def _available(root: Path) -> Iterator[int]:
     for line in _read(root / "proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):
-            number = line.split()[1:2]
-            if number and number[0].isdigit():
-                yield 1024 * int(number[0])
+            with contextlib.suppress(IndexError, ValueError):
+                yield 1024 * int(line.split()[1])
 
 
 def _left_by_groups(root: Path) -> Iterator[int]:
@@ -256,15 +282,10 @@ def _left_by_groups(root: Path) -> Iterator[int]:
 
 
 def _left_by(group: Path, limit_name: str, used_name: str, reclaimable_name: str) -> Iterator[int]:
-    limit, used = _read(group / limit_name).strip(), _read(group / used_name).strip()
-    if not (limit.isdigit() and used.isdigit()):  # no such group, or a limit of "max"
-        return
-    reclaimable = 0
-    for line in _read(group / "memory.stat").splitlines():
-        name, _, value = line.partition(" ")
-        if name == reclaimable_name and value.strip().isdigit():
-            reclaimable = int(value)
-    yield int(limit) - int(used) + reclaimable
+    with contextlib.suppress(ValueError):  # no such group, or a limit of "max"
+        left = int(_read(group / limit_name)) - int(_read(group / used_name))
+        stat = [line.split() for line in _read(group / "memory.stat").splitlines()]
+        yield left + sum(int(words[1]) for words in stat if words[:1] == [reclaimable_name] and len(words) == 2)
 
 
 def _read(path: Path) -> str:
@@ -275,13 +296,10 @@ def _read(path: Path) -> str:
 
 
 def _elsewhere() -> int:
-    try:
-        import psutil
+    with contextlib.suppress(Exception):  # not installed, or it knows no more than we do
+        import psutil  # type: ignore[import-untyped, unused-ignore]
 
         return int(psutil.virtual_memory().available)
-    except Exception:  # not installed, or it knows no more than we do
-        pass
-    try:
+    with contextlib.suppress(AttributeError, OSError, ValueError):
         return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (AttributeError, OSError, ValueError):
-        return 2**62
+    return 2**62
