@@ -82,15 +82,19 @@ _TERMS = {
     ),
     ("expression", "lean"): (
         _Terms(89.0, 0, 11.9, 13, 1.03, square=90),
-        _Terms(9.1, 32.0, 12.2, 0, 0.2, square=7300, fixed=7.1e6),
+        _Terms(9.1, 32.0, 12.2, 0, 0.2, square=715, fixed=0.3e6),
     ),
 }
 # Modes in which PyTorch differentiates an expression, with T x T matrices of the T patches.
 _EXPRESSIONS = "reference", "expression"
 # What windows across scales add: to a channel and a cluster of a pixel, whose norms are maps of their own, and to a
-# channel of a token in every exchange; to each head of such a token, in strips and kernels or in an expression.
-_WINDOW = 8, 7, 34
-_WINDOW_HEAD = {False: 75, True: 250}
+# channel and a head of a token in every exchange.
+_WINDOW = {
+    "reference": (8, 7, 34, 250),
+    "torch": (8, 7, 34, 75),
+    "triton": (1, 6, 33, 10),
+    "expression": (8, 7, 34, 250),
+}
 # Widest network that the kernels take; a wider one runs as an expression.
 _KERNEL_CHANNELS, _KERNEL_CLUSTERS = 256, 1024
 
@@ -121,20 +125,19 @@ def step_bytes(
         channels, clusters, depth, memory, backend, cross_scale: see :class:`msformer_fast.MSFormer`.
         device: of the kind ``"cpu"`` or ``"cuda"``, which choose a backend where it is ``None``.
     """
-    sizes = {"channels": channels, "clusters": clusters, "depth": depth, "memory": memory}
-    return _step(height, width, {**sizes, "backend": backend, "device": device, "cross_scale": cross_scale})
+    sizes = {"channels": channels, "clusters": clusters, "depth": depth, "cross_scale": cross_scale}
+    return _step(height, width, {**sizes, "memory": memory, "backend": backend, "device": device})
 
 
 def _step(height: int, width: int, settings: Mapping[str, Any]) -> int:
     given = settings.get
     c, k, patch = given("channels", 100), given("clusters", 100), given("patch", 32)
-    depth = given("depth", 2)
+    depth = given("depth", 2)  # one number or (fine, coarse)
     fine_depth, coarse_depth = (depth, depth) if isinstance(depth, int) else depth
     exchanges = min(fine_depth, coarse_depth) if given("cross_scale", "none") == "window" else 0
     pixels, coarse = height * width, (height + 1) // 2 * ((width + 1) // 2)
     tokens = fine_depth * pixels + coarse_depth * coarse
     mode = _mode(settings)
-    expression = mode[0] in _EXPRESSIONS
 
     # Parameters and momentum of 4 bytes each, buffers, the image.
     held = (fine_depth + coarse_depth) * (96 * c**2 + 512 * c + 8) + 32 * c**2 + 504 * c + 24 * k + 24
@@ -148,20 +151,18 @@ def _step(height: int, width: int, settings: Mapping[str, Any]) -> int:
 
     above = max(at(terms) for terms in _TERMS[mode])
     if exchanges:
-        channel, cluster, block = _WINDOW
+        channel, cluster, block, head = _WINDOW[mode[0]]
         above += (channel * c + cluster * k) * pixels
-        above += (block * c + _WINDOW_HEAD[expression] * math.gcd(c, 4)) * exchanges * (pixels + coarse)
-    if expression:
+        above += (block * c + head * math.gcd(c, 4)) * exchanges * (pixels + coarse)
+    if mode[0] in _EXPRESSIONS:
         patches = max(1, (height - 1) // patch) * max(1, (width - 1) // patch)
         above += 5 * 4 * patches**2
-    wide = 2 if given("dtype", "float32") == "float64" else 1
-    return wide * int(held + above)
+    return int(held + above) * (2 if given("dtype", "float32") == "float64" else 1)
 
 
 def _mode(settings: Mapping[str, Any]) -> tuple[str, str]:
     """The key of :data:`_TERMS`."""
-    backend, memory = settings.get("backend"), settings.get("memory", "fast")
-    gpu = _on_gpu(settings)
+    backend, memory, gpu = settings.get("backend"), settings.get("memory", "fast"), _on_gpu(settings)
     if backend is None:
         small = settings.get("channels", 100) <= _KERNEL_CHANNELS and settings.get("clusters", 100) <= _KERNEL_CLUSTERS
         kernels = gpu and small and settings.get("dtype", "float32") != "float64"
@@ -216,17 +217,9 @@ def process_bytes() -> int:
 
 
 def largest_size(shape: tuple[int, int], budget: int, settings: Mapping[str, Any]) -> int | None:
-    """The longest side, as :func:`msformer_fast.images.fit_size` takes it, whose prediction fits the budget.
+    """The longest side for :func:`msformer_fast.images.fit_size`, at most the image's own, that fits the budget.
 
-    At most the image's own longest side.
-
-    Args:
-        shape: (H, W) of the image, both sides at least 33.
-        budget: bytes, for all that :func:`predicted_bytes` predicts.
-        settings: likewise.
-
-    Returns:
-        ``None`` if not even the smallest fits.
+    ``shape`` and ``settings`` as :func:`predicted_bytes` takes them. ``None`` if not even the smallest fits.
     """
     short, long = sorted(shape)
     low, high = max(settings.get("patch", 32) + 1, MIN_SIDE), long
