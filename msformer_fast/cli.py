@@ -25,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cannot be used. 130: interrupted.
     """
     arguments = _parser().parse_args(argv)
+    arguments.words = list(sys.argv[1:] if argv is None else argv)
     try:
         _prepare_process(arguments)
         code: int = arguments.run(arguments)

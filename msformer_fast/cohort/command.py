@@ -113,7 +113,7 @@ def _conclude(summary: Summary, arguments: argparse.Namespace) -> int:
     print(summary.index)
     if summary.interrupted:
         # What --overwrite began anew is to be gone on with, not begun once more.
-        words = [word for word in sys.argv[1:] if word not in ("--overwrite", "--no-resume")]
+        words = [word for word in arguments.words if word not in ("--overwrite", "--no-resume")]
         print(f"interrupted; to go on: msformer-fast {shlex.join(words)}", file=sys.stderr)
         return 130
     return 1 if failures else 0

@@ -163,12 +163,12 @@ def _fitted(file: ImageFile, task: Task) -> tuple[dict[str, Any], dict[str, Any]
         return settings, {}
     size = largest_size(file.shape, budget, known)
     has = f"would take {needed / _GIGABYTE:.1f} GB of memory and {budget / _GIGABYTE:.1f} GB are there"
-    if size is None or size >= settings["size"]:
+    if size is None or size >= max(network_size):
         height, width = file.shape
         raise InputError(f"{height} x {width} pixels {has}; try fewer jobs, or a smaller image")
     if task.options.too_large == "refuse":
-        raise InputError(f"size {settings['size']} {has}; size {size} fits, or fewer jobs, or memory='lean'")
-    return settings | {"size": size}, {"resized": f"size {settings['size']} {has}: done at size {size}"}
+        raise InputError(f"size {max(network_size)} {has}; size {size} fits, or fewer jobs, or memory='lean'")
+    return settings | {"size": size}, {"resized": f"size {max(network_size)} {has}: done at size {size}"}
 
 
 def _free_on_gpu(device: Any) -> int:

@@ -115,7 +115,8 @@ class Journal:
 
     def compact(self, order: Sequence[str]) -> None:
         """One line an image, in the order given, then whatever else was there."""
-        rest = [path for path in self.lines if path not in set(order)]
+        listed = set(order)
+        rest = [path for path in self.lines if path not in listed]
         kept = [self.lines[path] for path in (*order, *rest) if path in self.lines]
         with atomic(self._path) as file:
             file.writelines(map(_encoded, kept))

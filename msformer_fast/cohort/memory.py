@@ -82,7 +82,7 @@ _TERMS = {
     ),
     ("expression", "lean"): (
         _Terms(89.0, 0, 11.9, 13, 1.03, square=90),
-        _Terms(9.1, 32.0, 12.2, 0, 0.2, square=715, fixed=0.3e6),
+        _Terms(9.1, 32.0, 12.2, 0, 1.0, square=715, fixed=0.5e6),
     ),
 }
 # Modes in which PyTorch differentiates an expression, with T x T matrices of the T patches.
@@ -209,6 +209,13 @@ def predicted_bytes(shape: tuple[int, int], network_size: tuple[int, int], setti
     if _on_gpu(settings):
         return max(int(_MARGIN * loop) + _SCRATCH, around + kept)
     return max(int(_MARGIN * loop) + _SCRATCH + waiting, around + kept)
+
+
+def network_bytes(settings: Mapping[str, Any], device: str) -> int:
+    """:func:`step_bytes` of the largest image that ``settings`` let the network see; of 1025 pixels where they set no
+    size: images may be larger, and are then judged one by one."""
+    side = settings.get("size", 257) or 1025
+    return int(_MARGIN * _step(side, side, {**settings, "device": device})) + _SCRATCH
 
 
 def process_bytes() -> int:

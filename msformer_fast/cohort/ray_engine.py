@@ -9,7 +9,7 @@ from typing import Any
 
 from msformer_fast.cohort.job import Task, run_task
 from msformer_fast.cohort.journal import Line
-from msformer_fast.cohort.memory import available_bytes, process_bytes, step_bytes
+from msformer_fast.cohort.memory import available_bytes, network_bytes, process_bytes
 from msformer_fast.cohort.workers import died, prepare
 from msformer_fast.errors import BackendError, DivergenceError, InputError, OutputError
 
@@ -98,10 +98,7 @@ class RayEngine:
         """What one task reserves: Ray runs no more of them on a node than these allow."""
         cluster = self._ray.cluster_resources()
         gpus = self._share if self._share is not None else 0.5 if cluster.get("GPU") else 0
-        settings = task.settings
-        known = ("channels", "clusters", "depth", "memory", "backend", "cross_scale")
-        sizes = {name: settings[name] for name in known if name in settings}
-        memory = process_bytes() + step_bytes(settings["size"], settings["size"], **sizes)
+        memory = process_bytes() + (0 if gpus else network_bytes(task.settings, "cpu"))
         options = {"num_cpus": self._threads, "num_gpus": gpus, "memory": memory, "max_retries": _RETRIES}
         for name, needed in (("CPU", self._threads), ("memory", memory), ("GPU", gpus)):
             if cluster.get(name, 0) < needed:

@@ -20,7 +20,7 @@ from msformer_fast.cohort.index import Entry, index_page
 from msformer_fast.cohort.job import ENDINGS, PARTIAL, Options, Task, recorded_line, stamp, thumbnail_path
 from msformer_fast.cohort.journal import DONE, FAILED, SETTINGS, Journal, Line, locked
 from msformer_fast.cohort.listing import Found, find_images, output_names
-from msformer_fast.cohort.memory import available_bytes, process_bytes, step_bytes
+from msformer_fast.cohort.memory import available_bytes, network_bytes, process_bytes
 from msformer_fast.cohort.ray_engine import RayEngine
 from msformer_fast.cohort.workers import LocalEngine
 from msformer_fast.errors import InputError
@@ -246,10 +246,7 @@ class _Plan:
         and written."""
         if not free:
             return self.jobs
-        known = ("channels", "clusters", "depth", "memory", "backend", "cross_scale")
-        size = self._settings["size"]
-        sizes = {name: self._settings[name] for name in known if name in self._settings}
-        each = step_bytes(size, size, device="cuda", **sizes) + _CONTEXT
+        each = network_bytes(self._settings, "cuda") + _CONTEXT
         fitting = int((1 - _LEFT) * min(free)) // each
         in_flight = max(1, min(fitting, _MOST_IN_FLIGHT, usable_cores() // len(free)))
         return min(len(free) * in_flight, max(1, self._tasks))

@@ -60,7 +60,7 @@ class Worker:
             kind, value = self.connection.recv()
             return kind, value
         except (EOFError, OSError):
-            self._process.join()
+            self._process.join(timeout=10)
             return None
 
     def cause(self) -> str:
