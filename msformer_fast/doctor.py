@@ -14,8 +14,10 @@ from msformer_fast import __version__, ops
 from msformer_fast.errors import BackendError
 from msformer_fast.ops.backend import BACKENDS
 
-_PACKAGES = ("torch", "triton", "einops", "numpy", "scikit-image", "scipy", "pillow", "tqdm")
-_PACKAGES += ("scikit-learn", "pydicom", "highdicom", "nibabel", "ray")
+_PACKAGES = (
+    *("torch", "triton", "einops", "numpy", "scikit-image", "scipy", "pillow", "tqdm"),
+    *("scikit-learn", "pydicom", "highdicom", "nibabel", "ray"),
+)
 
 
 def environment() -> dict[str, Any]:
