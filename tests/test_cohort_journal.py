@@ -83,12 +83,17 @@ def test_overwriting_forgets_the_lines(tmp_path: Path) -> None:
 
 def test_temporary_files_go_and_others_stay(tmp_path: Path) -> None:
     (tmp_path / "below").mkdir()
+    (tmp_path / "other run").mkdir()
+    (tmp_path / "other run" / SETTINGS).touch()
+    theirs = tmp_path / "other run" / ".0123456789abcdef.tmp"
+    theirs.touch()
     gone, kept = [tmp_path / "below/.0123456789abcdef.tmp", tmp_path / ".fedcba9876543210.tmp"], tmp_path / "x.tmp"
     for path in (*gone, kept):
         path.touch()
     remove_temporaries(tmp_path)
     assert not any(path.exists() for path in gone)
     assert kept.exists()
+    assert theirs.exists()
 
 
 def test_a_line_that_does_not_fit_the_disk_leaves_the_others(tmp_path: Path) -> None:

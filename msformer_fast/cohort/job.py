@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msformer_fast.cohort.journal import DONE, FAILED, Line
-from msformer_fast.cohort.memory import largest_size, predicted_bytes
+from msformer_fast.cohort.memory import image_bytes, largest_size, predicted_bytes
 from msformer_fast.errors import BackendError, DivergenceError, InputError, OutputError
-from msformer_fast.files import atomic, check_output_folder, reason
+from msformer_fast.files import atomic, check_output_folder, reason, show
 from msformer_fast.formats import ImageFile, open_image
 from msformer_fast.images import fit_size
 
@@ -95,7 +95,7 @@ def run_task(task: Task) -> Line:
     except (OutputError, BackendError):
         raise
     except (InputError, DivergenceError) as error:
-        return line | {"reason": " ".join(str(error).split())}
+        return line | {"reason": " ".join(str(error).removeprefix(f"{show(task.path)}: ").split())}
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or out_of_memory(error):
             return line | {"reason": "not enough memory; try fewer jobs, a smaller size or memory='lean'"}
@@ -157,7 +157,9 @@ def _fitted(file: ImageFile, task: Task) -> tuple[dict[str, Any], dict[str, Any]
 
     device = choose_device(settings.get("device"))
     known = settings | {"device": str(device)}
-    budget = min(task.budget, _free_on_gpu(device)) if device.type == "cuda" else task.budget
+    budget = task.budget
+    if device.type == "cuda" and image_bytes(*file.shape) <= budget:  # then the GPU's memory is what counts
+        budget = _free_on_gpu(device)
     needed = predicted_bytes(file.shape, network_size, known)
     if needed <= budget:
         return settings, {}

@@ -85,7 +85,8 @@ class Journal:
                 )
             _refuse_other_settings(folder, given)
             self.lines = _read(self._path)
-        remove_temporaries(folder)
+        if (folder / SETTINGS).exists():
+            remove_temporaries(folder)
         if not self.resumed:
             # The lines first: settings beside the lines of other settings would be a lie.
             self._path.unlink(missing_ok=True)
@@ -131,8 +132,9 @@ class Journal:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Delete the temporary files that killed processes left below the folder."""
-    for base, _, names in os.walk(folder):
+    """Delete the temporary files that killed processes left below the folder; other runs' folders are let be."""
+    for base, folders, names in os.walk(folder):
+        folders[:] = [each for each in folders if not os.path.exists(os.path.join(base, each, SETTINGS))]
         for name in names:
             if TEMPORARY.fullmatch(name):
                 with contextlib.suppress(OSError):

@@ -37,7 +37,7 @@ class _Terms(NamedTuple):
         patch: of the bytes of the patch embedding's weight: its gradient, copies.
         square: for each of C squared: weights folded, sums of the kernels' programs.
         fixed, each: strips; strips for each of C.
-        ring: of the bytes of a 4 C wide map, as far as :data:`_RING`: what the kernels make again of it.
+        ring: of the bytes of a 4 C wide map, as far as :data:`_RING`: the part of it that is made at a time.
     """
 
     channel: float
@@ -51,22 +51,22 @@ class _Terms(NamedTuple):
     ring: float = 0
 
 
-_RING = 25 * 10**6
+_RING = {"torch": 4.2e6, "triton": 25e6}
 # The two moments of which one is the peak, in the head (many clusters) and in a block (many channels). Fitted from
 # above to counts of tensors without data (msformer_fast.benchmarks.largest) at 65 to 1025 pixels, 8 to 130 channels and
-# clusters, 1 to 3 blocks, and 1 % more. "expression": the "torch" backend where it does not work in strips.
+# clusters, 1 to 3 blocks, and about 1 % more. "expression": the "torch" backend where it does not work in strips.
 _TERMS = {
     ("reference", "fast"): (
         _Terms(22.1, 13.8, 101, 41, 3.0, fixed=0.7e6),
         _Terms(17.6, 24.2, 101, 23, 0, square=1600),
     ),
     ("torch", "fast"): (
-        _Terms(12.1, 15.4, 39.0, 2, 1.2, square=560, fixed=9.8e6),
-        _Terms(0, 18.6, 36.7, 0, 1.7, fixed=11.3e6),
+        _Terms(14.3, 15.2, 36.6, 1, 0.25, each=145e3, ring=3.7),
+        _Terms(1.7, 19.1, 36.6, 18, 1.7, fixed=7.8e6, ring=2.1),
     ),
     ("torch", "lean"): (
-        _Terms(2.1, 18.7, 13.0, 0, 1.0, fixed=12.0e6, each=300e3),
-        _Terms(15.0, 14.4, 11.7, 19, 0.9, fixed=12.6e6, each=46e3),
+        _Terms(10.6, 16.4, 12.6, 16, 1.5, fixed=11.6e6, ring=1.2),
+        _Terms(16.6, 0, 11.8, 0, 1.07, ring=6.6),
     ),
     ("triton", "fast"): (
         _Terms(21.0, 2.5, 25.0, 40, 1.01, square=655, fixed=0.1e6),
@@ -89,12 +89,7 @@ _TERMS = {
 _EXPRESSIONS = "reference", "expression"
 # What windows across scales add: to a channel and a cluster of a pixel, whose norms are maps of their own, and to a
 # channel and a head of a token in every exchange.
-_WINDOW = {
-    "reference": (8, 7, 34, 250),
-    "torch": (8, 7, 34, 75),
-    "triton": (1, 6, 33, 10),
-    "expression": (8, 7, 34, 250),
-}
+_WINDOW = {"torch": (8, 7, 34, 75), "triton": (1, 6, 33, 10)} | dict.fromkeys(_EXPRESSIONS, (8, 7, 34, 250))
 # Widest network that the kernels take; a wider one runs as an expression.
 _KERNEL_CHANNELS, _KERNEL_CLUSTERS = 256, 1024
 
@@ -131,8 +126,7 @@ def step_bytes(
 
 def _step(height: int, width: int, settings: Mapping[str, Any]) -> int:
     given = settings.get
-    c, k, patch = given("channels", 100), given("clusters", 100), given("patch", 32)
-    depth = given("depth", 2)  # one number or (fine, coarse)
+    c, k, depth, patch = given("channels", 100), given("clusters", 100), given("depth", 2), given("patch", 32)
     fine_depth, coarse_depth = (depth, depth) if isinstance(depth, int) else depth
     exchanges = min(fine_depth, coarse_depth) if given("cross_scale", "none") == "window" else 0
     pixels, coarse = height * width, (height + 1) // 2 * ((width + 1) // 2)
@@ -147,7 +141,7 @@ def _step(height: int, width: int, settings: Mapping[str, Any]) -> int:
     def at(terms: _Terms) -> float:
         found = (terms.channel * c + terms.cluster * k) * pixels + (terms.block * c + terms.token) * tokens
         found += terms.patch * 4 * patch**2 * k * c + terms.square * c**2 + terms.each * c + terms.fixed
-        return found + terms.ring * min(16 * c * pixels, _RING)
+        return found + terms.ring * min(16 * c * pixels, _RING.get(mode[0], 0))
 
     above = max(at(terms) for terms in _TERMS[mode])
     if exchanges:
