@@ -240,17 +240,23 @@ def test_a_second_run_on_the_same_folder_is_refused(
     same_run(out, expected)
 
 
-def test_an_input_that_disappears_and_one_that_is_corrupt(tmp_path: Path) -> None:
+def test_an_input_that_disappears_is_corrupt_or_a_broken_link(tmp_path: Path) -> None:
     paths = write_images(tmp_path / "in", 5)
     paths[1].write_bytes(b"\x89PNG\r\n" + bytes(300))
+    (tmp_path / "in" / "x.png").symlink_to(tmp_path / "gone.png")
+    (tmp_path / "in" / "y.png").symlink_to(tmp_path / "in" / "y.png")
+    os.mkfifo(tmp_path / "in" / "z.png")
 
     def remove(line: Any, through: int, total: int) -> None:
         paths[4].unlink(missing_ok=True)
 
     summary = segment_cohort([tmp_path / "in"], tmp_path / "out", settings=SETTINGS, threads=1, report=remove)
-    assert [line["status"] for line in summary.lines] == ["done", "failed", "done", "done", "failed"]
+    assert [line["status"] for line in summary.lines] == ["done", "failed", "done", "done", *["failed"] * 4]
     assert "damaged or truncated PNG" in summary.lines[1]["reason"]
     assert "No such file" in summary.lines[4]["reason"]
+    assert "No such file" in summary.lines[5]["reason"]
+    assert "Too many levels of symbolic links" in summary.lines[6]["reason"]
+    assert "is not a file" in summary.lines[7]["reason"]
     assert all("\n" not in line["reason"] for line in summary.lines)
 
 

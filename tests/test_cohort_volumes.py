@@ -108,6 +108,13 @@ def test_slices_that_are_done_are_not_done_again(tmp_path: Path, monkeypatch: py
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def test_a_volume_that_the_memory_cannot_hold(tmp_path: Path) -> None:
+    path = write_nifti(tmp_path / "scan.nii")
+    line = run_task(Task(str(path), "scan", str(tmp_path), SETTINGS, budget=10**6))
+    assert line["status"] == "failed"
+    assert "5 x 44 x 52 pixels would take 0.1 GB of memory and 0.0 GB are there" in line["reason"]
+
+
 def test_axis_and_window(tmp_path: Path) -> None:
     path = write_nifti(tmp_path / "scan.nii")
     line = run_task(Task(str(path), "scan", str(tmp_path), SETTINGS, Options(axis=2, window=(450.0, 900.0))))

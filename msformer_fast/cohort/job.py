@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import traceback
@@ -29,6 +30,8 @@ ENDINGS += ("_mask.nii.gz", "_labels.nii.gz", "_mask.dcm")
 #: What is done about an image whose segmentation would take more memory than there is.
 TOO_LARGE = ("refuse", "resize")
 _GIGABYTE = 10**9
+# Bytes that each voxel of a volume waits in: as it is stored, mask and labels twice as they are put together.
+_VOXEL = 12
 
 
 @dataclass(frozen=True)
@@ -160,14 +163,15 @@ def _fitted(file: ImageFile, task: Task) -> tuple[dict[str, Any], dict[str, Any]
     budget = task.budget
     if device.type == "cuda" and image_bytes(*file.shape) <= budget:  # then the GPU's memory is what counts
         budget = _free_on_gpu(device)
-    needed = predicted_bytes(file.shape, network_size, known)
+    stack = _VOXEL * file.frames * math.prod(file.shape) if file.is_volume else 0
+    needed = predicted_bytes(file.shape, network_size, known) + stack
     if needed <= budget:
         return settings, {}
-    size = largest_size(file.shape, budget, known)
+    size = largest_size(file.shape, budget - stack, known)
     has = f"would take {needed / _GIGABYTE:.1f} GB of memory and {budget / _GIGABYTE:.1f} GB are there"
     if size is None or size >= max(network_size):
-        height, width = file.shape
-        raise InputError(f"{height} x {width} pixels {has}; try fewer jobs, or a smaller image")
+        what = " x ".join(map(str, (*((file.frames,) if file.is_volume else ()), *file.shape)))
+        raise InputError(f"{what} pixels {has}; try fewer jobs, or a smaller image")
     if task.options.too_large == "refuse":
         raise InputError(f"size {max(network_size)} {has}; size {size} fits, or fewer jobs, or memory='lean'")
     return settings | {"size": size}, {"resized": f"size {max(network_size)} {has}: done at size {size}"}
