@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import msformer_fast.cohort.run as run_module
+import msformer_fast.cohort.plan as plan_module
 from msformer_fast.cli import main
 from msformer_fast.cohort.job import Options, Task, run_task
 from msformer_fast.cohort.journal import SETTINGS as SETTINGS_FILE
@@ -237,16 +237,16 @@ def test_an_unforeseen_error_is_told_without_its_text(tmp_path: Path, monkeypatc
 
 def test_processes_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many as the GPUs' memory and the cores allow; one on a machine without."""
-    monkeypatch.setattr(run_module, "usable_cores", lambda: 16)
-    plan = run_module._Plan({"size": 257}, None, None, 10**11, 100)
+    monkeypatch.setattr(plan_module, "usable_cores", lambda: 16)
+    plan = plan_module.Plan({"size": 257}, None, None, 10**11, 100)
     assert plan.jobs == plan.with_gpus(()) == 1
     assert plan.with_gpus((80 * 10**9,)) == 4
     assert plan.with_gpus((80 * 10**9,) * 2) == 8
     assert plan.with_gpus((3 * 10**9,) * 2) == 2
-    monkeypatch.setattr(run_module, "usable_cores", lambda: 2)
+    monkeypatch.setattr(plan_module, "usable_cores", lambda: 2)
     assert plan.with_gpus((80 * 10**9,) * 2) == 2
-    assert run_module._Plan({"size": 257}, None, None, 10**11, 1).with_gpus((80 * 10**9,)) == 1
-    assert run_module._Plan({"size": 257}, 8, None, 10**11, 3).jobs == 3
+    assert plan_module.Plan({"size": 257}, None, None, 10**11, 1).with_gpus((80 * 10**9,)) == 1
+    assert plan_module.Plan({"size": 257}, 8, None, 10**11, 3).jobs == 3
 
 
 def test_options_are_checked() -> None:

@@ -14,7 +14,8 @@ from typing import Any
 
 from msformer_fast.cohort.job import ENDINGS, Options, Task, segment_file
 from msformer_fast.cohort.journal import FAILED, Line
-from msformer_fast.cohort.run import Summary, free_bytes, segment_cohort
+from msformer_fast.cohort.plan import free_bytes
+from msformer_fast.cohort.run import Summary, segment_cohort
 from msformer_fast.files import check_output_folder, show
 from msformer_fast.formats import open_image, stem
 from msformer_fast.options import progress, settings_of

@@ -20,20 +20,16 @@ from msformer_fast.cohort.index import Entry, index_page
 from msformer_fast.cohort.job import ENDINGS, PARTIAL, Options, Task, recorded_line, stamp, thumbnail_path
 from msformer_fast.cohort.journal import DONE, FAILED, SETTINGS, Journal, Line, locked
 from msformer_fast.cohort.listing import Found, find_images, output_names
-from msformer_fast.cohort.memory import available_bytes, network_bytes, process_bytes
+from msformer_fast.cohort.plan import Plan
 from msformer_fast.cohort.ray_engine import RayEngine
 from msformer_fast.cohort.workers import LocalEngine
 from msformer_fast.errors import InputError
 from msformer_fast.files import check_output_folder, plain, show, write_text
-from msformer_fast.process import usable_cores
 
 INDEX = "index.html"
 ENGINES = ("local", "ray")
 # Settings that leave the results alike: they may change from one part of a run to the next.
 _FREE = ("memory", "capture", "runs")
-# Of the memory that is there, so much is left to others.
-_LEFT = 0.1
-_MOST_IN_FLIGHT = 4
 # No image's outputs may be called as the run's own files are.
 _RESERVED = (SETTINGS.removesuffix(".json"),)
 
@@ -145,7 +141,7 @@ def segment_cohort(
         summary = Summary(ignored=listing.ignored, index=folder / INDEX)
         run = hashlib.sha256(json.dumps(plain(made_by), sort_keys=True).encode()).hexdigest()[:32]
         tasks = _tasks(listing.found, journal, folder, run, retry_failed, summary)
-        plan = _Plan(wanted, jobs, threads, max_memory, len(tasks))
+        plan = Plan(wanted, jobs, threads, max_memory, len(tasks))
         if engine == "ray":
             machine: Engine = RayEngine(ray_address, jobs, threads)
         else:
@@ -216,44 +212,6 @@ def _refuse_foreign(folder: Path, found: Sequence[Found], overwrite: bool) -> No
             if last + ending in there[base]:
                 taken = os.path.join(base, last + ending)
                 raise InputError(f"{show(taken)}: exists already; pass --overwrite or another output folder")
-
-
-def free_bytes() -> int:
-    """What a run may take of the memory that is there, so that others have some too."""
-    return int((1 - _LEFT) * available_bytes())
-
-
-class _Plan:
-    """How many processes, with how many threads and how much memory each."""
-
-    def __init__(
-        self, settings: Mapping[str, Any], jobs: int | None, threads: int | None, max_memory: int | None, tasks: int
-    ) -> None:
-        self.jobs = max(1, min(jobs or 1, tasks))
-        self.threads = threads
-        if threads is None and self.jobs > 1:
-            self.threads = max(1, usable_cores() // self.jobs)
-        whole = free_bytes() if max_memory is None else max_memory
-        self.budget = whole // self.jobs - process_bytes()
-        if self.budget <= 0:
-            raise InputError(
-                f"jobs: {self.jobs} processes in {whole / 1e9:.1f} GB leave none for images; try fewer jobs"
-            )
-        self._settings, self._tasks = settings, tasks
-
-    def with_gpus(self, free: tuple[int, ...]) -> int:
-        """Processes for GPUs with so much free memory: several share one, so that it is not idle while masks are chosen
-        and written."""
-        if not free:
-            return self.jobs
-        each = network_bytes(self._settings, "cuda") + _CONTEXT
-        fitting = int((1 - _LEFT) * min(free)) // each
-        in_flight = max(1, min(fitting, _MOST_IN_FLIGHT, usable_cores() // len(free)))
-        return min(len(free) * in_flight, max(1, self._tasks))
-
-
-# What a CUDA context and its libraries take of a GPU, for each process.
-_CONTEXT = 700 * 10**6
 
 
 def _page(folder: Path, lines: Sequence[Line], settings: Mapping[str, Any]) -> str:
