@@ -147,6 +147,10 @@ def test_a_worker_that_dies_is_replaced(undisturbed: tuple[Path, Path], tmp_path
     images, expected = undisturbed
     out = tmp_path / "out"
     process = start(images, "-o", out, "--threads", "1", "--jobs", "2")
+    while not workers(process.pid):
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(workers(process.pid)[0], signal.SIGKILL)  # before it is ready
     for count in (1, 6, 12):
         wait_for_lines(out, count, process)
         with contextlib.suppress(ProcessLookupError, IndexError):

@@ -111,7 +111,8 @@ def _conclude(summary: Summary, arguments: argparse.Namespace) -> int:
         f"{done} of {total} images done ({summary.made} now{rate}), {summary.doubtful} doubtful, "
         f"{len(failures)} failed, {summary.left} left"
     )
-    print(summary.index)
+    if summary.index.exists():
+        print(summary.index)
     if summary.interrupted:
         # What --overwrite began anew is to be gone on with, not begun once more.
         words = [word for word in arguments.words if word not in ("--overwrite", "--no-resume")]

@@ -114,6 +114,11 @@ class Journal:
             ) from error
         self.lines[line["source"]] = line
 
+    def discard(self) -> None:
+        """Leave the folder as if no run had begun in it."""
+        for name in (RESULTS, SETTINGS):
+            (self._folder / name).unlink(missing_ok=True)
+
     def compact(self, order: Sequence[str]) -> None:
         """One line an image, in the order given, then whatever else was there."""
         listed = set(order)

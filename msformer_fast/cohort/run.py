@@ -23,7 +23,7 @@ from msformer_fast.cohort.listing import Found, find_images, output_names
 from msformer_fast.cohort.plan import Plan
 from msformer_fast.cohort.ray_engine import RayEngine
 from msformer_fast.cohort.workers import LocalEngine
-from msformer_fast.errors import InputError
+from msformer_fast.errors import BackendError, DivergenceError, InputError, OutputError
 from msformer_fast.files import check_output_folder, plain, show, write_text
 
 INDEX = "index.html"
@@ -157,6 +157,10 @@ def segment_cohort(
                     summary.failed_now += line["status"] == FAILED
                     if report is not None:
                         report(line, summary.made + summary.failed_now, len(ready))
+        except (InputError, BackendError, DivergenceError) as error:
+            if not (journal.resumed or journal.lines or isinstance(error, OutputError)):
+                journal.discard()  # settings that nothing can be done with are none to go on with
+            raise
         finally:
             order = [each.path for each in listing.found]
             summary.lines = [journal.lines[path] for path in order if path in journal.lines]
@@ -165,9 +169,10 @@ def segment_cohort(
             # After a full disk, what can still be written is.
             with contextlib.suppress(OSError):  # if it is empty
                 (folder / PARTIAL).rmdir()
-            with contextlib.suppress(InputError):
-                journal.compact(order)
-                write_text(summary.index, _page(folder, summary.lines, made_by))
+            if journal.lines:
+                with contextlib.suppress(InputError):
+                    journal.compact(order)
+                    write_text(summary.index, _page(folder, summary.lines, made_by))
     summary.seconds = time.perf_counter() - started
     return summary
 

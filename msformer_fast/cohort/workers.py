@@ -68,7 +68,7 @@ class Worker:
         code = self._process.exitcode
         if code is not None and code < 0:
             name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
-            return f"was killed by {name}" + (", perhaps for its memory" if name == "SIGKILL" else "")
+            return f"ended by {name}" + (", perhaps for its memory," if name == "SIGKILL" else "")
         return f"ended with exit code {code}"
 
     def stop(self, *, now: bool = False) -> None:
@@ -102,7 +102,9 @@ class LocalEngine:
         self.jobs, self._threads, self._memory, self._plan = jobs, threads, memory, plan
         self._gpus: tuple[int, ...] = ()
         self._checked = False
+        self._unready = 0
         self._workers: list[Worker] = []
+        self._settings: Mapping[str, Any] = {}
         self._kill = threading.Event()
 
     def kill(self) -> None:
@@ -124,8 +126,8 @@ class LocalEngine:
             return
         again.append(first)
         # The first checks the settings with a step of its own; the others would do no more than repeat it.
-        self._workers = [Worker(self._threads, self._memory, first.settings)]
-        self._workers += [Worker(self._threads, self._memory, None) for _ in range(self.jobs - 1)]
+        self._settings = first.settings
+        self._workers = [self._worker(check=number == 0) for number in range(self.jobs)]
         try:
             while not self._kill.is_set():
                 self._hand_out(waiting, again, stop)
@@ -140,6 +142,9 @@ class LocalEngine:
         finally:
             for worker in self._workers:
                 worker.stop(now=worker.task is not None or worker.ready is None)
+
+    def _worker(self, *, check: bool = False) -> Worker:
+        return Worker(self._threads, self._memory, self._settings if check else None)
 
     def _hand_out(self, waiting: Iterator[Task], again: deque[Task], stop: threading.Event) -> None:
         if not self._checked:
@@ -166,7 +171,7 @@ class LocalEngine:
             if worker is self._workers[0] and not self._checked:
                 self._checked, self._gpus = True, value.gpus
                 more = 0 if self._plan is None else self._plan(value.gpus) - len(self._workers)
-                self._workers += [Worker(self._threads, self._memory, None) for _ in range(more)]
+                self._workers += [self._worker() for _ in range(more)]
             return None
         worker.task = None
         if kind == "line":
@@ -179,9 +184,11 @@ class LocalEngine:
         """Put another process in its place, and its task back, unless that has cost two processes."""
         task, cause = worker.task, worker.cause()
         worker.stop()
-        if worker.ready is None:
-            raise BackendError(f"jobs: a process {cause} before it was ready; is there memory enough for so many?")
-        self._workers[self._workers.index(worker)] = Worker(self._threads, self._memory, None)
+        self._unready += worker.ready is None
+        if self._unready > _ATTEMPTS:
+            raise BackendError(f"jobs: processes {cause} before they were ready; is there memory enough for so many?")
+        slot = self._workers.index(worker)
+        self._workers[slot] = self._worker(check=slot == 0 and not self._checked)
         if task is None:
             return None
         tried[task.path] = tried.get(task.path, 0) + 1
