@@ -6,15 +6,19 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from msformer_fast import phantom
+from msformer_fast.cohort.job import run_task
 from msformer_fast.cohort.journal import RESULTS
 from msformer_fast.images import write_png
+from msformer_fast.segmentation import check_settings
 
 #: A network so small that an image takes a tenth of a second.
 SETTINGS: dict[str, Any] = {
@@ -37,6 +41,24 @@ def write_images(folder: Path, count: int, *, height: int = 48, width: int = 60)
     for index, path in enumerate(paths):
         write_png(path, (phantom.lesion((height, width), seed=index)[0] * 255).astype(np.uint8))
     return paths
+
+
+class Inline:
+    """An engine that does its tasks in this process: what is not about processes need not wait for their start."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def run(self, tasks: Any, stop: threading.Event) -> Iterator[Any]:
+        for index, task in enumerate(tasks):
+            if index == 0:
+                check_settings(**task.settings)
+            if stop.is_set():
+                return
+            yield run_task(task)
+
+    def kill(self) -> None:
+        raise NotImplementedError
 
 
 def start(*words: str | Path, **how: Any) -> subprocess.Popen[str]:

@@ -28,6 +28,7 @@ from msformer_fast.errors import InputError, OutputError
 from .cohort_samples import (
     OPTIONS,
     SETTINGS,
+    Inline,
     children,
     finish,
     lines,
@@ -244,7 +245,8 @@ def test_a_second_run_on_the_same_folder_is_refused(
     same_run(out, expected)
 
 
-def test_an_input_that_disappears_is_corrupt_or_a_broken_link(tmp_path: Path) -> None:
+def test_an_input_that_disappears_is_corrupt_or_a_broken_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("msformer_fast.cohort.run.LocalEngine", Inline)
     paths = write_images(tmp_path / "in", 5)
     paths[1].write_bytes(b"\x89PNG\r\n" + bytes(300))
     (tmp_path / "in" / "x.png").symlink_to(tmp_path / "gone.png")
@@ -272,7 +274,8 @@ def test_a_read_only_folder(tmp_path: Path) -> None:
         segment_cohort([tmp_path / "in"], tmp_path / "out", settings=SETTINGS)
 
 
-def test_outputs_that_cannot_be_written_end_the_run(tmp_path: Path) -> None:
+def test_outputs_that_cannot_be_written_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("msformer_fast.cohort.run.LocalEngine", Inline)
     images = write_images(tmp_path / "in", 2)
     (tmp_path / "out" / "image001_labels.png").mkdir(parents=True)
     with pytest.raises(OutputError, match=r"image001_labels.png: cannot be written"):

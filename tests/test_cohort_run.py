@@ -18,7 +18,12 @@ from msformer_fast.cohort.journal import SETTINGS as SETTINGS_FILE
 from msformer_fast.cohort.run import segment_cohort
 from msformer_fast.errors import BackendError, InputError
 
-from .cohort_samples import OPTIONS, SETTINGS, finish, lines, pictures, same_run, start, write_images
+from .cohort_samples import OPTIONS, SETTINGS, Inline, finish, lines, pictures, same_run, start, write_images
+
+
+@pytest.fixture
+def inline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("msformer_fast.cohort.run.LocalEngine", Inline)
 
 
 def segment(images: Any, out: Path, *words: str) -> int:
@@ -53,7 +58,7 @@ def test_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads((out / SETTINGS_FILE).read_text())["channels"] == 6
 
 
-def test_one_stem_in_several_places(tmp_path: Path) -> None:
+def test_one_stem_in_several_places(inline: None, tmp_path: Path) -> None:
     (first,) = write_images(tmp_path / "in", 1)
     Image.open(first).save(tmp_path / "in" / "image000.bmp")
     write_images(tmp_path / "in" / "below", 1)
@@ -75,7 +80,7 @@ def test_one_stem_in_several_places(tmp_path: Path) -> None:
         os.fsdecode(b"\xff\xfe.png"),
     ],
 )
-def test_odd_names(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_odd_names(inline: None, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (path,) = write_images(tmp_path / "in", 1)
     try:
         path.rename(tmp_path / "in" / name)
@@ -92,7 +97,7 @@ def test_odd_names(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert len(lines(out)) == 2
 
 
-def test_going_on_does_only_what_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_going_on_does_only_what_is_left(inline: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = write_images(tmp_path / "in", 4)
     good = images[1].read_bytes()
     images[1].write_bytes(good[:500])
@@ -115,7 +120,7 @@ def test_going_on_does_only_what_is_left(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_changed_images_are_done_again_and_missing_ones_kept(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    inline: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = write_images(tmp_path / "in", 3)
     out = tmp_path / "out"
@@ -128,7 +133,7 @@ def test_changed_images_are_done_again_and_missing_ones_kept(
     assert len(lines(out)) == 3  # what is no longer there keeps its result
 
 
-def test_a_result_without_its_line_is_found(tmp_path: Path) -> None:
+def test_a_result_without_its_line_is_found(inline: None, tmp_path: Path) -> None:
     """As where a run is killed between the last file of an image and its line."""
     images = write_images(tmp_path / "in", 2)
     out = tmp_path / "out"
@@ -146,7 +151,7 @@ def test_a_result_without_its_line_is_found(tmp_path: Path) -> None:
     assert (out / "image000.json").stat().st_ino != before
 
 
-def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refusals(inline: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = write_images(tmp_path / "in", 2)
     out = tmp_path / "out"
     assert segment(images, out) == 0
@@ -185,7 +190,7 @@ def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "is the folder of the images too" in capsys.readouterr().err
 
 
-def test_overwriting_begins_anew(tmp_path: Path) -> None:
+def test_overwriting_begins_anew(inline: None, tmp_path: Path) -> None:
     images = write_images(tmp_path / "in", 2)
     out = tmp_path / "out"
     assert segment(images, out) == 0
@@ -194,7 +199,7 @@ def test_overwriting_begins_anew(tmp_path: Path) -> None:
     assert len(lines(out)) == 2
 
 
-def test_lists_and_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lists_and_patterns(inline: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_images(tmp_path / "in", 3)
     (tmp_path / "list.csv").write_text("image\nin/image002.png\nin/nothing.png\n")
     monkeypatch.chdir(tmp_path)
