@@ -39,7 +39,7 @@ def test_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert segment(tmp_path / "in", out) == 0
     captured = capsys.readouterr()
     assert "3 of 3 images done (3 now, " in captured.out
-    assert "1 files are no images" in captured.err
+    assert "left out: 1 file that cannot be an image" in captured.err
     assert "3 of 3 images, " in captured.err
     for path in images:
         assert segment(path, tmp_path / "alone") == 0
@@ -107,7 +107,7 @@ def test_going_on_does_only_what_is_left(inline: None, tmp_path: Path, capsys: p
     assert segment(tmp_path / "in", out) == 1
     err = capsys.readouterr().err
     assert "2 of 4 images are through, 2 to do" in err
-    assert "1 images failed before; --retry-failed" in err
+    assert "failed before and left alone: 1 image; --retry-failed" in err
     assert f"failed: {images[1]}: damaged" in err
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
 
@@ -128,7 +128,7 @@ def test_changed_images_are_done_again_and_missing_ones_kept(
     images[0].write_bytes(images[1].read_bytes())
     images[2].unlink()
     assert segment(images[:2], out) == 0
-    assert "1 images were changed since they were done" in capsys.readouterr().err
+    assert "done again: 1 image changed since" in capsys.readouterr().err
     assert (out / "image000_mask.png").read_bytes() == (out / "image001_mask.png").read_bytes()
     assert len(lines(out)) == 3  # what is no longer there keeps its result
 

@@ -242,13 +242,17 @@ def _entry(folder: Path, line: Line) -> Entry:
 
 def _tell_beginning(tell: Callable[[str], object], summary: Summary, journal: Journal, found: int, left: int) -> None:
     if summary.ignored:
-        tell(f"{summary.ignored} files are no images and are left out")
+        tell(f"left out: {_count(summary.ignored, 'file')} that cannot be an image")
     if journal.resumed:
         tell(f"going on with the run that is there: {found - left} of {found} images are through, {left} to do")
     if summary.changed:
-        tell(f"{summary.changed} images were changed since they were done, and are done again")
+        tell(f"done again: {_count(summary.changed, 'image')} changed since")
     if summary.kept_failures:
-        tell(f"{summary.kept_failures} images failed before; --retry-failed does them again")
+        tell(f"failed before and left alone: {_count(summary.kept_failures, 'image')}; --retry-failed does them again")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + "s" * (number != 1)
 
 
 @contextmanager
