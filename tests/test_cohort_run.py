@@ -16,6 +16,7 @@ from msformer_fast.cli import main
 from msformer_fast.cohort.job import Options, Task, run_task
 from msformer_fast.cohort.journal import SETTINGS as SETTINGS_FILE
 from msformer_fast.cohort.run import segment_cohort
+from msformer_fast.cohort.workers import LocalEngine
 from msformer_fast.errors import BackendError, InputError
 
 from .cohort_samples import OPTIONS, SETTINGS, Inline, finish, lines, pictures, same_run, start, write_images
@@ -248,10 +249,23 @@ def test_processes_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert plan.with_gpus((80 * 10**9,)) == 4
     assert plan.with_gpus((80 * 10**9,) * 2) == 8
     assert plan.with_gpus((3 * 10**9,) * 2) == 2
+    for device, expected in {"cpu": 1, "cuda": 4, "cuda:1": 1, "cuda:7": 1}.items():
+        named = plan_module.Plan({"size": 257, "device": device}, None, None, 10**11, 100)
+        assert named.with_gpus((80 * 10**9, 3 * 10**9)) == expected
     monkeypatch.setattr(plan_module, "usable_cores", lambda: 2)
     assert plan.with_gpus((80 * 10**9,) * 2) == 2
     assert plan_module.Plan({"size": 257}, None, None, 10**11, 1).with_gpus((80 * 10**9,)) == 1
     assert plan_module.Plan({"size": 257}, 8, None, 10**11, 3).jobs == 3
+
+
+def test_processes_take_gpus_in_turn() -> None:
+    engine = LocalEngine(4, 1)
+    task = Task("/x.png", "x", "/out", SETTINGS | {"device": None})
+    assert engine._on_device(task, 3) is task
+    engine._gpus = (1, 1)
+    assert [engine._on_device(task, slot).settings["device"] for slot in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
+    named = Task("/x.png", "x", "/out", SETTINGS)
+    assert engine._on_device(named, 1) is named
 
 
 def test_options_are_checked() -> None:

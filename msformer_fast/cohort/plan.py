@@ -42,7 +42,10 @@ class Plan:
     def with_gpus(self, free: tuple[int, ...]) -> int:
         """Processes for GPUs with so much free memory: several share one, so that it is not idle while masks are chosen
         and written."""
-        if not free:
+        device, _, number = str(self._settings.get("device") or "").partition(":")
+        if device == "cuda":  # one of them was named; without a number the first
+            free = free[int(number or 0) :][:1]
+        if not free or device not in ("", "cuda"):
             return self.jobs
         each = network_bytes(self._settings, "cuda") + _CONTEXT
         fitting = int((1 - _LEFT) * min(free)) // each

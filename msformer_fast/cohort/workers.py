@@ -30,7 +30,7 @@ _ERRORS: dict[str, type[Exception]] = {
 
 @dataclass(frozen=True)
 class Greeting:
-    """What a process says of itself once it is ready: free memory in bytes of each GPU."""
+    """What a process says of itself once it is ready: of the first, the free memory in bytes of each GPU."""
 
     gpus: tuple[int, ...]
 
@@ -241,10 +241,13 @@ def prepare(threads: int | None, memory: int | None, settings: Mapping[str, Any]
 
     keep_freed_memory()
     set_threads(threads)
-    gpus = tuple(torch.cuda.mem_get_info(each)[0] for each in range(torch.cuda.device_count()))
+    count = torch.cuda.device_count()
+    gpus: tuple[int, ...] = ()
     if settings is not None:
         check_settings(**settings)
-    if memory is not None and not gpus:
+        # By the first process alone: to ask takes some memory of each GPU for good.
+        gpus = tuple(torch.cuda.mem_get_info(each)[0] for each in range(count))
+    if memory is not None and count == 0:
         limit_memory(memory)
     return Greeting(gpus)
 
