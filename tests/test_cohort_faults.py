@@ -33,6 +33,7 @@ from .cohort_samples import (
     finish,
     lines,
     pictures,
+    runs,
     same_run,
     start,
     wait_for_lines,
@@ -61,51 +62,52 @@ def test_killed_at_random_moments(undisturbed: tuple[Path, Path], tmp_path: Path
     """Killed, worker or all, and gone on with, again and again: the same files, none half, none done twice."""
     images, expected = undisturbed
     rng = random.Random(SEED)
-    out = tmp_path / "out"
-    written: dict[
-        str, tuple[int, int]
-    ] = {}  # inode and time of each record: a record that is written again changes both
-    left = KILLS
-    while left:
-        process = start(images, "-o", out, "--threads", "1", "--jobs", str(rng.choice([1, 2])))
-        before = len(lines(out))
-        # A tenth is killed before anything is ready, the others about an image after something was done.
-        if rng.random() < 0.1:
-            time.sleep(rng.uniform(0, 2))
-        else:
-            wait_for_lines(out, before + 1, process)
-            time.sleep(rng.uniform(0, 0.15))
-        if process.poll() is not None:
-            break
-        one_worker = rng.random() < 0.2 and workers(process.pid)
-        victims = workers(process.pid)[:1] if one_worker else [process.pid]
-        orphans = [] if one_worker else children(process.pid)
-        for pid in victims:
-            os.kill(pid, signal.SIGKILL)
-        if one_worker:
-            wait_for_lines(out, len(lines(out)) + 1, process)
-            os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
-        left -= 1
-        _gone(orphans)
-        for path in out.rglob("*.json"):
-            found = path.stat().st_ino, path.stat().st_mtime_ns
-            assert written.setdefault(str(path), found) == found, f"{path} was done twice"
-    code, _, err = finish(start(images, "-o", out, "--threads", "1"))
-    assert code == 1, err  # for the corrupt image
-    assert KILLS - left >= min(KILLS, 20), f"only {KILLS - left} kills before the end"
-    for path, found in written.items():
-        assert (os.stat(path).st_ino, os.stat(path).st_mtime_ns) == found, f"{path} was done twice"
-    same_run(out, expected)
+    kills = 0
+    while kills < KILLS:  # a run that is through before is one that was killed too seldom: another one
+        out = tmp_path / f"killed from {kills}"
+        written: dict[str, tuple[int, int]] = {}
+        while kills < KILLS:
+            process = start(images, "-o", out, "--threads", "1", "--jobs", str(rng.choice([1, 2])))
+            killed = _kill(process, out, rng)
+            kills += killed
+            _written_once(out, written)
+            if not killed:
+                break
+        code, _, err = finish(start(images, "-o", out, "--threads", "1"))
+        assert code == 1, err  # for the corrupt image
+        _written_once(out, written)
+        same_run(out, expected)
 
 
-def _gone(pids: list[int]) -> None:
-    """Wait until orphans have died with their parent."""
-    end = time.monotonic() + 5
-    for pid in pids:
-        while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1][:3]:
-            assert time.monotonic() < end, "a worker outlived its parent"
-            time.sleep(0.01)
+def _kill(process: subprocess.Popen[str], out: Path, rng: random.Random) -> bool:
+    """Kill a run, in a fifth of the cases a worker of it before; ``False`` if it was through before that."""
+    before = len(lines(out))
+    # A tenth is killed before anything is ready, the others about an image after something was done.
+    if rng.random() < 0.1:
+        time.sleep(rng.uniform(0, 2))
+    else:
+        wait_for_lines(out, before + 1, process)
+        time.sleep(rng.uniform(0, 0.15))
+    if rng.random() < 0.2:
+        for pid in workers(process.pid)[:1]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        wait_for_lines(out, len(lines(out)) + 1, process)
+    alive, orphans = process.poll() is None, children(process.pid)
+    process.kill()
+    process.communicate()
+    end = time.monotonic() + 30
+    while any(map(runs, orphans)):
+        assert time.monotonic() < end, "a worker outlived its run"
+        time.sleep(0.01)
+    return alive
+
+
+def _written_once(out: Path, written: dict[str, tuple[int, int]]) -> None:
+    """A record that is written again has another inode and time."""
+    for path in out.rglob("*.json"):
+        found = path.stat().st_ino, path.stat().st_mtime_ns
+        assert written.setdefault(str(path), found) == found, f"{path} was done twice"
 
 
 @linux

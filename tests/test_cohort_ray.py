@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -46,10 +47,12 @@ def test_the_same_results_with_a_worker_killed(cluster: object, tmp_path: Path) 
     killed = []
 
     def kill(line: object, through: int, total: int) -> None:
-        busy = _busy()
-        if through in (2, 5) and busy:
-            os.kill(busy[0], signal.SIGKILL)
-            killed.append(busy[0])
+        end = time.monotonic() + 20
+        while through in (2, 5) and time.monotonic() < end:
+            for pid in _busy()[:1]:
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+                return
 
     out = tmp_path / "ray"
     summary = segment_cohort([tmp_path / "in"], out, settings=SETTINGS, engine="ray", report=kill)
