@@ -134,6 +134,19 @@ def test_changed_images_are_done_again_and_missing_ones_kept(
     assert len(lines(out)) == 3  # what is no longer there keeps its result
 
 
+def test_outputs_that_were_deleted_are_made_again(inline: None, tmp_path: Path) -> None:
+    images = write_images(tmp_path / "in", 2)
+    out = tmp_path / "out"
+    assert segment(images, out) == 0
+    kept = (out / "image001.json").stat().st_ino
+    for path in out.glob("image000*"):
+        path.unlink()
+    assert segment(images, out) == 0
+    assert (out / "image000_mask.png").exists()
+    assert (out / "image001.json").stat().st_ino == kept
+    assert len(lines(out)) == 2
+
+
 def test_a_result_without_its_line_is_found(inline: None, tmp_path: Path) -> None:
     """As where a run is killed between the last file of an image and its line."""
     images = write_images(tmp_path / "in", 2)

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from msformer_fast import __version__
 from msformer_fast.cohort.index import Entry, index_page
-from msformer_fast.cohort.job import ENDINGS, PARTIAL, Options, Task, recorded_line, stamp, thumbnail_path
+from msformer_fast.cohort.job import ENDINGS, PARTIAL, Options, Task, record_path, recorded_line, stamp, thumbnail_path
 from msformer_fast.cohort.journal import DONE, FAILED, SETTINGS, Journal, Line, locked
 from msformer_fast.cohort.listing import Found, find_images, output_names
 from msformer_fast.cohort.plan import Plan
@@ -51,7 +51,7 @@ class Summary:
         made: how many images were done by this call; ``failed_now`` how many failed in it.
         left: images that are neither done nor failed, because the run was interrupted.
         ignored: files in the folders that are no images.
-        changed: images that were done before and have been changed since; they were done again.
+        changed: images that were done before and changed since, or whose outputs are gone; they were done again.
         kept_failures: images that had failed before and were left alone.
         interrupted: stopped by Ctrl-C or a signal.
         index: the page to look at.
@@ -187,9 +187,9 @@ def _tasks(
     for each, name in zip(found, names, strict=True):
         line = journal.lines.get(each.path)
         if line is not None and line["status"] == DONE:
-            if all(line.get(key) == value for key, value in stamp(each.path).items()):
-                continue
-            if stamp(each.path)["bytes"] is None:  # gone since: its result stays
+            now = stamp(each.path)
+            same = all(line.get(key) == value for key, value in now.items())
+            if now["bytes"] is None or (same and record_path(folder, name).exists()):  # a missing image's result stays
                 continue
             summary.changed += 1
         elif line is not None and not retry_failed:
@@ -246,7 +246,7 @@ def _tell_beginning(tell: Callable[[str], object], summary: Summary, journal: Jo
     if journal.resumed:
         tell(f"going on with the run that is there: {found - left} of {found} images are through, {left} to do")
     if summary.changed:
-        tell(f"done again: {_count(summary.changed, 'image')} changed since")
+        tell(f"done again: {_count(summary.changed, 'image')} changed since, or its outputs gone")
     if summary.kept_failures:
         tell(f"failed before and left alone: {_count(summary.kept_failures, 'image')}; --retry-failed does them again")
 
