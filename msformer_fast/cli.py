@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import errno
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 from msformer_fast import __version__
 from msformer_fast.benchmarks.options import add_arguments
 from msformer_fast.cohort.options import add_cohort_arguments
-from msformer_fast.errors import BackendError, DivergenceError, InputError
+from msformer_fast.errors import BackendError, DivergenceError, InputError, out_of_memory
 from msformer_fast.options import add_output, add_settings, run_one, settings_of
 
 
@@ -35,8 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DivergenceError as error:
         return _fail(error, 1)
     except (MemoryError, RuntimeError) as error:
-        # Not any "memory": an illegal access of a kernel is another matter, and must be seen as it is.
-        if not isinstance(error, MemoryError) and not re.search("out of memory|allocate memory", str(error)):
+        if not out_of_memory(error):
             raise
         return _fail("not enough memory for this size; try a smaller --size or --channels", 2)
     except OSError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import stat
 import warnings
 from collections.abc import Callable
 from typing import IO, Any
@@ -13,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from msformer_fast.bounded_file import BoundedFile
+from msformer_fast.bounded_file import open_regular
 from msformer_fast.errors import InputError
-from msformer_fast.files import PathLike, reason, show
+from msformer_fast.files import PathLike, show
 
 Array = NDArray[Any]
 
@@ -44,18 +43,10 @@ _TURNS: dict[int, Callable[[Array], Array]] = {  # EXIF orientation: what sets t
 def decode(path: PathLike, max_pixels: int, least: int) -> tuple[Array, bool]:
     """The samples of a file, (H, W) or (H, W, 3), upright, as stored; and whether they came through a palette."""
     name = show(path)
-    try:
-        regular = stat.S_ISREG(os.stat(path).st_mode)
-        file = BoundedFile(path) if regular else None
-    except (OSError, ValueError) as exc:
-        raise InputError(f"{name}: cannot be read ({reason(exc)}); give the path of a {FORMATS} file") from exc
-    if file is None:
-        raise InputError(f"{name}: is not a file (a folder or a device); give the path of one {FORMATS} file")
+    file = open_regular(path, FORMATS)
     with file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of large pictures; those too large are refused below
         head = file.read(8)
-        if not head:
-            raise InputError(f"{name}: the file is empty; give a {FORMATS} file")
         kind = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
         if kind is None:
             raise InputError(f"{name}: the content is not an image of a supported format; accepted are {FORMATS}")

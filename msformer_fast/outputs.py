@@ -42,7 +42,7 @@ def save_segmentation(
     folder: Path,
     *,
     name: str | None = None,
-    pixels: NDArray[np.float32] | None = None,
+    picture: NDArray[np.uint8] | None = None,
     more: Mapping[str, Any] | None = None,
 ) -> list[Path]:
     """Write the mask (0 / 255), the indexed label map, the overlay and the record (JSON) of one image.
@@ -52,17 +52,17 @@ def save_segmentation(
         source: the image; its stem names the outputs.
         folder: exists and can be written to.
         name: names the outputs instead.
-        pixels: (H, W, C), the image where it has been read already.
+        picture: (H, W, 3), the overlay where it has been drawn already.
         more: for the record.
 
     Returns:
         The four paths, each written to a temporary name first, then renamed.
     """
     source = Path(source)
-    mask, labels, picture, record = paths = output_paths(folder, source.stem if name is None else name)
+    mask, labels, drawn, record = paths = output_paths(folder, source.stem if name is None else name)
     write_png(mask, result.mask)
     write_labels(labels, result.labels)
-    write_png(picture, overlay(as_image(source) if pixels is None else pixels, result.mask))
+    write_png(drawn, overlay(as_image(source), result.mask) if picture is None else picture)
     write_json(record, {"image": source.name, **result.as_dict(), **(more or {})})
     return paths
 

@@ -13,7 +13,6 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from msformer_fast import decode
 from msformer_fast.errors import InputError
 from msformer_fast.images import read_image
 
@@ -191,7 +190,7 @@ def test_no_permission(tmp_path, monkeypatch):
         def denied(*_: object) -> None:
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr(decode, "BoundedFile", denied)
+        monkeypatch.setattr("msformer_fast.bounded_file.BoundedFile", denied)
     refused(read_image, path, match=r"a\.png: cannot be read \(Permission denied\)")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from msformer_fast.cohort.journal import DONE, FAILED, Line
 from msformer_fast.cohort.memory import image_bytes, largest_size, predicted_bytes
-from msformer_fast.errors import BackendError, DivergenceError, InputError, OutputError
+from msformer_fast.errors import BackendError, DivergenceError, InputError, OutputError, out_of_memory
 from msformer_fast.files import atomic, check_output_folder, reason, show
 from msformer_fast.formats import ImageFile, open_image
 from msformer_fast.images import fit_size
@@ -91,7 +90,7 @@ def run_task(task: Task) -> Line:
         OutputError: an output cannot be written, which no other image would be spared.
         BackendError: likewise.
     """
-    line: Line = {"source": task.path, "output": task.name, "status": FAILED, **stamp(task.path)}
+    line = unfinished(task)
     try:
         _, result = segment_file(task, line)
         return result
@@ -100,16 +99,16 @@ def run_task(task: Task) -> Line:
     except (InputError, DivergenceError) as error:
         return line | {"reason": " ".join(str(error).removeprefix(f"{show(task.path)}: ").split())}
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError) or out_of_memory(error):
+        if out_of_memory(error):
             return line | {"reason": "not enough memory; try fewer jobs, a smaller size or memory='lean'"}
         return line | {"reason": _place(error)}
     except Exception as error:
         return line | {"reason": _place(error)}
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error of PyTorch's says so. Not any "memory": an illegal access of a kernel is another matter."""
-    return re.search("out of memory|allocate memory", str(error)) is not None
+def unfinished(task: Task) -> Line:
+    """What the line of an image begins with: failed, until it is done."""
+    return {"source": task.path, "output": task.name, "status": FAILED, **stamp(task.path)}
 
 
 def stamp(path: str) -> dict[str, int | None]:
@@ -212,9 +211,10 @@ def _write_image(
     paths = []
     if task.options.dicom_seg:
         paths.append(write_dicom_seg(file, result.mask[None], target / f"{name}_mask.dcm", task.options))
+    picture = overlay(pixels, result.mask)
     if task.run is not None:
-        write_thumbnail(task, overlay(pixels, result.mask))
-    paths += save_segmentation(result, task.path, target, name=name, pixels=pixels, more=of_run(task, line))
+        write_thumbnail(task, picture)
+    paths += save_segmentation(result, task.path, target, name=name, picture=picture, more=of_run(task, line))
     return paths, line
 
 

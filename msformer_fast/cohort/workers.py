@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from msformer_fast.cohort.job import Task, run_task, stamp
-from msformer_fast.cohort.journal import FAILED, Line
+from msformer_fast.cohort.job import Task, run_task, unfinished
+from msformer_fast.cohort.journal import Line
 from msformer_fast.errors import BackendError, DivergenceError, InputError, OutputError
 
 # A task whose process died is tried this often: the process may have been killed for no fault of the image's.
@@ -200,13 +200,7 @@ class LocalEngine:
 
 def died(task: Task, why: str) -> Line:
     """The line of an image that costs every process that tries it."""
-    return {
-        "source": task.path,
-        "output": task.name,
-        "status": FAILED,
-        **stamp(task.path),
-        "reason": f"{why}, {_ATTEMPTS} times",
-    }
+    return unfinished(task) | {"reason": f"{why}, {_ATTEMPTS} times"}
 
 
 def _serve(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-import stat
 from pathlib import Path
 
+from msformer_fast.bounded_file import open_regular
 from msformer_fast.errors import InputError
-from msformer_fast.files import PathLike, reason, show
+from msformer_fast.files import PathLike
 from msformer_fast.formats.image_file import ImageFile
 
 __all__ = ["IMAGE_SUFFIXES", "ImageFile", "is_image_file", "open_image", "stem"]
@@ -49,16 +49,8 @@ def open_image(
         raise InputError(f"axis: got {axis!r}; accepted are 0, 1 and 2")
     if window is not None and not (math.isfinite(window[0]) and math.isfinite(window[1]) and window[1] > 0):
         raise InputError(f"window: got {window[0]:g}, {window[1]:g}; accepted are a centre and a width above 0")
-    name = show(path)
-    try:
-        regular = stat.S_ISREG(os.stat(path).st_mode)
-        head = _head(path) if regular else b""
-    except (OSError, ValueError) as exc:
-        raise InputError(f"{name}: cannot be read ({reason(exc)}); give the path of a {_FORMATS} file") from exc
-    if not regular:
-        raise InputError(f"{name}: is not a file (a folder or a device); give the path of one {_FORMATS} file")
-    if not head:
-        raise InputError(f"{name}: the file is empty; give a {_FORMATS} file")
+    with open_regular(path, _FORMATS) as file:
+        head = file.read(_MARK + 4)
     path = Path(os.fsdecode(path))
     lower = path.name.lower()
     if lower.endswith(_NIFTI_SUFFIXES):
@@ -82,8 +74,9 @@ def is_image_file(path: Path) -> bool:
     if path.name.lower().endswith(IMAGE_SUFFIXES):
         return True
     try:
-        return stat.S_ISREG(os.stat(path).st_mode) and _is_dicom(_head(path))  # opening a pipe would wait for ever
-    except (OSError, ValueError):
+        with open_regular(path, _FORMATS) as file:
+            return _is_dicom(file.read(_MARK + 4))
+    except InputError:
         return False
 
 
@@ -94,11 +87,6 @@ def stem(path: PathLike) -> str:
         return name[: -len(".nii.gz")] or name
     root, suffix = os.path.splitext(name)
     return name if suffix[1:].isdigit() else root
-
-
-def _head(path: PathLike) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(_MARK + 4)
 
 
 def _is_dicom(head: bytes) -> bool:
