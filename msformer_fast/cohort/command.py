@@ -57,8 +57,10 @@ def _one(arguments: argparse.Namespace, options: Options) -> int:
     folder = check_output_folder(arguments.output or ".")
     if not arguments.overwrite:
         refuse_existing([folder / (name + ending) for ending in ENDINGS])
+    budget = _max_memory(arguments)
+    budget = free_bytes() if budget is None else budget
     with progress(arguments, source.name) as callback:
-        task = Task(str(source), name, str(folder), settings_of(arguments), options, _budget(arguments))
+        task = Task(str(source), name, str(folder), settings_of(arguments), options, budget)
         paths, line = segment_file(task, callback=callback)
     for path in paths:
         print(path)
@@ -67,9 +69,9 @@ def _one(arguments: argparse.Namespace, options: Options) -> int:
     return 0
 
 
-def _budget(arguments: argparse.Namespace) -> int:
-    """Bytes for one image, in this process."""
-    return free_bytes() if arguments.max_memory is None else int(arguments.max_memory * 10**9)
+def _max_memory(arguments: argparse.Namespace) -> int | None:
+    """In bytes."""
+    return None if arguments.max_memory is None else int(arguments.max_memory * 10**9)
 
 
 def _many(arguments: argparse.Namespace, options: Options) -> int:
@@ -89,7 +91,7 @@ def _many(arguments: argparse.Namespace, options: Options) -> int:
             overwrite=arguments.overwrite,
             jobs=arguments.jobs,
             threads=arguments.threads,
-            max_memory=None if arguments.max_memory is None else int(arguments.max_memory * 10**9),
+            max_memory=_max_memory(arguments),
             engine=arguments.engine,
             ray_address=arguments.ray_address,
             report=report,

@@ -9,7 +9,8 @@ from typing import Any
 
 from msformer_fast.cohort.job import Task, run_task
 from msformer_fast.cohort.journal import Line
-from msformer_fast.cohort.memory import available_bytes, network_bytes, process_bytes
+from msformer_fast.cohort.memory import network_bytes, process_bytes
+from msformer_fast.cohort.plan import free_bytes
 from msformer_fast.cohort.workers import died, prepare
 from msformer_fast.errors import BackendError, DivergenceError, InputError, OutputError
 
@@ -61,7 +62,7 @@ class RayEngine:
             check = ray.remote(_check).options(**options)
             self._fetch(check.remote(self._threads, dict(first.settings)))
             work = ray.remote(_work).options(**options)
-            slots = self._slots(options)
+            slots = _slots(options, ray.cluster_resources())
             next_task: Task | None = first
             while not self._kill.is_set():
                 while next_task is not None and len(pending) < slots + _AHEAD and not stop.is_set():
@@ -107,13 +108,6 @@ class RayEngine:
                 )
         return options
 
-    def _slots(self, options: dict[str, Any]) -> int:
-        cluster = self._ray.cluster_resources()
-        limits = [cluster.get("CPU", 1) // options["num_cpus"], cluster.get("memory", 0) // options["memory"]]
-        if options["num_gpus"]:
-            limits.append(cluster.get("GPU", 0) // options["num_gpus"])
-        return max(1, int(min(limits)))
-
     def _fetch(self, reference: Any) -> Any:
         """The result; an error of ours as itself, not as Ray wraps it."""
         try:
@@ -125,6 +119,12 @@ class RayEngine:
             raise
 
 
+def _slots(options: dict[str, Any], cluster: dict[str, float]) -> int:
+    """How many tasks that reserve so much run at once."""
+    reserved = {"CPU": options["num_cpus"], "memory": options["memory"], "GPU": options["num_gpus"]}
+    return max(1, int(min(cluster.get(name, 0) // each for name, each in reserved.items() if each)))
+
+
 def _check(threads: int, settings: dict[str, Any]) -> None:
     prepare(threads, None, settings)
 
@@ -133,4 +133,4 @@ def _work(threads: int, task: Task) -> Line:
     from msformer_fast.process import set_threads
 
     set_threads(threads)
-    return run_task(replace(task, budget=int(0.9 * available_bytes())))
+    return run_task(replace(task, budget=free_bytes()))
