@@ -12,11 +12,12 @@ import triton.language as tl
 from torch import Tensor
 
 from msformer_fast.dtypes import sum_dtype
-from msformer_fast.kernels.launch import accumulator, padded, processors_of
+from msformer_fast.kernels.launch import accumulator, compile_options, padded, processors_of
 
 SIZES = ("B", "H", "W", "slots")  # never specialised: a new size runs the code of the old one
-BLOCK_N, BLOCK_K, WARPS = 32, 64, 8  # the most pixels and channels of a block
-MERGE = dict(BLOCK_S=128, BLOCK_K=16, num_warps=4)
+BLOCK_N, BLOCK_K = 32, 64  # the most pixels and channels of a block
+MOMENTS = compile_options(num_warps=8)
+MERGE = dict(BLOCK_S=128, BLOCK_K=16, **compile_options(num_warps=4))
 
 
 @triton.jit
@@ -169,7 +170,7 @@ def batch_statistics(logits: Tensor) -> tuple[Tensor, Tensor]:
         BLOCK_N=BLOCK_N,
         BLOCK_K=block_k,
         ACC=acc,
-        num_warps=WARPS,
+        **MOMENTS,
     )
     merge_moments(parts, mean, var)
     return mean, var

@@ -26,7 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from msformer_fast.dtypes import label_dtype, sum_dtype
-from msformer_fast.kernels.launch import accumulator, target_of
+from msformer_fast.kernels.launch import accumulator, compile_options, target_of
 from msformer_fast.kernels.pixel_rows import Rows, clusters_last
 
 MAX_CLUSTERS = 1024
@@ -206,14 +206,15 @@ def launch_settings(
     """
     block_k = triton.next_power_of_2(K)
     if part == "finish":
-        return dict(BLOCK_K=block_k, BLOCK=4096, num_warps=8, num_stages=1)
+        return dict(BLOCK_K=block_k, BLOCK=4096, **compile_options(num_warps=8))
     if K > MAX_CLUSTERS:
         raise ValueError(f"clustering_loss: the kernels take at most {MAX_CLUSTERS} clusters, got {K}")
     # Where pixels are neighbours, whole cache lines of them. The gradient holds more for each logit: fewer a thread.
     block_p = min(max(4096 // block_k, 128 // dtype.itemsize if pixels_inner else 1), 16384 // block_k, 1024)
     threads = block_p * block_k // (32 if part == "loss" else 16)
     lanes = 64 if (target or "").startswith("gfx") else 32
-    return dict(BLOCK_P=block_p, BLOCK_K=block_k, num_warps=min(max(threads // lanes, 1), 512 // lanes), num_stages=1)
+    warps = min(max(threads // lanes, 1), 512 // lanes)
+    return dict(BLOCK_P=block_p, BLOCK_K=block_k, **compile_options(warps))
 
 
 def clustering_loss_forward(

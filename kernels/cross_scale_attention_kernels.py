@@ -145,10 +145,12 @@ def turns(COUNT: tl.constexpr, heads):
 
 @triton.jit
 def scores(b_qk, b_bias, code, key_code, factor, b_seam, BIAS: tl.constexpr, SOFT: tl.constexpr):
-    """Scores (m, n) from q k^T, minus infinity where the query does not see the key. factor, b_seam: in base 2, too."""
-    b_s = b_qk * factor
-    if BIAS:
-        b_s += b_bias
+    """Scores (m, n) from q k^T, minus infinity where the query does not see the key. factor, b_seam: in base 2, too.
+
+    Every kernel must have the same bits, or lse does not fit what a backward computes again. The fma is written out,
+    for the compiler's choice of which product goes into which sum differs from kernel to kernel.
+    """
+    b_s = tl.fma(b_qk, factor, b_bias if BIAS else tl.zeros_like(b_qk))
     m_same = code[:, None] == key_code[None, :]
     if SOFT:
         b_s = tl.where(m_same, b_s, b_s + b_seam)

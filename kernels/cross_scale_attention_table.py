@@ -14,6 +14,7 @@ from msformer_fast.kernels.launch import (
     Row,
     accumulator,
     choose,
+    compile_options,
     padded,
     processors_of,
     product_kind,
@@ -33,10 +34,15 @@ NEVER = 2**30  # rolled row past which nothing is, where there is no seam
 # of "large". "fused" gives all gradients; where it has no row, the kernels of the other parts do.
 # Found by compiling ahead of time: no spill. Nobody has timed them.
 TABLE: dict[tuple[str, str, str], dict[tuple[str, int], Row]] = {
-    ("forward", "ieee", "small"): {("", 32): (64, 64, 8), ("", 64): (32, 32, 4), ("", 128): (16, 32, 4)},
+    ("forward", "ieee", "small"): {
+        ("", 32): (64, 64, 8),
+        ("", 64): (32, 32, 4),
+        ("sm_90", 64): (32, 16, 4),
+        ("", 128): (16, 32, 4),
+    },
     ("forward", "tf32", "small"): {("", 32): (64, 64, 4), ("", 64): (64, 32, 4), ("", 128): (32, 32, 4)},
-    ("forward", "half", "small"): {("", 64): (64, 64, 4), ("", 128): (32, 32, 4)},
-    ("forward", "ieee", "large"): {("", 64): (32, 32, 4), ("", 128): (16, 32, 4)},
+    ("forward", "half", "small"): {("", 64): (64, 64, 4), ("sm_90", 64): (64, 64, 8), ("", 128): (32, 32, 4)},
+    ("forward", "ieee", "large"): {("", 64): (32, 32, 4), ("sm_90", 64): (32, 16, 4), ("", 128): (16, 32, 4)},
     ("forward", "tf32", "large"): {("sm_90", 16): (64, 32, 8), ("", 64): (64, 32, 4), ("", 128): (32, 32, 4)},
     ("forward", "half", "large"): {
         ("sm_80", 16): (64, 32, 4),
@@ -53,7 +59,7 @@ TABLE: dict[tuple[str, str, str], dict[tuple[str, int], Row]] = {
     },
     ("query", "ieee", "small"): {
         ("", 32): (32, 64, 8),
-        ("sm_90", 32): (32, 64, 8),
+        ("sm_90", 32): (16, 64, 8),
         ("", 64): (16, 64, 8),
         ("sm_80", 64): (16, 64, 8),
         ("sm_90", 64): (32, 32, 8),
@@ -101,9 +107,10 @@ TABLE: dict[tuple[str, str, str], dict[tuple[str, int], Row]] = {
         ("gfx942", 32): (32, 32, 4),
         ("sm_86 sm_89", 32): (16, 32, 4),
         ("sm_80", 32): (16, 16, 4),
-        ("sm_90", 32): (32, 32, 8),
+        ("sm_90", 16): (32, 32, 8),
+        ("sm_90", 32): (16, 32, 4),
         ("", 64): (16, 16, 4),
-        ("sm_90", 64): (16, 16, 4),
+        ("sm_90", 64): (16, 16, 8),
         ("gfx942", 64): (16, 32, 4),
         ("", 128): (16, 16, 4),
         ("sm_90", 128): (16, 16, 8),
@@ -121,8 +128,8 @@ TABLE: dict[tuple[str, str, str], dict[tuple[str, int], Row]] = {
 # Few large tiles of many windows: what a program costs in the interpreter is its operations, whatever their size.
 # Smaller where partial sums are stored in whole tiles, which others add up.
 INTERPRETER = {"forward": (256, 256, 4), "key": (256, 256, 4), "": (64, 64, 4)}
-EXPAND = dict(num_warps=8, num_stages=1)
-TABLE_GRADIENT = dict(BLOCK_A=64, BLOCK=16, num_warps=4, num_stages=1)
+EXPAND = compile_options(num_warps=8)
+TABLE_GRADIENT = dict(BLOCK_A=64, BLOCK=16, **compile_options(num_warps=4))
 
 
 class Tile(NamedTuple):
@@ -139,7 +146,7 @@ class Tile(NamedTuple):
 
     @property
     def settings(self) -> dict[str, int]:
-        return {**self._asdict(), "num_stages": 1}
+        return {**self._asdict(), **compile_options(self.num_warps)}
 
 
 def tile_of(

@@ -229,6 +229,7 @@ def efficient_attention_backward(
             grad_context,
             wv,
             wr,
+            total,
             gathered,
             dfolded,
             dcontexts,
@@ -248,7 +249,6 @@ def efficient_attention_backward(
             wq,
             bq,
             peak,
-            total,
             folded,
             dG,
             balance,
@@ -272,7 +272,7 @@ def efficient_attention_backward(
         settings, programs, chunks = call.launch("keys")
         key_slots, dwks = B * programs, new(B * programs, CK, C)
         backward.key_gradients_kernel[key_slots, chunks](
-            x, gamma, beta, wk, peak, total, dG, balance, dwks, N, programs, CK, **call.passes, **settings
+            x, gamma, beta, wk, peak, dG, balance, dwks, N, programs, CK, **call.passes, **settings
         )
     gradients = _empty_like(parameters)
     bn_gradients, sums = _empty_like(batch_norm[:2]), new(2, C) if batch_norm else None

@@ -5,13 +5,17 @@ With g the gradient of y, and per head:
     dcontext += dM Wr    dWr = dM^T context    dG = dcontext Wv    dWv = dcontext^T G    dbv: sums of dcontext
     dp = n dG^T    keys: dk = p (dp - r), r = sum over c of G dG, known without a pass; no gradient for their bias
     dn = dz Wq + dk Wk + p dG    dWq = dz^T n    dWk = dk^T n    dx = g + LayerNorm's gradient of dn
+The keys' softmax is p = e / s, with e = exp(k - maximum) and s its sum over the tokens. float16 may hold neither p, of
+size 1 / N, nor dG, of size N g: s divides dG and r once, before the passes that read them, which need e alone:
+    dk = e (n (dG / s)^T - r / s)    p dG = e (dG / s)
 Thanks to maximum and sum of the queries' softmax and delta, which the first kernel writes for every token and head, the
 third takes any block of key channels by itself. (Not to their logsumexp, whose rounding shows where queries are large.)
 With a batch norm in front, dx is the gradient of the normed map until the last kernel takes out the means over all
 tokens, whose sums come with dx.
 
 Further arguments that kernels share:
-    p_dy (B, N, C): g    p_stats (B, heads, 3, N): maximum, sum, delta    p_dG (B, CK, C)    p_balance (B, CK): r
+    p_dy (B, N, C): g    p_stats (B, heads, 3, N): maximum, sum, delta
+    p_dG (B, CK, C): dG / s    p_balance (B, CK): r / s
     BLOCK_J: channels that products with g take at a time, or columns of a sum    BLOCK_S: slots at once
 """
 
@@ -156,7 +160,6 @@ def token_gradients_kernel(
     p_wq,
     p_bq,
     p_max,
-    p_sum,
     p_folded,
     p_dG,
     p_balance,
@@ -197,7 +200,7 @@ def token_gradients_kernel(
     o_image = image * N * C
     p_x, p_dy, p_dx = p_x + o_image, p_dy + o_image, p_dx + o_image
     p_folded, p_dG = p_folded + image * CK * C, p_dG + image * CK * C
-    p_max, p_sum, p_balance = p_max + image * CK, p_sum + image * CK, p_balance + image * CK
+    p_max, p_balance = p_max + image * CK, p_balance + image * CK
     o_c, o_d = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_D)
     b_dgamma, b_dbeta = tl.zeros((BLOCK_C,), ACC), tl.zeros((BLOCK_C,), ACC)
     b_first, b_second = tl.zeros((BLOCK_C,), ACC), tl.zeros((BLOCK_C,), ACC)
@@ -209,19 +212,18 @@ def token_gradients_kernel(
         b_dn = tl.zeros((BLOCK_N, BLOCK_C), ACC)
         for start in range(0, CK, BLOCK_D):
             o_r = start + o_d
-            b_p = project(
+            b_k = project(
                 b_n, p_x, None, None, None, None, 0.0, b_mean, b_rstd, p_gamma, p_beta, o_n, N,
                 p_wk, o_r, CK, width, False, C, BLOCK_C, BLOCK_K, ACC, PREC,
             )  # fmt: skip
-            b_p = tl.exp(b_p - load_vector(p_max, o_r, CK, 0.0, ACC)[None, :])
-            b_p = b_p / tl.load(p_sum + o_r, mask=o_r < CK, other=1.0)[None, :]
+            b_e = tl.exp(b_k - load_vector(p_max, o_r, CK, 0.0, ACC)[None, :])
             b_dk = project(
                 b_n, p_x, None, None, None, None, 0.0, b_mean, b_rstd, p_gamma, p_beta, o_n, N,
                 p_dG, o_r, CK, width, False, C, BLOCK_C, BLOCK_K, ACC, PREC,
             )  # fmt: skip
-            b_dk = (b_p * (b_dk - load_vector(p_balance, o_r, CK, 0.0, ACC)[None, :])).to(DOT)
+            b_dk = (b_e * (b_dk - load_vector(p_balance, o_r, CK, 0.0, ACC)[None, :])).to(DOT)
             b_w = load_rows(p_dG, o_r, o_c, CK, C, C).to(DOT)
-            b_dn = tl.dot(b_p.to(DOT), b_w, b_dn, input_precision=PREC, out_dtype=ACC)
+            b_dn = tl.dot(b_e.to(DOT), b_w, b_dn, input_precision=PREC, out_dtype=ACC)
             b_w = load_rows(p_wk, o_r, o_c, CK, C, C).to(DOT)
             b_dn = tl.dot(b_dk, b_w, b_dn, input_precision=PREC, out_dtype=ACC)
         b_dy = load_rows(p_dy, o_n, o_c, N, C, C).to(DOT)
@@ -279,7 +281,6 @@ def key_gradients_kernel(
     p_beta,
     p_wk,
     p_max,
-    p_sum,
     p_dG,
     p_balance,
     p_dwks,
@@ -300,7 +301,7 @@ def key_gradients_kernel(
 ):
     """Backward 3: this program's share of dWk. Grid: images * programs, blocks of key channels.
 
-    p_dwks (slots, CK, C). The softmax's sum divides at the end: p itself would be too small for 16 bits.
+    p_dwks (slots, CK, C)
     """
     slot = tl.program_id(0).to(tl.int64)
     image = slot // programs
@@ -325,6 +326,5 @@ def key_gradients_kernel(
         b_dk = tl.exp(b_k - b_max[:, None]) * (b_dp - b_balance[:, None])
         b_dk = tl.where((o_n < N)[None, :], b_dk, 0.0)
         b_dwk = tl.dot(b_dk.to(DOT), b_n, b_dwk, input_precision=PREC, out_dtype=ACC)
-    b_dwk = b_dwk / tl.load(p_sum + image * CK + o_d, mask=o_d < CK, other=1.0)[:, None]
     m_w = (o_d < CK)[:, None] & (o_c < C)[None, :]
     tl.store(p_dwks + slot * CK * C + o_d[:, None] * C + o_c[None, :], b_dwk, mask=m_w)

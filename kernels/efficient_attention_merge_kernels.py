@@ -79,6 +79,7 @@ def merge_gradients_kernel(
     p_dcontext,
     p_wv,
     p_wr,
+    p_sum,
     p_gathered,
     p_dfolded,
     p_dcontexts,
@@ -94,7 +95,7 @@ def merge_gradients_kernel(
     BLOCK_S: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """Between the passes: dM of one key channel, its slots added in order; its rows of dcontext, dG, and r.
+    """Between the passes: dM of one key channel, its slots added in order; its rows of dcontext, dG / s, and r / s.
 
     Grid: images * CK. p_dcontext: gradient that arrives, or None    p_dcontexts (B, CK, DV): with what came through M
     """
@@ -112,6 +113,7 @@ def merge_gradients_kernel(
         tl.store(p_dcontexts + row * DV + start + o_s, b_dcontext, mask=m_v)
         b_dG += tl.sum(load_rows(p_wv, o_v, o_c, o_head + DV, C, C).to(ACC) * b_dcontext[:, None], 0)
     tl.store(p_dfolded + row * C + o_c, b_dM, mask=o_c < C)
+    b_dG = b_dG / tl.load(p_sum + row)
     tl.store(p_dG + row * C + o_c, b_dG, mask=o_c < C)
     tl.store(p_balance + row, tl.sum(load_vector(p_gathered + row * C, o_c, C, 0.0, ACC) * b_dG, 0))
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import triton
 
-from msformer_fast.kernels.launch import Row, choose, padded
+from msformer_fast.kernels.launch import Row, choose, compile_options, padded
 
 LIMIT = 256
 
@@ -75,9 +75,9 @@ INTERPRETER: dict[str, Row] = {
     "tokens": (32, 64, 0, 0, 8),
     "keys": (32, 64, 0, 0, 8),
 }
-SMALL = dict(BLOCK_S=32, num_warps=4, num_stages=1)  # of the kernels between and after the passes
+SMALL = dict(BLOCK_S=32, **compile_options(num_warps=4))  # of the kernels between and after the passes
 FINISH_BLOCK = 256
-BATCH_NORM = dict(BLOCK_R=32, num_warps=8, num_stages=1)
+BATCH_NORM = dict(BLOCK_R=32, **compile_options(num_warps=8))
 
 
 class Shape(NamedTuple):
@@ -116,7 +116,7 @@ def launch_settings(part: str, shape: Shape, kind: str, target: str | None = Non
     settings["BLOCK_D"] = min(block_d or head, padded(shape.CK) if part in ("context", "keys") else head)
     if part in ("queries", "tokens"):
         settings["BLOCK_J"] = min(block_j or block_c, block_c)
-    return dict(settings, num_warps=warps, num_stages=1)
+    return dict(settings, **compile_options(warps))
 
 
 def chunks_of(part: str, shape: Shape, settings: dict[str, int]) -> int:

@@ -48,6 +48,15 @@ def padded(size: int) -> int:
     return max(16, triton.next_power_of_2(size))
 
 
+def compile_options(num_warps: int, num_stages: int = 1) -> dict[str, int]:
+    """What every launch asks of the compiler.
+
+    A product and the sum that it goes into may become one fma: what the launch tables were made with, and half the
+    instructions. Triton 3.9 warns that its default will change, so it is asked for by name.
+    """
+    return dict(num_warps=num_warps, num_stages=num_stages, enable_fp_fusion=True)
+
+
 def choose(rows: dict[tuple[str, int], Row], size: int, target: str | None) -> Row:
     """The row of a launch table ``{(targets, largest size): row}`` that serves a size on a card.
 

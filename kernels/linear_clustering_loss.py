@@ -44,6 +44,7 @@ from msformer_fast.kernels.clustering_loss import (
 from msformer_fast.kernels.launch import (
     accumulator,
     choose,
+    compile_options,
     padded,
     processors_of,
     product_kind,
@@ -238,8 +239,8 @@ def launch_settings(
         input_precision: of float32 products.
     """
     block_p, block_k, block_d, warps = choose(TABLE[part, product_kind(dtype, input_precision)], K, target)
-    blocks = dict(BLOCK_P=block_p, BLOCK_K=min(padded(K), block_k), BLOCK_D=block_d, num_warps=warps, num_stages=1)
-    return blocks if part == "loss" else dict(blocks, BLOCK_O=min(padded(D), 128))
+    settings = dict(BLOCK_P=block_p, BLOCK_K=min(padded(K), block_k), BLOCK_D=block_d, **compile_options(warps))
+    return settings if part == "loss" else dict(settings, BLOCK_O=min(padded(D), 128))
 
 
 def linear_clustering_loss_forward(

@@ -11,7 +11,15 @@ from torch import Tensor
 
 from msformer_fast.dtypes import sum_dtype
 from msformer_fast.kernels.batch_statistics import merge_moments
-from msformer_fast.kernels.launch import accumulator, choose, padded, processors_of, product_kind, target_of
+from msformer_fast.kernels.launch import (
+    accumulator,
+    choose,
+    compile_options,
+    padded,
+    processors_of,
+    product_kind,
+    target_of,
+)
 from msformer_fast.kernels.mix_ffn_backward_kernels import token_gradient_kernel, wide_gradient_kernel
 from msformer_fast.kernels.mix_ffn_forward_kernels import contract_kernel, expand_kernel
 from msformer_fast.kernels.mix_ffn_weight_kernels import finish_gradients_kernel, product_gradient_kernel
@@ -21,7 +29,7 @@ if TYPE_CHECKING:
 
 LIMIT_C, LIMIT_D = 256, 2048
 RING_BYTES, LEAST_ROWS = 24 << 20, 16
-FINISH = dict(BLOCK_S=32, BLOCK=128, num_warps=8, num_stages=1)
+FINISH = dict(BLOCK_S=32, BLOCK=128, **compile_options(num_warps=8))
 
 INTERPRETER = (16, 16, 512, 0, 4, 1)  # few and large blocks, for an operation costs the same whatever its size
 
@@ -54,9 +62,8 @@ TABLE = {
     ("wide", "ieee"): {
         ("", 256): (8, 8, 64, 16, 8, 1),
         ("sm_80 gfx942", 256): (8, 8, 32, 32, 8, 1),
-        ("sm_90 sm_100", 64): (4, 8, 32, 8, 4, 1),
         ("sm_90", 128): (8, 8, 64, 16, 8, 1),
-        ("sm_90", 256): (4, 8, 32, 16, 4, 1),
+        ("sm_90", 256): (4, 8, 32, 32, 4, 1),
     },
     ("wide", "tf32"): {
         ("", 256): (4, 8, 32, 32, 8, 1),
@@ -127,7 +134,7 @@ def launch_settings(
     if kernel == "wide" and padded(D) > 1024 and (kind, target) in MANY_CHANNELS:
         row = MANY_CHANNELS[kind, target or ""]
     height, width, block_d, block_k, warps, stages = row
-    settings = dict(TH=height, TW=width, BD=min(block_d, padded(D)), num_warps=warps, num_stages=stages)
+    settings = dict(TH=height, TW=width, BD=min(block_d, padded(D)), **compile_options(warps, stages))
     if kernel != "wide":
         settings["BC"] = padded(C)
     else:

@@ -191,4 +191,8 @@ def gelu_slope(b_h):
 def add_to_slot(p, m, b_sum, first):
     """Add to sums in a program's own slot, or begin them. Each launch writes a slot's entry once."""
     m_old = m & (tl.zeros(m.shape, tl.int32) + first == 0)
-    tl.store(p, b_sum + tl.load(p, mask=m_old, other=0.0), mask=m)
+    b_old = tl.load(p, mask=m_old, other=0.0)
+
+    # Several warps may hold a copy of the block, of which one stores: none may load after that.
+    tl.debug_barrier()
+    tl.store(p, b_sum + b_old, mask=m)

@@ -9,7 +9,15 @@ import triton
 from torch import Tensor
 
 from msformer_fast.dtypes import sum_dtype
-from msformer_fast.kernels.launch import accumulator, choose, padded, processors_of, product_kind, target_of
+from msformer_fast.kernels.launch import (
+    accumulator,
+    choose,
+    compile_options,
+    padded,
+    processors_of,
+    product_kind,
+    target_of,
+)
 from msformer_fast.kernels.patch_embedding_kernels import embed_kernel, logits_gradient_kernel, weight_gradient_kernel
 from msformer_fast.kernels.slot_sums import sum_slots
 
@@ -65,7 +73,7 @@ def launch_settings(
         raise ValueError(f"patch_embedding: K = {K}, C = {C}; at most {LIMIT_K} and {LIMIT_C} are supported")
     rows = TABLE[part, product_kind(dtype, input_precision)]
     block_r, block_d, block_j, warps, stages = choose(rows, padded(C), target)
-    settings = dict(BLOCK_R=block_r, BLOCK_D=min(block_d or padded(C), padded(C)), num_warps=warps, num_stages=stages)
+    settings = dict(BLOCK_R=block_r, BLOCK_D=min(block_d or padded(C), padded(C)), **compile_options(warps, stages))
     if part == "logit_grads":
         return dict(settings, BLOCK_K=min(padded(K), block_j))
     block_k = min(

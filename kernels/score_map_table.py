@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from msformer_fast.kernels.launch import choose, padded, product_kind
+from msformer_fast.kernels.launch import choose, compile_options, padded, product_kind
 
 LIMIT_C, LIMIT_K = 256, 256  # channels; clusters of a tile that gathers
 
@@ -44,7 +44,7 @@ TABLE = {
     },
     ("map_gradients", "half"): {("", 256): (64, 32, 128, 8, 1), ("sm_90", 256): (32, 32, 128, 8, 1)},
 }
-UNFOLD = dict(BLOCK=32, num_warps=8, num_stages=1)
+UNFOLD = dict(BLOCK=32, **compile_options(num_warps=8))
 # Few large blocks: what a program costs in the interpreter is its operations, whatever their size.
 INTERPRETER = {
     "scores": (64, 128, 0, 8, 1),
@@ -52,7 +52,7 @@ INTERPRETER = {
     "weight_sums": (64, 128, 0, 8, 1),
     "map_gradients": (64, 128, 0, 8, 1),
 }
-GATHERED = dict(BLOCK_S=128, BLOCK_K=16, BLOCK=1024, num_warps=4, num_stages=1)
+GATHERED = dict(BLOCK_S=128, BLOCK_K=16, BLOCK=1024, **compile_options(num_warps=4))
 
 
 def launch_settings(
@@ -76,11 +76,10 @@ def launch_settings(
         BLOCK_N=block_n,
         BLOCK_K=padded(K) if part == "gather" else min(block_k, padded(K)),
         BLOCK_C=min(block_c or padded(C), padded(C)),
-        num_warps=warps,
-        num_stages=stages,
+        **compile_options(warps, stages),
     )
 
 
 def finish_settings(C: int) -> dict[str, int]:
     """Launch options of the sums over the slots of the weights' gradients."""
-    return dict(BLOCK_S=min(2048 // padded(C), 16), BLOCK_C=padded(C), num_warps=8, num_stages=1)
+    return dict(BLOCK_S=min(2048 // padded(C), 16), BLOCK_C=padded(C), **compile_options(num_warps=8))

@@ -6,9 +6,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from msformer_fast.kernels.launch import accumulator
+from msformer_fast.kernels.launch import accumulator, compile_options
 
-SUMS = dict(BLOCK_S=128, BLOCK=32, num_warps=4)
+SUMS = dict(BLOCK_S=128, BLOCK=32, **compile_options(num_warps=4))
 
 
 @triton.jit

@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from msformer_fast.dtypes import sum_dtype
-from msformer_fast.kernels.launch import accumulator, choose, padded, product_kind, target_of
+from msformer_fast.kernels.launch import accumulator, choose, compile_options, padded, product_kind, target_of
 
 SIZES = ("B", "T", "slots")  # never specialised: a new size runs the code of the old one
 LIMIT_C = 256
@@ -61,7 +61,10 @@ def _scores(
         b_a = _rows(p_a, o_m, o_c, T, C, stride_am, stride_ac)
         b_b = _rows(p_b, o_n, o_c, T, C, stride_bn, stride_bc)
         b_s = tl.dot(b_a, tl.trans(b_b), b_s, input_precision=PREC, out_dtype=ACC)
-    return b_s * (1.0 / SCALE)
+
+    # An fma with 0: a product alone would go into the subtraction that follows it in some kernels and not in others,
+    # and the scores must have the bits of those behind `others`.
+    return tl.fma(b_s, tl.full(b_s.shape, 1.0 / SCALE, ACC), tl.zeros(b_s.shape, ACC))
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -211,6 +214,7 @@ TABLE = {
     ("backward", "tf32"): {("", 256): (32, 32, 32, 4, 1)},
     ("backward", "half"): {("", 256): (32, 64, 32, 8, 1), ("gfx942", 256): (32, 32, 32, 4, 1)},
 }
+MEAN = dict(BLOCK=1024, **compile_options(num_warps=4))  # of the sum of the loss's parts
 
 
 def launch_settings(
@@ -221,9 +225,8 @@ def launch_settings(
         raise ValueError(f"stability_loss: {C} channels, at most {LIMIT_C} are supported")
     rows = TABLE[part, product_kind(dtype, input_precision)]
     block_m, block_n, block_k, warps, stages = choose(rows, padded(C), target)
-    settings = dict(
-        BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=min(block_k, padded(C)), num_warps=warps, num_stages=stages
-    )
+    blocks = dict(BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=min(block_k, padded(C)))
+    settings = dict(**blocks, **compile_options(warps, stages))
     return settings if part == "forward" else dict(settings, BLOCK_C=padded(C))
 
 
@@ -254,7 +257,7 @@ def stability_loss_forward(
     others, diagonal = (torch.empty(B, T, dtype=wide, device=q.device) for _ in range(2))
     if slots:
         stability_kernel[(slots,)](q, k, others, diagonal, parts, T, C, *q.stride(), *k.stride(), **options)
-    mean_loss_kernel[(1,)](parts, loss, slots, B, T, BLOCK=1024, ACC=options["ACC"], num_warps=4)
+    mean_loss_kernel[(1,)](parts, loss, slots, B, T, ACC=options["ACC"], **MEAN)
     return loss, others, diagonal
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import re
 
 import pytest
 import torch
 
 from msformer_fast import BackendError, InputError
 from msformer_fast.doctor import backends, report
+from msformer_fast.ops import backend
 from msformer_fast.ops.backend import BACKENDS, choose
+
+from .conftest import ROOT
 
 
 def refuse(reason: str | None):
@@ -54,6 +58,19 @@ def test_every_op_runs_its_reference_or_says_why_not() -> None:
         assert states["reference"] == "runs"
         for state in states.values():
             assert state == "runs" or state.startswith(op)
+
+
+def test_the_oldest_triton_is_one_and_the_same_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the requirements, the README and the refusal of an older one."""
+    needs = dict(re.findall(r'"(torch|triton)>=([\d.]+)', (ROOT / "pyproject.toml").read_text()))
+    assert needs["triton"] == ".".join(map(str, backend.OLDEST_TRITON))
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert f"any torch from {needs['torch']}, and its kernels any Triton from {needs['triton']}" in readme
+
+    monkeypatch.setattr(backend, "_triton_version", lambda: (3, 2))
+    monkeypatch.setattr(backend, "interpreting", lambda: True)
+    refusal = backend.why_not_triton("mix_ffn", torch.zeros(1))
+    assert refusal == 'mix_ffn: backend="triton" needs Triton 3.3 or newer, which compiles every kernel; found 3.2'
 
 
 def test_report_names_versions_and_ops() -> None:

@@ -97,15 +97,15 @@ def backward(
         ),
         "merge_gradients_kernel": (
             1,
-            matrices + images * s.rows + 2 * s.value_weight + (s.context * s.size if context else 0),
+            matrices + images * s.rows + image_numbers + 2 * s.value_weight + (s.context * s.size if context else 0),
             2 * images * s.rows + context_gradient + image_numbers,
         ),
         "token_gradients_kernel": (
             1,
-            2 * s.map + common + s.key_weight + s.key + 2 * images * s.rows + 3 * image_numbers + s.stats + normed,
+            2 * s.map + common + s.key_weight + s.key + 2 * images * s.rows + 2 * image_numbers + s.stats + normed,
             s.map + sums,
         ),
-        "key_gradients_kernel": (1, s.map + common + images * s.rows + 3 * image_numbers, key_slots * s.rows),
+        "key_gradients_kernel": (1, s.map + common + images * s.rows + 2 * image_numbers, key_slots * s.rows),
         "finish_kernel": (
             1,
             2 * images * s.rows + context_gradient + s.value_weight + s.value + matrices + key_slots * s.rows

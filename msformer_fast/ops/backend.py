@@ -19,6 +19,9 @@ BACKENDS = ("triton", "torch", "reference")
 #: dtypes that the kernels take on a GPU.
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
+#: The first version of Triton that compiles every kernel.
+OLDEST_TRITON = (3, 3)
+
 Refusal = Callable[[], str | None]
 
 _log = logging.getLogger("msformer_fast")
@@ -67,6 +70,9 @@ def why_not_triton(op: str, *tensors: Tensor | None) -> str | None:
             f'{op}: backend="triton" needs a CUDA or HIP device; the tensors are on the CPU, where kernels run only in '
             "Triton's interpreter (TRITON_INTERPRET=1 before triton is imported), for tests"
         )
+    if _triton_version() < OLDEST_TRITON:
+        oldest, found = (".".join(map(str, version)) for version in (OLDEST_TRITON, _triton_version()))
+        return f'{op}: backend="triton" needs Triton {oldest} or newer, which compiles every kernel; found {found}'
     if transformed():
         return (
             f'{op}: backend="triton" cannot run inside torch.func (grad, vjp, jvp, vmap) or forward-mode AD, for which '
@@ -124,6 +130,13 @@ def interpreting() -> bool:
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _installed() -> bool:
     return importlib.util.find_spec("triton") is not None
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _triton_version() -> tuple[int, ...]:
+    import triton
+
+    return tuple(int(part) for part in triton.__version__.split(".")[:2])
 
 
 def _refusal(op: str, backend: str, why_not: Mapping[str, Refusal]) -> str | None:

@@ -24,8 +24,9 @@ def cases(target: str, small: bool) -> list[Case]:
             constexprs = {"BLOCK_N": kernels.BLOCK_N, "BLOCK_K": kernels.BLOCK_K, "ACC": tl.float32, unit: 1}
             types = {name: stride for name in kernels.moments_kernel.arg_names if name.startswith("stride")}
             layout = f"{'channels last' if unit == 'stride_lk' else 'planes'}, {stride}"
-            settings = {"num_warps": kernels.WARPS}
             name = f"moments, {short(dtype)}, {layout}"
-            found.append(Case.of(name, kernels.moments_kernel, settings, dtype, constexprs, p_parts="*fp32", **types))
+            found.append(
+                Case.of(name, kernels.moments_kernel, kernels.MOMENTS, dtype, constexprs, p_parts="*fp32", **types)
+            )
     merge = kernels.merge_moments_kernel, kernels.MERGE, torch.float32
     return [*found, Case.of("merge", *merge, {"ACC": tl.float32})]

@@ -11,7 +11,7 @@ from msformer_fast.kernels import cross_scale_attention_gradient_kernels as grad
 from msformer_fast.kernels import cross_scale_attention_split_kernels as split
 from msformer_fast.kernels.cross_scale_attention_kernels import attention_kernel
 from msformer_fast.kernels.cross_scale_attention_table import EXPAND, SMALL, TABLE_GRADIENT, Tile, tile_of
-from msformer_fast.kernels.launch import padded, vector_length
+from msformer_fast.kernels.launch import compile_options, padded, vector_length
 from tests.harness.aot import Case, short
 
 PRODUCTS = ((torch.float32, "ieee"), (torch.float32, "tf32"), (torch.bfloat16, "ieee"))
@@ -114,7 +114,7 @@ def case_of(part: str, attention: Attention, product: tuple[Any, str], tile: Til
         **{f"{tensor}_d": 1 for tensor in ("q", "k", "v", "g", "dq", "dk", "dv")},
         **tile.settings,
     )
-    options = {name: constexprs.pop(name) for name in ("num_warps", "num_stages")}
+    options = {name: constexprs.pop(name) for name in compile_options(1)}
     known = {name: value for name, value in constexprs.items() if name in kernel.arg_names}
     return Case.of(f"{part}, {attention}, {short(dtype)} {precision}", kernel, options, dtype, known, **FLOAT32)
 

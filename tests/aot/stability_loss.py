@@ -15,9 +15,7 @@ def cases(target: str, small: bool) -> list[Case]:
     """Every kernel, product and width of the launch table, rows contiguous and not; small: the paper's width."""
     widths = [(100, True)] if small else [(64, True), (100, True), (100, False), (128, True), (256, True)]
     found = [loss_case(*width, product, part, target) for product in PRODUCTS for width in widths for part in PARTS]
-    mean = Case.of(
-        "mean", kernels.mean_loss_kernel, {"num_warps": 4}, torch.float32, {"BLOCK": 1024, "ACC": tl.float32}
-    )
+    mean = Case.of("mean", kernels.mean_loss_kernel, kernels.MEAN, torch.float32, {"ACC": tl.float32})
     return [*found, mean]
 
 

@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from msformer_fast.kernels.launch import compile_options
+
 # compute capability: (shared memory per SM, KiB; max resident warps per SM; max resident blocks per SM)
 NVIDIA = {
     80: (164, 64, 32),
@@ -47,8 +49,7 @@ class Case:
     kernel: Any
     signature: dict[str, str]
     constexprs: dict[str, Any]
-    num_warps: int
-    num_stages: int
+    options: dict[str, int]  # of the compiler: warps, stages
 
     @classmethod
     def of(
@@ -57,11 +58,11 @@ class Case:
     ) -> Case:  # fmt: skip
         """The compilation of a launch. ``types``: of arguments that are neither of ``dtype`` (pointers) nor int32."""
         settings = dict(settings)
-        options = settings.pop("num_warps"), settings.pop("num_stages", 1)
+        options = {name: settings.pop(name) for name in compile_options(1)}
         constexprs = {**settings, **constexprs}
         pointer = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}[dtype]
         default = {n: pointer if n.startswith("p_") else "i32" for n in kernel.arg_names if n not in constexprs}
-        return cls(name, kernel, {n: types.get(n, t) for n, t in default.items()}, constexprs, *options)
+        return cls(name, kernel, {n: types.get(n, t) for n, t in default.items()}, constexprs, options)
 
 
 @dataclasses.dataclass
@@ -72,7 +73,7 @@ class Report:
     target: str
     error: str = ""  # why it did not compile or could not be launched; empty when all is well
     registers: int = 0  # 32-bit registers a thread (AMD: vector registers a lane, AGPRs included)
-    spill_bytes: int = 0  # a thread's stores to and loads from local memory for want of registers
+    spill_bytes: int = 0  # a thread's stack and local memory, where values go for want of registers
     shared_bytes: int = 0  # shared memory (LDS) of a block
     warps: int = 0  # of a block (AMD: waves of 64)
     occupancy: str = ""  # warps that can be resident on an SM (CU) at once / the most it holds
@@ -101,9 +102,8 @@ def compile_case(case: Case, target: str) -> Report:
             attributes[(index,)] = [["tt.divisibility", 16]]
     try:
         source = ASTSource(case.kernel, signature, case.constexprs, attributes)
-        options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
         with contextlib.redirect_stdout(io.StringIO()):  # triton prints the whole PTX when ptxas fails
-            compiled = triton.compile(source, target=gpu, options=options)
+            compiled = triton.compile(source, target=gpu, options=case.options)
         _fill_amd(report, compiled) if hip else _fill_nvidia(report, gpu.arch, compiled)
     except Exception as error:  # a report on every card, whatever one compiler thinks of the kernel
         report.error = " ".join(f"{type(error).__name__}: {error}".split())
@@ -111,30 +111,26 @@ def compile_case(case: Case, target: str) -> Report:
 
 
 def _fill_nvidia(report: Report, capability: int, compiled: Any) -> None:
+    """From the cubin that Triton launches, as this version and its flags made it: nothing is assembled again."""
     from triton.backends.nvidia import compiler as nvidia
 
-    ptx = compiled.asm["ptx"]
-    architecture = re.search(r"\.target\s+(\w+)", ptx)[1]
+    tools = pathlib.Path(nvidia.__file__).parent / "bin"
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = pathlib.Path(folder) / "k.cubin"
+        cubin.write_bytes(compiled.asm["cubin"])
 
-    def run(*command: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
+        def run(tool: str, *options: str) -> str:
+            command = [str(tools / tool), *options, str(cubin)]
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
-    with tempfile.TemporaryDirectory() as name:
-        folder = pathlib.Path(name)
-        (folder / "k.ptx").write_text(ptx)
-        (folder / "k.cubin").write_bytes(compiled.asm["cubin"])
-        flags = [] if compiled.metadata.enable_fp_fusion else ["--fmad=false"]  # those that triton gives it
-        ptxas = (nvidia.get_ptxas(capability).path, "-v", "--regAllocOptLevel=2", *flags, f"--gpu-name={architecture}")
-        log = run(*ptxas, folder / "k.ptx", "-o", folder / "again.cubin").stderr
-        sass = run(pathlib.Path(nvidia.__file__).parent / "bin" / "nvdisasm", "-c", folder / "k.cubin").stdout
+        usage = dict(re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", run("cuobjdump", "--dump-resource-usage")))
+        sass = run("nvdisasm", "-c")
 
-    def number(pattern: str, text: str) -> int:
-        return sum(map(int, re.findall(pattern, text)))
-
-    report.registers = number(r"Used (\d+) registers", log)
-    report.spill_bytes = number(r"(\d+) bytes spill (?:stores|loads)", log)
-    report.shared_bytes = compiled.metadata.shared + number(r"(\d+) bytes smem", log)
-    report.warps = number(r"\.(?:req|max)ntid\s+(\d+)", ptx) // 32 or compiled.metadata.num_warps
+    report.registers = int(usage["REG"])
+    report.spill_bytes = int(usage["STACK"]) + int(usage["LOCAL"])
+    report.shared_bytes = compiled.metadata.shared + int(usage["SHARED"])
+    threads = re.search(r"\.(?:req|max)ntid\s+(\d+)", compiled.asm["ptx"])
+    report.warps = int(threads[1]) // 32 if threads else compiled.metadata.num_warps
 
     memory: collections.Counter[str] = collections.Counter()
     names = {"LDG": "ld", "STG": "st", "LDGSTS": "cp.async"}

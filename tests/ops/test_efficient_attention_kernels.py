@@ -185,3 +185,29 @@ def test_what_is_refused() -> None:
     bn = BatchNorm(torch.ones(4), torch.zeros(4), torch.zeros(5), torch.ones(4), 1e-5)
     with pytest.raises(InputError, match=r"batch_norm.mean must have shape \(C\)"):
         ops.efficient_attention(torch.zeros(1, 2, 2, 4), *given, batch_norm=bn, backend="reference")
+
+
+@interpreted
+@pytest.mark.parametrize("loss_scale", [1.0, 2.0**10], ids=str)
+def test_float16_holds_the_gradients_of_many_tokens(monkeypatch: pytest.MonkeyPatch, loss_scale: float) -> None:
+    """Of 257 x 257: a probability of size 1 / N is less than float16's smallest normal number, and the gradient of the
+    sums over all tokens, times a loss's scale, more than its largest. Neither is ever rounded to it."""
+    from msformer_fast.kernels import efficient_attention_table as table
+
+    many = {part: (4096, *row[1:]) for part, row in table.INTERPRETER.items()}
+    monkeypatch.setattr(table, "INTERPRETER", many)
+    x, given = tokens(1, 257, 257, 8, dtype=torch.float16), parameters(8)
+    # One direction for all tokens: what comes through the sums is as large as what comes past them.
+    grad = (torch.randn(8, device=DEVICE) + 0.1 * torch.randn(1, 257, 257, 8, device=DEVICE)).half()
+
+    with torch.autocast(DEVICE, dtype=torch.float16):
+        y, _ = ops.efficient_attention(x, *given, residual=False, backend="triton")
+    gradients = torch.autograd.grad(y, [x, *given], loss_scale * grad)
+
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+    exact = [t.detach().double().requires_grad_() for t in (x, *given)]
+    y, _ = ops.efficient_attention(*exact, residual=False, backend="reference")
+    (truth,) = torch.autograd.grad(y, exact[:1], grad.double())
+    error = (gradients[0].double() / loss_scale - truth).norm() / truth.norm()
+    assert error < 0.45 * torch.finfo(torch.float16).eps  # with rounded probabilities it is more than half
