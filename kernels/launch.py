@@ -60,11 +60,21 @@ def compile_options(num_warps: int, num_stages: int = 1) -> dict[str, int]:
 def choose(rows: dict[tuple[str, int], Row], size: int, target: str | None) -> Row:
     """The row of a launch table ``{(targets, largest size): row}`` that serves a size on a card.
 
-    A row that names the target goes before one for any (``""``), then the narrowest that fits.
+    A row that names the target goes before one for any (``""``), then the narrowest that fits. ``"sm_90 before 3.7"``
+    serves these cards under older versions of Triton alone, and goes before a row of the same width for all versions.
     """
-    fits = [
-        (not targets, limit, row)
-        for (targets, limit), row in rows.items()
-        if size <= limit and target in (targets.split() or [target])
-    ]
-    return min(fits)[2]
+    fits = []
+    for (cards, limit), row in rows.items():
+        targets, _, newer = cards.partition(" before ")
+        serves = target in (targets.split() or [target]) and (not newer or TRITON < version_of(newer))
+        if serves and size <= limit:
+            fits.append((not targets, limit, not newer, row))
+    return min(fits)[-1]
+
+
+def version_of(name: str) -> tuple[int, ...]:
+    """Major and minor version, which compare as numbers."""
+    return tuple(int(part) for part in name.split(".")[:2])
+
+
+TRITON = version_of(triton.__version__)

@@ -13,6 +13,7 @@ import csv
 import dataclasses
 import importlib
 import itertools
+import json
 import multiprocessing
 import os
 import sys
@@ -94,21 +95,25 @@ def main() -> int:
     parser.add_argument("--targets", default=",".join(TARGETS))
     parser.add_argument("--small", action="store_true", help="the cases at the paper's widths only")
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--json", metavar="FILE", help="also all reports, with their op")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET", "0") != "0":
         sys.exit("TRITON_INTERPRET is set: there is nothing to compile")
-    wrong = []
+    wrong, everything = [], []
     for op in arguments.ops:
         reports = compile_op(op, arguments.targets.split(","), arguments.small, arguments.processes)
         if arguments.write:
             write_table(op, reports)
         wrong += compare(op, reports)
+        everything += [{"op": op, **report} for report in reports]
         for case, rows in itertools.groupby(sorted(reports, key=lambda r: r["case"]), key=lambda r: r["case"]):
             figures = "  ".join(f"{r['target']} {r['registers']} ({r['occupancy']})" for r in rows)
             print(f"{op}: {case}: {figures}")
         print(f"{op}: {len(reports)} compiled, {sum(not r['ok'] for r in reports)} failed")
     print(*wrong, sep="\n")
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(everything), encoding="utf-8")
     return 1 if wrong else 0
 
 
