@@ -285,8 +285,9 @@ def _check_bounds(patches, interp, tl):
             result.set_attr("argument", pointers.attr["argument"])
         return result
 
-    def splat(original, self, kind, pointers):
-        return from_first(lambda self, pointers: original(self, kind, pointers), self, pointers)
+    def splat(original, self, *given):  # (value, shape) in Triton 3.3, (type, value) since
+        value = next(each for each in given if isinstance(each, interp.TensorHandle))
+        return from_first(lambda self, value: original(self, *given), self, value)
 
     def load(original, self, pointers, mask, *rest, **kwargs):
         launches[-1].check("load", pointers, mask.data, self.grid_idx)
