@@ -236,8 +236,7 @@ class Matrices(Accesses):
         self.matrix("stmatrix", parts, ops)
 
     def on_mma(self, parts: list[str], ops: list[str]) -> None:
-        kinds = zip(ops, parts[-4:], strict=True)
-        rows = [row for op, kind in kinds for row in self.group(op, 8 if kind == "f64" else 4)]
+        rows = [row for op in ops for row in self.group(op, 4)]
         self.emit("mma." + ".".join(part for part in parts if part not in HOW), rows)
 
     def on_wgmma(self, parts: list[str], ops: list[str]) -> None:

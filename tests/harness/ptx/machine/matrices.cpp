@@ -38,21 +38,17 @@ static void stmatrix(Warp& w, const Inst& in, u32 m) {
             memcpy(p, tile[i / 8][i % 8], 16);
 }
 
+// float32 without its low 13 bits.
 struct tf32 {};
+
 // The value of element e of a 32-bit register, of T.
 template <class T>
 double element(u64 x, int e) {
-    if constexpr (std::is_same_v<T, double>) {
-        double d;
-        memcpy(&d, &x, 8);
-        return d;
-    } else if constexpr (std::is_same_v<T, tf32>) {
+    if constexpr (std::is_same_v<T, tf32>) {
         u32 b = u32(x) & 0xffffe000;
         float f;
         memcpy(&f, &b, 4);
         return f;
-    } else if constexpr (sizeof(T) == 1) {
-        return T(x >> 8 * e);
     } else {
         u16 b = x >> 16 * e;
         T h;
@@ -61,13 +57,13 @@ double element(u64 x, int e) {
     }
 }
 
-// D (M x 8) = A (M x K) B (K x 8) + C. A register holds E neighbours along K; lane 4 g + t has rows g and g + 8, and
+// D (16 x 8) = A (16 x K) B (K x 8) + C. A register holds E neighbours along K; lane 4 g + t has rows g and g + 8, and
 // columns from E t on, 4 E further a register pair. Tensor cores drop what float32 cannot hold: rounded to zero.
-template <class T, class C, int M, int K>
+template <class T, class C, int K>
 void mma(Warp& w, const Inst& in, u32 m) {
     whole(w, in, m, ~0u);
-    constexpr int E = std::is_same_v<T, double> || std::is_same_v<T, tf32> ? 1 : sizeof(T) == 1 ? 4 : 2;
-    constexpr int halves = M / 8, steps = K / (4 * E), ND = std::is_same_v<C, f16> ? halves : 2 * halves;
+    constexpr int E = std::is_same_v<T, tf32> ? 1 : 2;
+    constexpr int M = 16, halves = M / 8, steps = K / (4 * E), ND = std::is_same_v<C, f16> ? halves : 2 * halves;
     double a[M][K], b[K][8], d[M][8];
     for (int i = 0; i < 32; i++) {
         const int g = i / 4, t = i % 4;
@@ -82,12 +78,8 @@ void mma(Warp& w, const Inst& in, u32 m) {
                 const int at = ND + halves * steps + steps;
                 if constexpr (std::is_same_v<C, f16>)
                     d[g + 8 * h][2 * t + e] = element<f16>(get(w, in, at + h, i), e);
-                else {
-                    const u64 x = get(w, in, at + 2 * h + e, i);
-                    C c;
-                    memcpy(&c, &x, sizeof c);
-                    d[g + 8 * h][2 * t + e] = c;
-                }
+                else
+                    d[g + 8 * h][2 * t + e] = row<float>(w, in, at + 2 * h + e)[i];
             }
     }
     for (int r = 0; r < M; r++)
@@ -102,16 +94,7 @@ void mma(Warp& w, const Inst& in, u32 m) {
                 memcpy(&both, x, 4);
                 put(w, in, h, i, both);
             } else
-                for (int e = 0; e < 2; e++) {
-                    C c;
-                    if constexpr (std::is_same_v<C, float>)
-                        c = narrow<float>(d[g][t + e], ZERO);
-                    else
-                        c = C(d[g][t + e]);
-                    u64 x = 0;
-                    memcpy(&x, &c, sizeof c);
-                    put(w, in, 2 * h + e, i, x);
-                }
+                for (int e = 0; e < 2; e++) row<float>(w, in, 2 * h + e)[i] = narrow<float>(d[g][t + e], ZERO);
         }
 }
 
@@ -176,18 +159,13 @@ void wgmma(Warp& w, const Inst& in, u32 m) {
 void add_matrices() {
     add("ldmatrix", ldmatrix);
     add("stmatrix", stmatrix);
-    add("mma.m16n8k8.f32.tf32.tf32.f32", mma<tf32, float, 16, 8>);
-    add("mma.m16n8k4.f32.tf32.tf32.f32", mma<tf32, float, 16, 4>);
-    add("mma.m16n8k16.f32.f16.f16.f32", mma<f16, float, 16, 16>);
-    add("mma.m16n8k8.f32.f16.f16.f32", mma<f16, float, 16, 8>);
-    add("mma.m16n8k16.f16.f16.f16.f16", mma<f16, f16, 16, 16>);
-    add("mma.m16n8k16.f32.bf16.bf16.f32", mma<bf16, float, 16, 16>);
-    add("mma.m16n8k8.f32.bf16.bf16.f32", mma<bf16, float, 16, 8>);
-    add("mma.m16n8k32.s32.s8.s8.s32", mma<s8, s32, 16, 32>);
-    add("mma.m8n8k4.f64.f64.f64.f64", mma<double, double, 8, 4>);
-    add("mma.m16n8k4.f64.f64.f64.f64", mma<double, double, 16, 4>);
-    add("mma.m16n8k8.f64.f64.f64.f64", mma<double, double, 16, 8>);
-    add("mma.m16n8k16.f64.f64.f64.f64", mma<double, double, 16, 16>);
+    add("mma.m16n8k8.f32.tf32.tf32.f32", mma<tf32, float, 8>);
+    add("mma.m16n8k4.f32.tf32.tf32.f32", mma<tf32, float, 4>);
+    add("mma.m16n8k16.f32.f16.f16.f32", mma<f16, float, 16>);
+    add("mma.m16n8k8.f32.f16.f16.f32", mma<f16, float, 8>);
+    add("mma.m16n8k16.f16.f16.f16.f16", mma<f16, f16, 16>);
+    add("mma.m16n8k16.f32.bf16.bf16.f32", mma<bf16, float, 16>);
+    add("mma.m16n8k8.f32.bf16.bf16.f32", mma<bf16, float, 8>);
     add("wgmma.f16", wgmma<f16>);
     add("wgmma.bf16", wgmma<bf16>);
     add("wgmma.tf32", wgmma<tf32>);

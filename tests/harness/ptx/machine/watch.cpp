@@ -18,56 +18,99 @@ void report(Warp& w, const Inst& in, int kind, int lane, s64 address, int bytes,
         l.findings[l.n_findings++] = {kind, inst, other, w.block->id - 1, w.id, lane, region, bytes, address, 1};
 }
 
-void note(Warp& w, const Inst& in, int lane, Cell* c, int n, Access access, bool changed, s64 at, int bytes,
+namespace {
+
+// An access of a lane, as findings name it.
+struct Touch {
+    Warp& w;
+    const Inst& in;
+    int lane;
+    s64 at;
+    int bytes, region;
+
+    bool shared() const {
+        return region < 0;
+    }
+    s32 block() const {
+        return w.block->id;
+    }
+    u32 epoch() const {
+        return w.block->epoch;
+    }
+    s32 inst() const {
+        return &in - w.block->launch->code;
+    }
+    void wrong(int kind, int other = -1) const {
+        report(w, in, kind, lane, at, bytes, region, other);
+    }
+};
+
+// What this block wrote since its last barrier, no other warp may touch; nor another lane since the warp's last sync.
+void judge_order(const Touch& t, const Cell& c, int between_warps, int between_lanes) {
+    if (c.write_block != t.block() || c.write_epoch != t.epoch()) return;
+    if (c.write_warp != t.w.id)
+        t.wrong(between_warps, c.write_inst);
+    else if (c.write_lane != t.lane && c.write_tick == t.w.tick)
+        t.wrong(between_lanes, c.write_inst);
+}
+
+void note_read(const Touch& t, Cell& c) {
+    const bool mine = c.write_block == t.block();
+    if (t.shared() && !mine && !c.pending) t.wrong(UNWRITTEN);
+    if (!t.shared() && c.write_block && !mine) t.wrong(BLOCK_RACE, c.write_inst);
+    judge_order(t, c, RACE, WARP_RACE);
+
+    const bool alone = t.shared() || c.read_block == 0 || c.read_block == t.block();
+    c.read_block = alone ? t.block() : -1;
+    if (c.read_epoch != t.epoch()) {
+        c.read_epoch = t.epoch();
+        c.readers = 0;
+    }
+    c.readers |= 1u << t.w.id;
+    c.read_inst = t.inst();
+}
+
+void note_write(const Touch& t, Cell& c, bool changed, bool atomic) {
+    const bool mine = c.write_block == t.block();
+    if (t.shared() && !mine) changed = true;  // the block's first write
+    if (!changed && mine && c.write_epoch == t.epoch()) return;
+
+    const bool among_atomics = atomic && c.atomic && c.write_block;
+    if (changed && !among_atomics) {
+        if (!t.shared() && c.write_block && !mine) t.wrong(BLOCK_RACE, c.write_inst);
+        // The same store of the same place in shared memory: threads hold copies of one value, which differ.
+        const bool copies = t.shared() && c.write_inst == t.inst();
+        judge_order(t, c, copies ? COPIES : RACE, copies ? COPIES : WARP_RACE);
+    }
+    if (changed && !t.shared() && c.read_block && c.read_block != t.block()) t.wrong(BLOCK_RACE, c.read_inst);
+    const bool read_by_others = c.read_epoch == t.epoch() && c.readers & ~(1u << t.w.id);
+    if (changed && read_by_others) t.wrong(RACE, c.read_inst);
+
+    c.write_block = t.block();
+    c.write_epoch = t.epoch();
+    c.write_tick = t.w.tick;
+    c.write_warp = t.w.id;
+    c.write_lane = t.lane;
+    c.write_inst = t.inst();
+    c.atomic = atomic;
+}
+
+}  // namespace
+
+void note(Warp& w, const Inst& in, int lane, Cell* cells, int n, Access access, bool changed, s64 at, int bytes,
           int region) {
-    Block& b = *w.block;
-    const bool shared = region < 0;
-    for (int i = 0; i < n; i++, c++) {
-        if (c->pending) report(w, in, IN_FLIGHT, lane, at, bytes, region, c->write_inst);
-        const bool mine = c->write_block == b.id, now = mine && c->write_epoch == b.epoch;
+    const Touch t{w, in, lane, at, bytes, region};
+    for (Cell* c = cells; c < cells + n; c++) {
+        if (c->pending) t.wrong(IN_FLIGHT, c->write_inst);
         if (access == ATOMIC)
-            c->atomic_block = c->atomic_block == 0 || c->atomic_block == b.id ? b.id : -1;
-        else if (!shared && c->atomic_block && c->atomic_block != b.id && (access == READ || changed))
-            report(w, in, BLOCK_RACE, lane, at, bytes, region);
-        if (access == READ) {
-            if (shared && !mine && !c->pending) report(w, in, UNWRITTEN, lane, at, bytes, region);
-            if (!shared && c->write_block && !mine) report(w, in, BLOCK_RACE, lane, at, bytes, region, c->write_inst);
-            if (now && c->write_warp != w.id) report(w, in, RACE, lane, at, bytes, region, c->write_inst);
-            if (now && c->write_warp == w.id && c->write_lane != lane && c->write_tick == w.tick)
-                report(w, in, WARP_RACE, lane, at, bytes, region, c->write_inst);
-            c->read_block = c->read_block == 0 || c->read_block == b.id || shared ? b.id : -1;
-            if (c->read_epoch != b.epoch) {
-                c->read_epoch = b.epoch;
-                c->readers = 0;
-            }
-            c->readers |= 1u << w.id;
-            c->read_inst = &in - b.launch->code;
-        } else {
-            if (shared && !mine) changed = true;
-            if (changed && !(access == ATOMIC && c->atomic && c->write_block)) {
-                if (!shared && c->write_block && !mine)
-                    report(w, in, BLOCK_RACE, lane, at, bytes, region, c->write_inst);
-                // The same store of the same place in shared memory: threads hold copies of one value, which differ.
-                const bool copies = shared && c->write_inst == &in - b.launch->code;
-                if (now && c->write_warp != w.id)
-                    report(w, in, copies ? COPIES : RACE, lane, at, bytes, region, c->write_inst);
-                if (now && c->write_warp == w.id && c->write_lane != lane && c->write_tick == w.tick)
-                    report(w, in, copies ? COPIES : WARP_RACE, lane, at, bytes, region, c->write_inst);
-            }
-            if (changed && !shared && c->read_block && c->read_block != b.id)
-                report(w, in, BLOCK_RACE, lane, at, bytes, region, c->read_inst);
-            if (changed && c->read_epoch == b.epoch && c->readers & ~(1u << w.id))
-                report(w, in, RACE, lane, at, bytes, region, c->read_inst);
-            if (changed || !now) {
-                c->write_block = b.id;
-                c->write_epoch = b.epoch;
-                c->write_tick = w.tick;
-                c->write_warp = w.id;
-                c->write_lane = lane;
-                c->write_inst = &in - b.launch->code;
-                c->atomic = access == ATOMIC;
-            }
-        }
+            c->atomic_block = c->atomic_block == 0 || c->atomic_block == t.block() ? t.block() : -1;
+        else if (!t.shared() && c->atomic_block && c->atomic_block != t.block() && (access == READ || changed))
+            t.wrong(BLOCK_RACE);
+
+        if (access == READ)
+            note_read(t, *c);
+        else
+            note_write(t, *c, changed, access == ATOMIC);
     }
 }
 
