@@ -224,8 +224,8 @@ def install(**changes: Any) -> None:
     # Not the usual folder: what lies here for a cubin is PTX.
     os.environ["TRITON_CACHE_DIR"] = str(machine.cache() / f"kernels-{importlib.metadata.version('triton')}")
     import triton
-    from triton.backends.nvidia.compiler import CUDABackend
 
     vars(options).update(changes)
-    CUDABackend.make_cubin = lambda self, src, metadata, opt, capability: src.encode()
+    backend = triton.backends.backends["nvidia"].compiler  # the class in use; Triton 3.3 loads the module twice
+    backend.make_cubin = lambda self, src, metadata, opt, capability: src.encode()
     triton.runtime.driver.set_active(Driver())
