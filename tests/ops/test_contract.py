@@ -218,7 +218,9 @@ def test_two_runs_are_bitwise_equal(op: Op, backend: str) -> None:
 
 @every_op
 @pytest.mark.parametrize("layout", ["every second", "reversed axes", "offset"])
-@pytest.mark.parametrize("dtype", [DTYPES[0], *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in DTYPES[1:])])
+@pytest.mark.parametrize(
+    "dtype", [DTYPES[0], *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in DTYPES[1:])], ids=str
+)
 def test_strides_as_they_come(op: Op, backend: str, layout: str, dtype: torch.dtype) -> None:
     def strided(value: Tensor) -> Tensor:
         if layout == "every second":
