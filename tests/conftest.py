@@ -40,9 +40,10 @@ def pytest_report_header() -> str:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if "slow" in item.keywords and not config.getoption("--run-slow"):
+        # Marks, not keywords: those hold the names of folders too.
+        if item.get_closest_marker("slow") and not config.getoption("--run-slow"):
             item.add_marker(pytest.mark.skip(reason="slow: pass --run-slow"))
-        if "gpu" in item.keywords and not torch.cuda.is_available():
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a GPU"))
 
 
@@ -62,12 +63,12 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def strict_kernels(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Kernels that cannot hide a mistake: fresh memory is NaN, and in the interpreter bounds are checked, bf16 is right
-    and a masked-off lane reads NaN."""
+    """Kernels that cannot hide a mistake: fresh memory is NaN, and in the interpreter bounds are checked, bf16 and tf32
+    are as on a card and a masked-off lane reads NaN."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(poisoned())
         if os.environ.get("TRITON_INTERPRET") == "1":
             from tests.harness.interpreter import fixed
 
-            stack.enter_context(fixed(poison=True))
+            stack.enter_context(fixed(tf32=True, poison=True))
         yield

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
+
+from tests.harness.tf32 import epsilon
 
 #: What is added to PyTorch's own error, in units of the dtype's epsilon and of the true values' size: of the whole
 #: tensor, and of its worst row, where luck decides between two sums of the same terms in another order.
@@ -21,7 +22,7 @@ DRAWS = 9
 @dataclass(frozen=True)
 class Error:
     """Error against the truth, of the whole tensor and of its worst row, both relative to the truth's norm; and the
-    epsilon of its dtype."""
+    epsilon of its dtype (tf32's where that is allowed)."""
 
     whole: float
     row: float
@@ -32,7 +33,7 @@ class Error:
         """Rows run along the last axis. The worst row is held against the largest row of the truth."""
         difference = value.detach().double() - truth.detach()
         scale = float(truth.detach().norm())
-        eps = torch.finfo(value.dtype).eps
+        eps = epsilon(value.dtype)
         if difference.numel() == 0 or scale == 0:
             return cls(float(difference.norm()), float(difference.norm()), eps)
         if difference.ndim == 0:

@@ -11,7 +11,9 @@ Options of both:
   tf32    tl.dot on float32 with input_precision "tf32" drops the operands' low 13 bits, as tensor cores do.
   poison  A masked-off lane of a block load without `other` reads NaN (integers: bytes of 0x5a), not 0.
 
-Written against the interpreter of Triton 3.9, whose internals it replaces.
+Always: a block of one element counts as a number, as numpy 2.4 no longer has it (Triton up to 3.8 says int(array)).
+
+Written against the interpreters of Triton 3.3 to 3.9, whose internals it replaces.
 """
 
 import contextlib
@@ -59,6 +61,11 @@ class _Patches:
         self.saved.append((owner, name, original))
         setattr(owner, name, lambda *args, **kwargs: replacement(original, *args, **kwargs))
 
+    def wrap_if_there(self, owner, name, replacement):
+        """Of what not every version of the interpreter has."""
+        if hasattr(owner, name):
+            self.wrap(owner, name, replacement)
+
     def undo(self):
         while self.saved:
             setattr(*self.saved.pop())
@@ -77,11 +84,19 @@ def _fix_bf16(patches, interp, tl):
         return Handle(_to_bits(value.data), tl.uint16)
 
     def as_uint16(pointers):
-        return Handle(pointers.data, tl.pointer_type(tl.uint16), pointers.attr)
+        handle = Handle(pointers.data, tl.pointer_type(tl.uint16))
+        handle.attr.update(pointers.attr)
+        return handle
+
+    def init(original, self, *args, **kwargs):  # before Triton 3.4
+        original(self, *args, **kwargs)
+        if is_bf16(self.dtype):
+            round_data(self)
 
     def post_init(original, self):
-        if not is_bf16(self.dtype):
-            return original(self)
+        return round_data(self) if is_bf16(self.dtype) else original(self)
+
+    def round_data(self):
         if self.data.dtype in (np.float32, np.float64, np.float16):
             self.data = round_bf16(self.data)
         elif self.data.dtype != np.bool_:  # comparisons give bool
@@ -140,10 +155,13 @@ def _fix_bf16(patches, interp, tl):
     def scaled_operand(original, handle):
         return handle.data if is_bf16(handle.dtype) else original(handle)
 
-    patches.wrap(Handle, "__post_init__", post_init)
+    if hasattr(Handle, "__post_init__"):
+        patches.wrap(Handle, "__post_init__", post_init)
+    else:
+        patches.wrap(Handle, "__init__", init)
     patches.wrap(interp, "_get_np_dtype", np_dtype)
-    patches.wrap(interp, "_validate_np_data_size", data_size)
-    patches.wrap(interp, "_mxfp_value_handle_to_float32", scaled_operand)
+    patches.wrap_if_there(interp, "_validate_np_data_size", data_size)
+    patches.wrap_if_there(interp, "_mxfp_value_handle_to_float32", scaled_operand)
     for name, replacement in dict(
         create_masked_load=load,
         create_masked_store=store,
@@ -155,6 +173,14 @@ def _fix_bf16(patches, interp, tl):
         create_atomic_cas=cas,
     ).items():
         patches.wrap(Builder, name, replacement)
+
+
+def _mend_numbers(patches, interp):
+    def patch_tensor(original, tensor, *scope):
+        original(tensor, *scope)
+        tensor.__index__ = lambda self: int(self.handle.data.squeeze())
+
+    patches.wrap(interp, "_patch_lang_tensor", patch_tensor)
 
 
 def _emulate_tf32(patches, interp, tl):
@@ -259,8 +285,9 @@ def _check_bounds(patches, interp, tl):
             result.set_attr("argument", pointers.attr["argument"])
         return result
 
-    def splat(original, self, kind, pointers):
-        return from_first(lambda self, pointers: original(self, kind, pointers), self, pointers)
+    def splat(original, self, *given):  # (value, shape) in Triton 3.3, (type, value) since
+        value = next(each for each in given if isinstance(each, interp.TensorHandle))
+        return from_first(lambda self, value: original(self, *given), self, value)
 
     def load(original, self, pointers, mask, *rest, **kwargs):
         launches[-1].check("load", pointers, mask.data, self.grid_idx)
@@ -283,7 +310,7 @@ def _check_bounds(patches, interp, tl):
     patches.wrap(interp, "_implicit_cvt", convert)
     patches.wrap(interp.TensorDescHandle, "materialize_pointers", materialize)
     for name in ["addptr", "broadcast", "expand_dims", "reshape", "trans", "unsplat", "bitcast"]:
-        patches.wrap(Builder, "create_" + name, from_first)
+        patches.wrap_if_there(Builder, "create_" + name, from_first)
     for name, replacement in dict(
         create_splat=splat,
         create_masked_load=load,
@@ -300,6 +327,7 @@ def install(bf16=True, bounds=True, tf32=False, poison=False):
     from triton.runtime import interpreter as interp
 
     patches = _Patches()
+    _mend_numbers(patches, interp)
     for wanted, patch in ((bf16, _fix_bf16), (tf32, _emulate_tf32), (poison, _poison), (bounds, _check_bounds)):
         if wanted:
             patch(patches, interp, tl)

@@ -17,6 +17,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._pytree import tree_map
 
 from tests.harness.error_rule import LUCK, Error, Errors, assert_no_worse, errors_of
+from tests.harness.tf32 import epsilon, products_as_on_a_card
 from tests.ops.cases import OPS, Inputs, Op, Sizes
 
 pytestmark = pytest.mark.usefixtures("strict_kernels", "small_strips")
@@ -62,16 +63,17 @@ def gradient_weights(outputs: tuple[Tensor, ...]) -> list[Tensor]:
 
 def run(op: Op, inputs: Inputs, sizes: Sizes, backend: str) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """Outputs, and the gradient of every input."""
-    outputs = op.run(inputs, sizes, backend)
-    wanted = outputs[: op.differentiable]
-    gradients = torch.autograd.grad(wanted, list(inputs.values()), gradient_weights(wanted))
+    with products_as_on_a_card(DEVICE):
+        outputs = op.run(inputs, sizes, backend)
+        wanted = outputs[: op.differentiable]
+        gradients = torch.autograd.grad(wanted, list(inputs.values()), gradient_weights(wanted))
     return outputs, dict(zip(inputs, gradients, strict=True))
 
 
 def rounded_eps(truth: tuple[Tensor, ...], index: int, dtype: torch.dtype) -> float:
     """Epsilon of an output that is a small difference within output 0, which was rounded at its own size."""
     size = float(truth[0].detach().abs().max() / truth[index].detach().abs().max())
-    return max(size, 1.0) * torch.finfo(dtype).eps
+    return max(size, 1.0) * epsilon(dtype)
 
 
 @every_quick_variant
@@ -216,7 +218,10 @@ def test_two_runs_are_bitwise_equal(op: Op, backend: str) -> None:
 
 @every_op
 @pytest.mark.parametrize("layout", ["every second", "reversed axes", "offset"])
-def test_strides_as_they_come(op: Op, backend: str, layout: str) -> None:
+@pytest.mark.parametrize(
+    "dtype", [DTYPES[0], *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in DTYPES[1:])], ids=str
+)
+def test_strides_as_they_come(op: Op, backend: str, layout: str, dtype: torch.dtype) -> None:
     def strided(value: Tensor) -> Tensor:
         if layout == "every second":
             wide = torch.full([2 * size for size in value.shape], float("nan"), dtype=value.dtype, device=value.device)
@@ -230,7 +235,7 @@ def test_strides_as_they_come(op: Op, backend: str, layout: str) -> None:
         return view.copy_(value)
 
     sizes = op.other[0]
-    plain = leaves(op.draw(sizes), torch.float32)
+    plain = leaves(op.draw(sizes), dtype)
     wanted, wanted_gradients = run(op, plain, sizes, backend)
     odd = {name: strided(value.detach()).requires_grad_() for name, value in plain.items()}
     outputs, gradients = run(op, odd, sizes, backend)

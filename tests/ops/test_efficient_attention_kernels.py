@@ -12,6 +12,7 @@ from msformer_fast.floors import efficient_attention as floor
 from msformer_fast.ops.batch_norm import BatchNorm
 
 from ..harness.error_rule import Errors, assert_no_worse, errors_of
+from ..harness.tf32 import products_as_on_a_card
 from .cases import OPS
 from .draws import batch_norm_of
 
@@ -100,8 +101,9 @@ def test_settings_of_the_cards(
         three = []
         for backend, wide in (("triton", dtype), ("reference", dtype), ("reference", torch.float64)):
             leaves = {name: value.to(DEVICE, wide).requires_grad_() for name, value in inputs.items()}
-            outputs = op.run(leaves, sizes, backend)
-            gradients = torch.autograd.grad(outputs, list(leaves.values()), [o.detach() for o in outputs])
+            with products_as_on_a_card(DEVICE):
+                outputs = op.run(leaves, sizes, backend)
+                gradients = torch.autograd.grad(outputs, list(leaves.values()), [o.detach() for o in outputs])
             three.append(dict(zip(("y", "context", *leaves), (*outputs, *gradients), strict=True)))
         return {name: errors_of(name, *(found[name] for found in three)) for name in three[0]}
 
