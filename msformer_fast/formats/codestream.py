@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 _START_OF_JPEG = b"\xff\xd8"
 _START_OF_JPEG_2000 = b"\xff\x4f\xff\x51"
 # Start of frame: of every JPEG process, and of JPEG-LS.
@@ -23,7 +21,7 @@ def stated_size(data: bytes) -> tuple[int, int] | None:
         fields = [int.from_bytes(data[at + place : at + place + 4], "big") for place in (8, 12, 16, 20)]
         return fields[1] - fields[3], fields[0] - fields[2]
     frame = _segments(data)[0]
-    return None if frame is None else (int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big"))
+    return None if frame is None or len(frame) < 5 else (int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big"))
 
 
 def components(data: bytes) -> int | None:
@@ -38,16 +36,18 @@ def components(data: bytes) -> int | None:
 def precision(data: bytes) -> int | None:
     """Bits a sample of JPEG or JPEG-LS; ``None`` if the bytes are neither."""
     frame = _segments(data)[0]
-    return None if frame is None else frame[0]
+    return frame[0] if frame else None
 
 
-def is_decoded_to_rgb(data: bytes, decoders: Sequence[str]) -> bool:
-    """Whether Pillow gives RGB of a colour JPEG by the cosine transform, whatever a header says of its colours.
+def names_its_colours(data: bytes) -> bool:
+    """Whether a colour JPEG says itself which colours it has: by the letters R, G, B, or by Adobe's marker for YCbCr.
 
-    It does where the stream names its own colours by the marker of Adobe. To convert them once more would be wrong.
+    Decoders then give RGB, whatever a header says.
     """
     frame, adobe = _segments(data)
-    return frame is not None and len(frame) > 5 and frame[5] == 3 and adobe == 1 and "pillow" in decoders
+    if frame is None or len(frame) < 15 or frame[5] != 3:
+        return False
+    return adobe == 1 or bytes(frame[6:15:3]).upper() == b"RGB"
 
 
 def _jpeg_2000(data: bytes) -> int | None:
@@ -57,7 +57,7 @@ def _jpeg_2000(data: bytes) -> int | None:
 
 
 def _segments(data: bytes) -> tuple[bytes | None, int | None]:
-    """What the frame's header says (depth, height, width, components), and the colour transform of Adobe's marker."""
+    """What the frame's header says (depth, height, width, components, each of them), and the colour transform of Adobe's marker."""
     adobe = None
     if not data.startswith(_START_OF_JPEG):
         return None, adobe
@@ -65,7 +65,7 @@ def _segments(data: bytes) -> tuple[bytes | None, int | None]:
     while at + 9 <= len(data) and data[at] == 0xFF:
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
         if marker in _FRAMES:
-            return data[at + 4 : at + 2 + max(length, 8)], adobe
+            return data[at + 4 : at + 2 + length], adobe
         if marker == 0xFF:
             at += 1  # fill
         elif marker in _ALONE:

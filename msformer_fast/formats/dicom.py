@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from msformer_fast.bounded_file import BoundedFile
 from msformer_fast.errors import InputError
@@ -118,10 +120,10 @@ class DicomFile(ImageFile):
                 stream = _codestream(file, header, index)
                 _check_codestream(stream, header, show(self.path))
                 if header.syntax in (_BASELINE, _EXTENDED) and codestream.precision(stream) == 8:
+                    if header.colours in COLOUR and codestream.names_its_colours(stream):
+                        return _by_pillow(stream), 8
                     # The stream's own depth counts (PS3.5, 8.2.1).
                     options |= {"bits_allocated": 8, "bits_stored": 8}
-                if codestream.is_decoded_to_rgb(stream, decoder.available_plugins):
-                    options["photometric_interpretation"] = "RGB"
             file.seek(header.offset)
             try:
                 stored, after = decoder.as_array(file, index=index, **options)
@@ -138,6 +140,14 @@ class DicomFile(ImageFile):
         if stored.shape != ((*self.shape, 3) if header.colours in COLOUR else self.shape):
             raise ValueError("another shape")
         return np.asarray(stored), int(options.get("bits_stored", options["bits_allocated"]))
+
+
+def _by_pillow(stream: bytes) -> Array:
+    """(H, W, 3) of a JPEG whose colours are as it says: pydicom would convert them by the header, once more or at all."""
+    with Image.open(io.BytesIO(stream), formats=["JPEG"]) as picture:
+        if picture.mode != "RGB":
+            raise ValueError("not RGB")
+        return np.asarray(picture)
 
 
 def _named(header: Header) -> str:
