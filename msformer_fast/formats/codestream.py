@@ -21,7 +21,11 @@ def stated_size(data: bytes) -> tuple[int, int] | None:
         fields = [int.from_bytes(data[at + place : at + place + 4], "big") for place in (8, 12, 16, 20)]
         return fields[1] - fields[3], fields[0] - fields[2]
     frame = _segments(data)[0]
-    return None if frame is None or len(frame) < 5 else (int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big"))
+    return (
+        None
+        if frame is None or len(frame) < 5
+        else (int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big"))
+    )
 
 
 def components(data: bytes) -> int | None:

@@ -144,9 +144,7 @@ def syntax_of_pixels(
         return syntax
     if element.length - native_bytes in (0, 1):  # decompressed, and the syntax was left as it was
         return native
-    raise InputError(
-        f"{name}: its pixels are not compressed as its transfer syntax ({syntax.name}) says; {_REMEDY}"
-    )
+    raise InputError(f"{name}: its pixels are not compressed as its transfer syntax ({syntax.name}) says; {_REMEDY}")
 
 
 def _ahead(file: BoundedFile) -> bytes:

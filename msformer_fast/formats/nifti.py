@@ -15,7 +15,16 @@ from msformer_fast.errors import InputError
 from msformer_fast.files import atomic, show
 from msformer_fast.formats.grey import between, extent
 from msformer_fast.formats.image_file import ImageFile
-from msformer_fast.formats.nifti_header import check, check_length, damaged, is_zipped, offset, read_header, scaling, turn
+from msformer_fast.formats.nifti_header import (
+    check,
+    check_length,
+    damaged,
+    is_zipped,
+    offset,
+    read_header,
+    scaling,
+    turn,
+)
 
 Array = NDArray[Any]
 
