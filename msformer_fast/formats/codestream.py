@@ -61,7 +61,7 @@ def _jpeg_2000(data: bytes) -> int | None:
 
 
 def _segments(data: bytes) -> tuple[bytes | None, int | None]:
-    """What the frame's header says (depth, height, width, components, each of them), and the colour transform of Adobe's marker."""
+    """What the frame's header says (depth, height, width, components), and the colour transform of Adobe's marker."""
     adobe = None
     if not data.startswith(_START_OF_JPEG):
         return None, adobe

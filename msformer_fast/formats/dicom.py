@@ -143,7 +143,7 @@ class DicomFile(ImageFile):
 
 
 def _by_pillow(stream: bytes) -> Array:
-    """(H, W, 3) of a JPEG whose colours are as it says: pydicom would convert them by the header, once more or at all."""
+    """(H, W, 3) of a JPEG whose colours are as it says; pydicom would convert them by the header, once more."""
     with Image.open(io.BytesIO(stream), formats=["JPEG"]) as picture:
         if picture.mode != "RGB":
             raise ValueError("not RGB")

@@ -40,7 +40,7 @@ _GEOMETRY = (
 
 
 class NiftiFile(ImageFile):
-    """A NIfTI-1 or -2 file, compressed or not (its content tells), of one volume: 3-D, 4-D with a last axis of 1, or 2-D.
+    """A NIfTI-1 or -2 file, compressed or not by its content, of one volume: 3-D, 4-D with a last axis of 1, or 2-D.
 
     Slice ``i`` holds the voxels of index ``i`` along ``axis``. Its rows run from superior to inferior, or from
     anterior to posterior in axial slices; its columns from the patient's right to left, or from anterior to posterior
