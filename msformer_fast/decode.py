@@ -50,7 +50,7 @@ def decode(path: PathLike, max_pixels: int, least: int) -> tuple[Array, bool]:
     with file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of large pictures; those too large are refused below
         head = file.read(8)
-        kind = _kind(head)
+        kind = picture_kind(head)
         if kind is None:
             raise InputError(f"{name}: the content is not an image of a supported format; accepted are {FORMATS}")
         try:
@@ -81,7 +81,7 @@ def upright_size(path: PathLike) -> tuple[int, int] | None:
     try:
         with open_regular(path, FORMATS) as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large pictures, which are refused where they are read
-            kind = _kind(file.read(8))
+            kind = picture_kind(file.read(8))
             file.seek(0)
             if kind == "TIFF":
                 return _tiff_size(file)
@@ -113,7 +113,8 @@ def _tiff_size(file: IO[bytes]) -> tuple[int, int]:
         return (width, height) if page.tags.valueof(274, 1) in _LYING else (height, width)
 
 
-def _kind(head: bytes) -> str | None:
+def picture_kind(head: bytes) -> str | None:
+    """``"PNG"``, ``"JPEG"``, ``"TIFF"`` or ``"BMP"``, by the first bytes of a file; ``None`` for anything else."""
     return next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
 
 
