@@ -76,7 +76,8 @@ def _expand(words: list[int], size: int, out: list[int], at: int, segments: int,
             values = words[at + 2 : at + 2 + count]
             at += 2 + count
         elif opcode == _LINEAR:
-            values = np.rint(np.linspace(out[-1], words[at + 2], count + 1)[1:]).astype(int).tolist()
+            last = words[at + 2]
+            values = np.rint(np.linspace(out[-1] + (last - out[-1]) / count, last, count)).astype(int).tolist()
             at += 3
         else:
             raise ValueError("another segment")
