@@ -22,6 +22,8 @@ from msformer_fast.images import MIN_SIDE
 _SLICES = 10
 # Most bytes that one byte of deflate becomes.
 _DEFLATE_RATIO = 1032
+_QUATERNION = ("quatern_b", "quatern_c", "quatern_d")
+_LONGEST_QUATERNION = 1.01
 
 
 def damaged(name: str, exc: Exception) -> InputError:
@@ -142,7 +144,7 @@ def _affines(header: Any) -> list[NDArray[np.float64]]:
     offered = []
     if int(header["sform_code"]):
         offered.append(header.get_sform())
-    if int(header["qform_code"]) and np.isfinite([header[f"quatern_{each}"] for each in "bcd"]).all():
+    if int(header["qform_code"]) and _length_of_quaternion(header) <= 1:  # nor is NaN
         offered.append(header.get_qform())
     if not int(header["sform_code"]) and not int(header["qform_code"]):
         offered.append(header.get_base_affine())
@@ -153,7 +155,8 @@ def _mended(header: Any) -> Any:
     """A copy in which qfac, voxel sizes, codes and quaternion are such as can be used.
 
     As nibabel does when it loads a file (another qfac than -1 is 1, sizes count without their sign, unknown codes are
-    0), and beyond that as niftilib does: sizes that are no numbers are 1, a quaternion that is too long is shortened.
+    0), and beyond that as niftilib does: sizes that are no numbers are 1, a quaternion that is a little too long is
+    shortened. One that is much too long has lost its fourth number, and is left as it is.
     """
     silent = logging.Logger("nifti header")
     silent.addHandler(logging.NullHandler())
@@ -161,12 +164,15 @@ def _mended(header: Any) -> Any:
     header.check_fix(logger=silent, error_level=sys.maxsize)
     sizes = header["pixdim"][1:4]
     header["pixdim"][1:4] = np.where(np.isfinite(sizes), sizes, 1)
-    fields = [f"quatern_{each}" for each in "bcd"]
-    length = float(np.linalg.norm([float(header[field]) for field in fields]))
-    if math.isfinite(length) and length > 1:
-        for field in fields:
-            header[field] = float(header[field]) / length
+    length = _length_of_quaternion(header)
+    if 1 < length < _LONGEST_QUATERNION:
+        for field in _QUATERNION:  # below 1 in single precision too
+            header[field] = float(header[field]) / length * (1 - 1e-7)
     return header
+
+
+def _length_of_quaternion(header: Any) -> float:
+    return float(np.linalg.norm([float(header[field]) for field in _QUATERNION]))
 
 
 def _orientation(matrix: NDArray[np.float64]) -> NDArray[np.float64] | None:
