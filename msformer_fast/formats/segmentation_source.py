@@ -100,8 +100,7 @@ def patient_orientation(source: Any) -> list[str]:
 def _with_patient(header: Any) -> Any:
     """The header with its texts in UTF-8: of the other character sets highdicom does not know every combination."""
     header.decode()
-    if header.get("SpecificCharacterSet"):
-        header.SpecificCharacterSet = "ISO_IR 192"
+    header.SpecificCharacterSet = "ISO_IR 192"
     return header
 
 
