@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,13 @@ from .test_formats_dicom_numbers import raw  # noqa: E402
 from .test_formats_seg import FRAMES, SOURCES, WINDOWS, without  # noqa: E402
 
 
+@pytest.fixture(autouse=True)
+def _segmentations_have_no_errors(tmp_path: Path) -> Iterator[None]:
+    """Every Segmentation that a test leaves is what the standard asks for."""
+    yield
+    dciodvfy.check(tmp_path)
+
+
 def saved(folder: Path, source: Any, **options: Any) -> Any:
     """The Segmentation of an image, its pixels compared and its attributes checked."""
     file = open_image(samples.write(folder / "a.dcm", source))
@@ -28,7 +36,6 @@ def saved(folder: Path, source: Any, **options: Any) -> Any:
     masks = np.zeros((file.frames, *file.shape), bool)
     masks[:, 10:20, 5:30] = True
     save_dicom_seg(file, masks, folder / "m.dcm", **options)
-    assert dciodvfy.errors(folder / "m.dcm") == []
     seg = pydicom.dcmread(folder / "m.dcm")
     np.testing.assert_array_equal(np.atleast_3d(seg.pixel_array.T).T.astype(bool), masks)
     return seg
@@ -51,6 +58,11 @@ def place(seg: Any, frame: int = 0) -> tuple[list[float], list[float], list[floa
 @pytest.mark.parametrize("name", SOURCES)
 def test_the_standard_has_nothing_to_say_against_it(tmp_path: Path, name: str, keep_patient: bool) -> None:
     saved(tmp_path, SOURCES[name](), keep_patient=keep_patient)
+    assert dciodvfy.check(tmp_path) == 1
+    # That it would say something: without the class of its modality.
+    data = (tmp_path / "m.dcm").read_bytes()
+    (tmp_path / "broken").write_bytes(data.replace(b"CS\x04\0SEG ", b"CS\x04\0OTHR"))
+    assert dciodvfy.errors(tmp_path / "broken")
 
 
 @pytest.mark.parametrize("keep_patient", [False, True])
@@ -121,7 +133,6 @@ def test_half_a_place_is_left_out_and_said(tmp_path: Path, keyword: str, value: 
         and note.endswith(f"has no place in space, since the image lacks {keyword}")
     )
     save_dicom_seg(file, np.ones((1, *file.shape), bool), tmp_path / "m.dcm")
-    assert dciodvfy.errors(tmp_path / "m.dcm") == []
     assert "PlanePositionSequence" not in pydicom.dcmread(tmp_path / "m.dcm").PerFrameFunctionalGroupsSequence[0]
 
 

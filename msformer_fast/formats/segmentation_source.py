@@ -41,6 +41,8 @@ _MAY_BE_EMPTY = (
     *("StudyTime", "ReferringPhysicianName"),
 )
 _ORIENTATION = re.compile(r"[APLRFH]{1,3}")
+_TEXTS = ("LO", "LT", "PN", "SH", "ST", "UC", "UT")
+_ESCAPE = re.compile(r"\x1b[ -/]+[0-~]")
 _NOMINAL_THICKNESS = 1.0  # mm: of one slice nothing depends on it
 
 
@@ -100,8 +102,17 @@ def patient_orientation(source: Any) -> list[str]:
 def _with_patient(header: Any) -> Any:
     """The header with its texts in UTF-8: of the other character sets highdicom does not know every combination."""
     header.decode()
+    header.walk(_drop_escapes)
     header.SpecificCharacterSet = "ISO_IR 192"
     return header
+
+
+def _drop_escapes(_: Any, element: Any) -> None:
+    """Take out what switches between character sets: of GB 2312 pydicom leaves it in the text."""
+    if element.VR in _TEXTS and "\x1b" in str(element.value):
+        values = [element.value] if element.VM == 1 else list(element.value)
+        plain = [_ESCAPE.sub("", str(each)) for each in values]
+        element.value = plain[0] if element.VM == 1 else plain
 
 
 def _without_patient(header: Any) -> Any:
