@@ -67,7 +67,7 @@ def found_encoding(file: BoundedFile, declared: str | None) -> tuple[bool, bool]
     if len(head) < 6:
         return declared in (None, _NATIVE[True, True]), True
     implicit = not all(ord("A") <= each <= ord("Z") for each in head[4:6])
-    little, big = (int.from_bytes(head[:2], order) for order in ("little", "big"))  # type: ignore[arg-type]
+    little, big = (int.from_bytes(head[:2], order) for order in ("little", "big"))
     if min(little, big) < 0x100 <= max(little, big):
         return implicit, little < big
     return implicit, declared != _NATIVE[False, False]
