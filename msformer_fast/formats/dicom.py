@@ -34,8 +34,8 @@ class DicomFile(ImageFile):
 
     Grey frames go through the modality table or the rescale, then through the first VOI table or window, of the
     frame's own functional groups where it has them. Without a window (or with one that has no width) they go from the
-    frame's least value to its largest. What is declared as padding is black, and MONOCHROME1 is inverted. Palettes
-    and YBR become RGB. Overlays, ICC profiles and presentation states are not applied.
+    frame's least value to its largest. What cannot be read of window or rescale is left out, with a note. What is
+    declared as padding is black, and MONOCHROME1 is inverted. Palettes and YBR become RGB. Overlays, ICC profiles and presentation states are not applied.
 
     Args:
         path: of the file.
@@ -43,7 +43,8 @@ class DicomFile(ImageFile):
         max_pixels: that a frame may have.
 
     Raises:
-        InputError: not an image, or one that cannot be read; the message holds no value of the header but sizes.
+        InputError: not an image, one that cannot be read, or a decoder is missing; the message holds no value of the
+            header but sizes.
 
     Source:
         DICOM PS3.3, C.7.6.3, C.11.1 and C.11.2.

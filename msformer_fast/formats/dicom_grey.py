@@ -17,6 +17,7 @@ from msformer_fast.formats.lookup_table import grey_table
 Array = NDArray[Any]
 Notes = dict[str, None]
 
+_RESCALE = "Rescale Slope and Intercept"
 _FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
 
 
@@ -65,9 +66,6 @@ def grey(
     if padding is not None:
         frame[padding] = 0
     return frame
-
-
-_RESCALE = "Rescale Slope and Intercept"
 
 
 def _constant(values: Array) -> bool:
