@@ -35,7 +35,8 @@ class DicomFile(ImageFile):
     Grey frames go through the modality table or the rescale, then through the first VOI table or window, of the
     frame's own functional groups where it has them. Without a window (or with one that has no width) they go from the
     frame's least value to its largest. What cannot be read of window or rescale is left out, with a note. What is
-    declared as padding is black, and MONOCHROME1 is inverted. Palettes and YBR become RGB. Overlays, ICC profiles and presentation states are not applied.
+    declared as padding is black, and MONOCHROME1 is inverted. Palettes and YBR become RGB. Overlays,
+    ICC profiles and presentation states are not applied.
 
     Args:
         path: of the file.
