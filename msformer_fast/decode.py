@@ -15,6 +15,7 @@ from PIL import Image
 from msformer_fast.bounded_file import open_regular
 from msformer_fast.errors import InputError
 from msformer_fast.files import PathLike, show
+from msformer_fast.picture_metadata import orientation, without_metadata
 
 Array = NDArray[Any]
 
@@ -38,6 +39,8 @@ _TURNS: dict[int, Callable[[Array], Array]] = {  # EXIF orientation: what sets t
     7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
     8: np.rot90,
 }
+_LYING = (5, 6, 7, 8)  # orientations that exchange height and width
+_WITH_METADATA = ("PNG", "JPEG")
 
 
 def decode(path: PathLike, max_pixels: int, least: int) -> tuple[Array, bool]:
@@ -47,7 +50,7 @@ def decode(path: PathLike, max_pixels: int, least: int) -> tuple[Array, bool]:
     with file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of large pictures; those too large are refused below
         head = file.read(8)
-        kind = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
+        kind = picture_kind(head)
         if kind is None:
             raise InputError(f"{name}: the content is not an image of a supported format; accepted are {FORMATS}")
         try:
@@ -73,7 +76,61 @@ def _check_header(name: str, height: int, width: int, pages: int, max_pixels: in
     refuse_small(height, width, least, name)
 
 
+def upright_size(path: PathLike) -> tuple[int, int] | None:
+    """(H, W) of a file as :func:`decode` will give it, without decoding it; ``None`` where it cannot be told."""
+    try:
+        with open_regular(path, FORMATS) as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large pictures, which are refused where they are read
+            kind = picture_kind(file.read(8))
+            file.seek(0)
+            if kind == "TIFF":
+                return _tiff_size(file)
+            try:
+                return _pillow_size(file)
+            except Exception:
+                if kind not in _WITH_METADATA:
+                    raise
+                return _pillow_size(without_metadata(file, kind))
+    except (
+        Exception
+    ):  # on damaged files Pillow and tifffile raise errors of a dozen types; decoding tells what is wrong
+        return None
+
+
+def _pillow_size(file: IO[bytes]) -> tuple[int, int]:
+    with Image.open(file) as picture:
+        width, height = picture.size
+        return (width, height) if orientation(picture) in _LYING else (height, width)
+
+
+def _tiff_size(file: IO[bytes]) -> tuple[int, int]:
+    import tifffile
+
+    logging.getLogger("tifffile").addHandler(logging.NullHandler())
+    with tifffile.TiffFile(file) as tiff:
+        page: Any = tiff.pages[0]
+        height, width = int(page.imagelength), int(page.imagewidth)
+        return (width, height) if page.tags.valueof(274, 1) in _LYING else (height, width)
+
+
+def picture_kind(head: bytes) -> str | None:
+    """``"PNG"``, ``"JPEG"``, ``"TIFF"`` or ``"BMP"``, by the first bytes of a file; ``None`` for anything else."""
+    return next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
+
+
 def _decode_pillow(file: IO[bytes], kind: str, name: str, max_pixels: int, least: int) -> tuple[Array, bool]:
+    """As it is; where Pillow stumbles, without what is beside the picture."""
+    try:
+        return _decode_picture(file, kind, name, max_pixels, least)
+    except (InputError, Image.DecompressionBombError):
+        raise
+    except Exception:
+        if kind not in _WITH_METADATA:
+            raise
+        return _decode_picture(without_metadata(file, kind), kind, name, max_pixels, least)
+
+
+def _decode_picture(file: IO[bytes], kind: str, name: str, max_pixels: int, least: int) -> tuple[Array, bool]:
     with Image.open(file, formats=[kind]) as picture:
         # A multi-picture JPEG is a photograph with its preview or depth map: the first is the picture.
         pages = 1 if kind == "JPEG" else getattr(picture, "n_frames", 1)
@@ -83,7 +140,7 @@ def _decode_pillow(file: IO[bytes], kind: str, name: str, max_pixels: int, least
             picture.tile = [picture.tile[0]._replace(args="RGBA")]
         picture.load()
         array = np.asarray(picture.convert("RGB") if mode not in ("1", "L", "I;16", "I;16B", "RGBA") else picture)
-        turn = _TURNS.get(picture.getexif().get(0x0112, 1), np.asarray)
+        turn = _TURNS.get(orientation(picture), np.asarray)
     if mode == "LA":
         array = array[:, :, 0]
     if raw == "LA;16B":
@@ -104,7 +161,7 @@ def _decode_tiff(file: IO[bytes], kind: str, name: str, max_pixels: int, least: 
     file.seek(0)
     with tifffile.TiffFile(file) as tiff:
         page: Any = tiff.pages[0]
-        single = len(tiff.pages) == 1 and page.imagedepth == 1 and tiff.series[0].size == page.size
+        single = len(tiff.pages) == 1 and page.imagedepth == 1 and not _is_stack(tiff, page)
         _check_header(name, page.imagelength, page.imagewidth, 1 if single else 2, max_pixels, least)
         extra = len(page.extrasamples)
         colours, bits = page.samplesperpixel - extra, page.bitspersample
@@ -136,8 +193,15 @@ def _decode_tiff(file: IO[bytes], kind: str, name: str, max_pixels: int, least: 
     array = array[:, :, 0] if array.ndim == 3 and colours == 1 else array[:, :, :3] if array.ndim == 3 else array
     if page.photometric == 0:  # white is zero
         array = (65535 if array.dtype.kind == "u" else 1) - array
-    orientation = page.tags.valueof(274, 1)
-    return _TURNS.get(orientation, np.asarray)(array), False
+    return _TURNS.get(page.tags.valueof(274, 1), np.asarray)(array), False
+
+
+def _is_stack(tiff: Any, page: Any) -> bool:
+    """Whether a description says that more than the only page lies in the file, as ImageJ writes stacks."""
+    try:
+        return bool(tiff.series[0].size != page.size)
+    except Exception:  # tifffile raises errors of a dozen types on descriptions that only look like one of a stack
+        return False
 
 
 def refuse_small(height: int, width: int, least: int, name: str) -> None:

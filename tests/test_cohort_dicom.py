@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +14,22 @@ from PIL import Image
 
 from msformer_fast import phantom
 from msformer_fast.cli import main
+from msformer_fast.cohort.job import Task, run_task
 from msformer_fast.images import resize_image
 
-from .cohort_samples import OPTIONS, lines
+from .cohort_samples import OPTIONS, SETTINGS, lines
 
 pytest.importorskip("pydicom")
 highdicom = pytest.importorskip("highdicom")
+from . import dciodvfy  # noqa: E402
 from . import medical_samples as samples  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _segmentations_have_no_errors(tmp_path: Path) -> Iterator[None]:
+    """Every Segmentation that a test leaves is what the standard asks for."""
+    yield
+    dciodvfy.check(tmp_path)
 
 
 def grey(seed: int) -> np.ndarray:
@@ -90,3 +102,53 @@ def test_the_patient_is_kept_only_when_asked(study: Path, tmp_path: Path) -> Non
     assert str(highdicom.seg.segread(tmp_path / "1.2.840.3_mask.dcm").PatientName) == "Zebra^Quagga"
     assert main([*arguments, "--overwrite", *OPTIONS]) == 0
     assert not str(highdicom.seg.segread(tmp_path / "1.2.840.3_mask.dcm").PatientName)
+
+
+def test_what_can_have_no_segmentation_has_its_pngs_and_says_so(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Frames without a place, and a slice without a frame of reference: in a run, and one alone."""
+    frames = np.stack([(grey(seed) * 255).astype(np.uint8) for seed in range(2)])
+    for path in study.iterdir():
+        path.unlink()
+    samples.write(study / "us.dcm", samples.image(frames, NumberOfFrames=2, sop_class=samples.MULTI_FRAME_SECONDARY))
+    ct = samples.ct((grey(0) * 400 - 160).astype(np.int16))
+    del ct.FrameOfReferenceUID
+    samples.write(study / "ct.dcm", ct)
+    half = samples.ct((grey(1) * 400 - 160).astype(np.int16))
+    del half.PixelSpacing
+    samples.write(study / "half.dcm", half)
+    out = tmp_path / "out"
+    assert main(["segment", str(study), "-o", str(out), "--threads", "1", "--dicom-seg", *OPTIONS]) == 0
+    found = {line["output"]: line for line in lines(out)}
+    assert {line["status"] for line in found.values()} == {"done"}
+    assert "no DICOM Segmentation: " in found["us"]["reason"] and "PlanePositionSequence" in found["us"]["reason"]
+    assert "(FrameOfReferenceUID)" in found["ct"]["reason"] and len(found["ct"]["notes"]) == 1
+    assert "has no place in space, since the image lacks PixelSpacing" in found["half"]["reason"]
+    assert sorted(path.name for path in out.glob("*.dcm")) == ["half_mask.dcm"]
+    assert (out / "ct_mask.png").exists() and (out / "us_mask" / "0002.png").exists()
+    assert "no DICOM Segmentation" in (out / "index.html").read_text()
+    capsys.readouterr()
+    assert main(["segment", str(study / "ct.dcm"), "-o", str(tmp_path / "one"), "--dicom-seg", *OPTIONS]) == 0
+    assert "no DICOM Segmentation: " in capsys.readouterr().err
+    assert "(FrameOfReferenceUID)" in json.loads((tmp_path / "one" / "ct.json").read_text())["notes"][0]
+
+
+def test_a_package_that_a_segmentation_needs_is_missed_before_any_work(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "highdicom", None)
+    monkeypatch.setattr("msformer_fast.segmentation.segment", lambda *_, **__: pytest.fail("was begun"))
+    assert main(["segment", str(study / "negative.dcm"), "-o", str(tmp_path / "out"), "--dicom-seg", *OPTIONS]) == 2
+    assert "needs highdicom; install msformer-fast[dicom]" in capsys.readouterr().err
+
+
+def test_what_was_left_out_is_said(study: Path, tmp_path: Path) -> None:
+    ct = samples.ct((grey(0) * 400 - 160).astype(np.int16))
+    ct.VOILUTFunction = "ZEBRA"
+    samples.write(study / "noted.dcm", ct)
+    line = run_task(Task(str(study / "noted.dcm"), "noted", str(tmp_path), SETTINGS, run="r"))
+    assert line["notes"] == ["VOI LUT Function is none that is known: the window was taken as linear"]
+    assert line["reason"].endswith(line["notes"][0])
+    record = json.loads((tmp_path / "noted.json").read_text())
+    assert record["notes"] == line["notes"]

@@ -121,3 +121,17 @@ def test_axis_and_window(tmp_path: Path) -> None:
     assert (line["status"], line["image_size"]) == ("done", list(SHAPE))
     line = run_task(Task(str(path), "scan", str(tmp_path), SETTINGS, Options(axis=0)))
     assert (line["status"], "at least 33" in line["reason"]) == ("failed", True)
+
+
+def test_an_empty_mask_of_a_volume_says_so(tmp_path: Path) -> None:
+    nibabel.save(nibabel.Nifti1Image(np.full((52, 44, 3), 7, np.int16), AFFINE), tmp_path / "blank.nii")
+    line = run_task(Task(str(tmp_path / "blank.nii"), "blank", str(tmp_path), SETTINGS))
+    assert (line["status"], line["pixels"]) == ("done", 0)
+    assert line["reason"] == "3 slices: 3 without contrast, 0 doubtful; the mask is empty"
+
+
+def test_a_window_beyond_all_values_of_a_volume(tmp_path: Path) -> None:
+    path = write_nifti(tmp_path / "scan.nii")
+    line = run_task(Task(str(path), "scan", str(tmp_path), SETTINGS, Options(window=(9000.0, 10.0))))
+    assert line["status"] == "failed"
+    assert "the window lies beyond all of the volume's values" in line["reason"]

@@ -40,6 +40,33 @@ def test_plain_files(tmp_path: Path) -> None:
     refused(open_image(save(tmp_path / "c.png", np.zeros((40, 40), np.uint8))).read, 0, match="all pixels are equal")
 
 
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("a.hdr", "one half of an Analyze or NIfTI pair"),
+        ("a.img", "one half of an Analyze or NIfTI pair"),
+        ("A.IMG.GZ", "one half of an Analyze or NIfTI pair"),
+        ("a.mgz", "a volume of FreeSurfer"),
+        ("a.mgh", "a volume of FreeSurfer"),
+        ("a.nrrd", "an NRRD volume"),
+        ("a.mha", "a MetaImage volume"),
+    ],
+)
+def test_volumes_of_other_formats(tmp_path: Path, name: str, what: str) -> None:
+    (tmp_path / name).write_bytes((b"\x1f\x8b" if name.lower().endswith(("z", "gz")) else b"") + bytes(400))
+    refused(
+        open_image, tmp_path / name, match=rf"is {what}, which is not read; accepted are .* convert it to \.nii\.gz"
+    )
+    save(tmp_path / "a.png", samples.RGB).rename(tmp_path / name)
+    assert open_image(tmp_path / name).kind == "plain", "the content tells"
+
+
+def test_compressed_files(tmp_path: Path) -> None:
+    for name in ("a.dcm.gz", "a.dcm", "a.png.gz", "b"):
+        (tmp_path / name).write_bytes(b"\x1f\x8b" + bytes(400))
+        refused(open_image, tmp_path / name, match="is compressed with gzip; unpack it")
+
+
 def test_which_files_of_a_folder_are_images(tmp_path: Path) -> None:
     for suffix in IMAGE_SUFFIXES:
         assert is_image_file(tmp_path / f"none{suffix}") and is_image_file(tmp_path / f"none{suffix.upper()}")

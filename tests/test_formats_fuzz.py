@@ -16,6 +16,7 @@ import tempfile
 import time
 import tracemalloc
 import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,7 +30,8 @@ import tifffile  # noqa: E402
 from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from PIL import Image  # noqa: E402
-from pydicom.uid import RLELossless  # noqa: E402
+from pydicom.encaps import encapsulate  # noqa: E402
+from pydicom.uid import JPEGBaseline8Bit, RLELossless  # noqa: E402
 
 from msformer_fast import InputError  # noqa: E402
 from msformer_fast.formats import open_image  # noqa: E402
@@ -51,6 +53,11 @@ def picture(kind: str, array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def with_text(png: bytes) -> bytes:
+    body = b"zTXtComment\0\0" + zlib.compress(b" " * 2_000_000)
+    return png[:33] + (len(body) - 4).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big") + png[33:]
+
+
 def deep_tiff() -> bytes:
     buffer = io.BytesIO()
     tifffile.imwrite(buffer, samples.GREY16, compression="zlib")
@@ -64,6 +71,20 @@ def dicom(kind: str) -> bytes:
         ds.compress(RLELossless)
     elif kind == "frames":
         ds = samples.enhanced(frames, [(40, 400), (0, 1000), (300, 900)], rescale=(2, -100))
+    elif kind == "jpeg":
+        ds = samples.image(samples.RGB, "YBR_FULL_422")
+        ds.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+        ds.PixelData = encapsulate([picture("JPEG", samples.RGB)])
+        ds["PixelData"].VR = "OB"
+    elif kind == "segments":
+        ds = samples.image(samples.GREY8, "PALETTE COLOR", **samples.palette(*[bytes(512)] * 3))
+        for colour in ("Red", "Green", "Blue"):
+            del ds[f"{colour}PaletteColorLookupTableData"]
+            words = np.array([0, 2, 0, 9, 1, 100, 60000, 2, 1, 8, 0, 1, 54, 7], "<u2")
+            setattr(ds, f"Segmented{colour}PaletteColorLookupTableData", words.tobytes())
+    elif kind == "padding":
+        ds = samples.image(samples.SIGNED.astype(np.float32), FloatPixelPaddingValue=-5.0)
+        ds.FloatPixelPaddingRangeLimit = 5.0
     elif kind == "palette":
         ramp = np.arange(256, dtype=np.uint16).tobytes()
         ds = samples.image(samples.GREY8, "PALETTE COLOR", **samples.palette(ramp, ramp, ramp))
@@ -84,12 +105,17 @@ def nifti(zipped: bool) -> bytes:
 
 SAMPLES: dict[str, Callable[[], bytes]] = {
     "a.png": lambda: picture("PNG", samples.RGB),
+    # With a text that is too long, so that it is read without it.
+    "text.png": lambda: with_text(picture("PNG", samples.RGB)),
     "a.jpg": lambda: picture("JPEG", samples.RGB),
     "a.tif": lambda: picture("TIFF", samples.GREY8),
     "b.tif": deep_tiff,
     "a.bmp": lambda: picture("BMP", samples.RGB),
     "plain.dcm": lambda: dicom("plain"),
     "palette.dcm": lambda: dicom("palette"),
+    "jpeg.dcm": lambda: dicom("jpeg"),
+    "segments.dcm": lambda: dicom("segments"),
+    "padding.dcm": lambda: dicom("padding"),
     "rle.dcm": lambda: dicom("rle"),
     "frames.dcm": lambda: dicom("frames"),
     "a.nii": lambda: nifti(False),

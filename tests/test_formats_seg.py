@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from msformer_fast import InputError, __version__
 from msformer_fast.files import OutputError
 from msformer_fast.formats import open_image
 
+from . import dciodvfy
 from . import medical_samples as samples
 from .image_samples import refused
 
@@ -25,6 +27,13 @@ GREY8, SIGNED = samples.GREY8, samples.SIGNED
 FRAMES = np.stack([SIGNED, SIGNED[::-1], SIGNED[:, ::-1]])
 WINDOWS = [(40.0, 400.0), (0.0, 1000.0), (300.0, 900.0)]
 STUDY = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "AccessionNumber", "ReferringPhysicianName")
+
+
+@pytest.fixture(autouse=True)
+def _segmentations_have_no_errors(tmp_path: Path) -> Iterator[None]:
+    """Every Segmentation that a test leaves is what the standard asks for."""
+    yield
+    dciodvfy.check(tmp_path)
 
 
 def without(ds: Any, *keywords: str) -> Any:

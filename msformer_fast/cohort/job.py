@@ -140,11 +140,10 @@ def segment_file(
 
     options = task.options
     file = open_image(task.path, axis=options.axis, window=options.window)
-    if options.dicom_seg and file.kind != "dicom":
-        options = replace(options, dicom_seg=False)
     settings, resized = _fitted(file, task)
+    options, notes = _possible(file, options)
     target = check_output_folder((Path(task.folder) / task.name).parent)
-    begun = dict(line or {}) | {"status": DONE}
+    begun = dict(line or {}) | {"status": DONE} | ({"notes": notes} if notes else {})
     write = volume.write_volume if file.is_volume else _write_image
     return write(file, replace(task, settings=settings, options=options), target, begun | resized, callback)
 
@@ -174,6 +173,28 @@ def _fitted(file: ImageFile, task: Task) -> tuple[dict[str, Any], dict[str, Any]
     if task.options.too_large == "refuse":
         raise InputError(f"size {max(network_size)} {has}; size {size} fits, or fewer jobs, or memory='lean'")
     return settings | {"size": size}, {"resized": f"size {max(network_size)} {has}: done at size {size}"}
+
+
+def _possible(file: ImageFile, options: Options) -> tuple[Options, list[str]]:
+    """What can be written of this image, and what is to be said of it: before the first step of work."""
+    if not options.dicom_seg:
+        return options, []
+    from msformer_fast.formats.dicom import DicomFile
+
+    if not isinstance(file, DicomFile):
+        return replace(options, dicom_seg=False), []
+    from msformer_fast.formats.segmentation_object import check_dicom_seg
+
+    refusal, lack = check_dicom_seg(file, keep_patient=options.keep_patient)
+    if refusal is not None:
+        return replace(options, dicom_seg=False), [f"no DICOM Segmentation: {refusal}"]
+    return options, [] if lack is None else [lack]
+
+
+def with_notes(line: Line, file: ImageFile) -> Line:
+    """The line of an image that has been read, its reason followed by what was left out."""
+    notes = [*line.get("notes", []), *file.notes]
+    return line | ({"notes": notes, "reason": "; ".join([line["reason"].rstrip("."), *notes])} if notes else {})
 
 
 def _free_on_gpu(device: Any) -> int:
@@ -207,6 +228,7 @@ def _write_image(
         "device": result.settings["device"],
         "seconds": round(result.seconds, 3),
     }
+    line = with_notes(line, file)
     name = os.path.basename(task.name)
     paths = []
     if task.options.dicom_seg:
@@ -214,7 +236,8 @@ def _write_image(
     picture = overlay(pixels, result.mask)
     if task.run is not None:
         write_thumbnail(task, picture)
-    paths += save_segmentation(result, task.path, target, name=name, picture=picture, more=of_run(task, line))
+    more = {key: line[key] for key in ("notes",) if key in line} | of_run(task, line)
+    paths += save_segmentation(result, task.path, target, name=name, picture=picture, more=more)
     return paths, line
 
 

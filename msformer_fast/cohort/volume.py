@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msformer_fast.cohort.job import PARTIAL, Task, of_run, stamp, write_dicom_seg, write_thumbnail
+from msformer_fast.cohort.job import PARTIAL, Task, of_run, stamp, with_notes, write_dicom_seg, write_thumbnail
 from msformer_fast.cohort.journal import Line
 from msformer_fast.contact_sheet import Tile, contact_sheet
 from msformer_fast.errors import DivergenceError
@@ -52,7 +52,7 @@ def write_volume(
         paths += _write_frames(target / f"{name}_mask", masks) + _write_frames(target / f"{name}_labels", labels)
         if task.options.dicom_seg:
             paths.append(write_dicom_seg(file, masks, target / f"{name}_mask.dcm", task.options))
-    line = line | _summary(records, masks)
+    line = with_notes(line | _summary(records, masks), file)
     sheet = _overview(file, masks, records)
     if task.run is not None:
         write_thumbnail(task, sheet)
@@ -130,7 +130,8 @@ def _summary(records: list[Mapping[str, Any]], masks: NDArray[np.bool_]) -> dict
         "confidence": round(float(np.mean(confidences)), 4) if done else 0.0,
         "confidence_min": round(min(confidences), 4) if done else 0.0,
         "doubtful": 2 * doubtful >= len(done),
-        "reason": f"{len(records)} slices: {blank} without contrast, {doubtful} doubtful",
+        "reason": f"{len(records)} slices: {blank} without contrast, {doubtful} doubtful"
+        + ("" if masks.any() else "; the mask is empty"),
         "rule": done[0]["foreground"]["rule"] if done else None,
         "pixels": int(masks.sum()),
         "image_size": list(masks.shape[1:]),

@@ -7,8 +7,9 @@ import os
 from pathlib import Path
 
 from msformer_fast.bounded_file import open_regular
+from msformer_fast.decode import picture_kind
 from msformer_fast.errors import InputError
-from msformer_fast.files import PathLike
+from msformer_fast.files import PathLike, show
 from msformer_fast.formats.image_file import ImageFile
 
 __all__ = ["IMAGE_SUFFIXES", "ImageFile", "is_image_file", "open_image", "stem"]
@@ -18,7 +19,18 @@ _DICOM_SUFFIXES = (".dcm", ".dicom")
 _NIFTI_SUFFIXES = (".nii", ".nii.gz")
 #: Suffixes by which a folder's images are known, in lower case; a DICOM file may have any other or none.
 IMAGE_SUFFIXES = (*_PLAIN_SUFFIXES, *_DICOM_SUFFIXES, *_NIFTI_SUFFIXES)
+# What is often given and not read, by suffixes.
+_OTHERS = {
+    (".hdr", ".img", ".hdr.gz", ".img.gz"): "one half of an Analyze or NIfTI pair",
+    (".mgz", ".mgh"): "a volume of FreeSurfer",
+    (".nrrd", ".nhdr"): "an NRRD volume",
+    (".mha", ".mhd"): "a MetaImage volume",
+    (".mnc",): "a MINC volume",
+    (".head", ".brik", ".brik.gz"): "one half of an AFNI volume",
+    (".par", ".rec"): "one half of a Philips PAR/REC volume",
+}
 _FORMATS = "PNG, JPEG, TIFF, BMP, DICOM or NIfTI"
+_SUFFIXES_OF_OTHERS = {suffix: what for suffixes, what in _OTHERS.items() for suffix in suffixes}
 _MARK = 128  # bytes before "DICM"
 
 
@@ -57,10 +69,13 @@ def open_image(
         from msformer_fast.formats.nifti import NiftiFile
 
         return NiftiFile(path, axis=axis, window=window, max_pixels=max_pixels)
+    if head.startswith(b"\x1f\x8b") and not lower.endswith(tuple(_SUFFIXES_OF_OTHERS)):
+        raise InputError(f"{show(path)}: is compressed with gzip; unpack it")
     if _is_dicom(head) or lower.endswith(_DICOM_SUFFIXES):
         from msformer_fast.formats.dicom import DicomFile
 
         return DicomFile(path, window=window, max_pixels=max_pixels)
+    _refuse_others(path, head)
     from msformer_fast.formats.plain import PlainImage
 
     return PlainImage(path, max_pixels=max_pixels)
@@ -87,6 +102,15 @@ def stem(path: PathLike) -> str:
         return name[: -len(".nii.gz")] or name
     root, suffix = os.path.splitext(name)
     return name if suffix[1:].isdigit() else root
+
+
+def _refuse_others(path: Path, head: bytes) -> None:
+    """Raises InputError for volumes of formats that are not read, unless the content is a picture all the same."""
+    what = next((_SUFFIXES_OF_OTHERS[each] for each in _SUFFIXES_OF_OTHERS if path.name.lower().endswith(each)), None)
+    if what is not None and picture_kind(head) is None:
+        raise InputError(
+            f"{show(path)}: is {what}, which is not read; accepted are {_FORMATS} in one file: convert it to .nii.gz"
+        )
 
 
 def _is_dicom(head: bytes) -> bool:

@@ -15,30 +15,40 @@ from msformer_fast.bounded_file import BoundedFile
 from msformer_fast.decode import refuse_small
 from msformer_fast.errors import InputError
 from msformer_fast.files import reason, show
+from msformer_fast.formats.dicom_encoding import (
+    DEFLATED,
+    PIXELS,
+    UNDEFINED,
+    PixelElement,
+    found_encoding,
+    looks_like_elements,
+    read_meta,
+    read_pixel_head,
+    syntax_of_pixels,
+)
+from msformer_fast.formats.dicom_numbers import described, whole
+from msformer_fast.formats.dicom_padding import PADDING
 from msformer_fast.images import MIN_SIDE
 
 GREY = ("MONOCHROME1", "MONOCHROME2")
 PALETTE = "PALETTE COLOR"
 COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _LOGGERS = ("pydicom", "highdicom", "pylibjpeg", "libjpeg", "openjpeg")
-_DEFLATED = "1.2.840.10008.1.2.1.99"
 # Most bytes that one compressed byte becomes: two bytes of RLE are up to 128; of the others a blank picture's are few.
 _RLE_RATIO = 64
 _RATIO = 5000
+_COLOURS = ("Red", "Green", "Blue")
 # All that reading an image needs: nothing else of the header, such as who it shows, is kept.
-_NEEDED = [
+_NEEDED = (
     *("SOPClassUID", "NumberOfFrames", "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation"),
-    *("PlanarConfiguration", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue"),
-    *("PixelPaddingRangeLimit", "RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "VOILUTFunction"),
+    *("PlanarConfiguration", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
+    *PADDING,
+    *("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "VOILUTFunction"),
     *("ModalityLUTSequence", "VOILUTSequence", "ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
-    *(
-        f"{colour}PaletteColorLookupTable{part}"
-        for colour in ("Red", "Green", "Blue")
-        for part in ("Descriptor", "Data")
-    ),
+    *(f"{colour}PaletteColorLookupTable{part}" for colour in _COLOURS for part in ("Descriptor", "Data")),
+    *(f"Segmented{colour}PaletteColorLookupTableData" for colour in _COLOURS),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
-]
-_KEYWORDS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", 0x7FE00010: "PixelData"}
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,34 +117,74 @@ def read_header(path: Path, max_pixels: int) -> Header:
     Raises:
         InputError: not DICOM, not an image, of a size that is not accepted, or more than the file can hold.
     """
-    import pydicom
-    from pydicom.pixels.utils import as_pixel_options
+    import pydicom  # noqa: F401
+    from pydicom.datadict import tag_for_keyword
+    from pydicom.filereader import read_dataset
 
     name = show(path)
     with BoundedFile(path) as file:
-        _refuse_foreign(file, name)
-        dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_NEEDED))
-        element = file.read(8)
-        implicit, little = dataset.original_encoding
-        if len(element) < 8 or "Rows" not in dataset or "Columns" not in dataset:
+        declared = read_meta(file, name)
+        if declared == DEFLATED and not looks_like_elements(file):  # pydicom inflates it as a whole
+            raise InputError(f"{name}: {known_name(DEFLATED, '')} is not read; save it uncompressed")
+        implicit, little = encoding = found_encoding(file, declared)
+        tags: Any = [tag_for_keyword(keyword) for keyword in _NEEDED]
+        dataset = read_dataset(
+            file, implicit, little, stop_when=lambda tag, vr, length: tag in PIXELS, specific_tags=tags
+        )
+        element = read_pixel_head(file, name, implicit, little)
+        if element is None or "Rows" not in dataset or "Columns" not in dataset:
             raise InputError(f"{name}: {_what(dataset)} holds no picture; give a DICOM image")
         if str(dataset.get("SOPClassUID", "")).startswith("1.2.840.10008.5.1.4.1.1.66"):
             raise InputError(
                 f"{name}: {_what(dataset)} is no picture to segment; give the DICOM image it was made from"
             )
-        order: Any = "little" if little else "big"
-        tag = int.from_bytes(element[:2], order) << 16 | int.from_bytes(element[2:4], order)
-        length = int.from_bytes(element[4:] if implicit else file.read(4), order)
-        offset = file.tell()
-        left = file.size - offset
-    syntax = dataset.file_meta.TransferSyntaxUID
-    options = as_pixel_options(dataset, transfer_syntax_uid=syntax, pixel_keyword=_KEYWORDS[tag])
-    options["photometric_interpretation"] = str(options.get("photometric_interpretation", "MONOCHROME2"))
-    options.setdefault("samples_per_pixel", 1)
-    if tag == 0x7FE00010:
-        options["pixel_vr"] = "OW" if implicit else element[4:6].decode("ascii")
-    _check(name, options, syntax, left if length == 0xFFFFFFFF else min(length, left), max_pixels)
-    return Header(dataset, syntax, offset, options)
+        left = file.size - element.offset
+    options = _options(dataset, name, element)
+    _check(name, options, max_pixels)
+    size = _native_bytes(options)
+    syntax = syntax_of_pixels(name, declared, encoding, element, size)
+    options["transfer_syntax_uid"] = syntax
+    if options["samples_per_pixel"] == 3:
+        # Compressed colours lie as their own stream says (PS3.5, 8.2), whatever the header does.
+        options["planar_configuration"] = 0 if syntax.is_encapsulated else _planar(dataset, name)
+    _check_length(name, options, size, left if element.length == UNDEFINED else min(element.length, left))
+    return Header(dataset, syntax, element.offset, options)
+
+
+def _options(dataset: Any, name: str, element: PixelElement) -> dict[str, Any]:
+    """Those of pydicom's decoder, but for the transfer syntax and the layout of colours."""
+    options: dict[str, Any] = {
+        "pixel_keyword": element.keyword,
+        "photometric_interpretation": _text(dataset, "PhotometricInterpretation") or "MONOCHROME2",
+        "samples_per_pixel": whole(dataset, "SamplesPerPixel", name, 1),
+        "number_of_frames": whole(dataset, "NumberOfFrames", name, 1) or 1,
+        "rows": whole(dataset, "Rows", name),
+        "columns": whole(dataset, "Columns", name),
+        "bits_allocated": whole(dataset, "BitsAllocated", name),
+    }
+    if element.keyword == "PixelData":
+        options |= {
+            "pixel_vr": element.vr,
+            "bits_stored": whole(dataset, "BitsStored", name),
+            "pixel_representation": whole(dataset, "PixelRepresentation", name),
+        }
+    if "ExtendedOffsetTable" in dataset and "ExtendedOffsetTableLengths" in dataset:
+        options["extended_offsets"] = (dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths)
+    return options
+
+
+def _planar(dataset: Any, name: str) -> int:
+    planar = whole(dataset, "PlanarConfiguration", name, 0)  # most files that lack it have pixel after pixel
+    if planar not in (0, 1):
+        raise InputError(f"{name}: its {described('PlanarConfiguration')} is neither 0 nor 1; export it again")
+    return planar
+
+
+def _text(dataset: Any, keyword: str) -> str:
+    """The first value of an element of text, without what it is padded with."""
+    value = dataset.get(keyword)
+    value = value.decode("latin-1") if isinstance(value, bytes) else value
+    return str(value[0] if isinstance(value, (list, tuple)) and value else value or "").strip(" \0")
 
 
 def known_name(uid: Any, otherwise: str) -> str:
@@ -149,23 +199,9 @@ def _what(dataset: Any) -> str:
     return f"a DICOM object of the class {known_name(str(dataset.get('SOPClassUID', '')), 'unknown')}"
 
 
-def _refuse_foreign(file: BoundedFile, name: str) -> None:
-    """Raises InputError for what is no DICOM file, and for one that is deflated, which pydicom inflates as a whole."""
-    from pydicom.filereader import read_dataset
-
-    if file.read(132)[128:] != b"DICM":
-        raise InputError(f"{name}: is not a DICOM file (the mark DICM is missing); export it again as DICOM")
-    meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
-    if str(meta.get("TransferSyntaxUID", "")).strip("\0 ") == _DEFLATED:
-        raise InputError(f"{name}: {known_name(_DEFLATED, '')} is not read; save it uncompressed")
-    file.seek(0)
-
-
-def _check(name: str, options: dict[str, Any], syntax: Any, left: int, max_pixels: int) -> None:
-    """``left``: bytes of pixel data that are there."""
-    rows, columns, samples = (int(options[key]) for key in ("rows", "columns", "samples_per_pixel"))
-    frames, bits = int(options["number_of_frames"]), int(options["bits_allocated"])
-    colours = options["photometric_interpretation"]
+def _check(name: str, options: dict[str, Any], max_pixels: int) -> None:
+    rows, columns, samples = (options[key] for key in ("rows", "columns", "samples_per_pixel"))
+    bits, colours = options["bits_allocated"], options["photometric_interpretation"]
     if rows * columns > max_pixels:
         raise InputError(f"{name}: {rows} x {columns} is more than {max_pixels} pixels; crop it or reduce it")
     refuse_small(rows, columns, MIN_SIDE, name)
@@ -177,18 +213,32 @@ def _check(name: str, options: dict[str, Any], syntax: Any, left: int, max_pixel
         )
     if bits not in (1, 8, 16, 32, 64):
         raise InputError(f"{name}: {bits} bits allocated per sample are not supported; accepted are 1, 8, 16, 32, 64")
-    if frames < 1:
+    if not 1 <= options.get("bits_stored", bits) <= bits:
+        raise InputError(f"{name}: {options['bits_stored']} bits stored do not fit {bits} bits allocated per sample")
+    if options.get("pixel_representation", 0) not in (0, 1):
+        raise InputError(f"{name}: its {described('PixelRepresentation')} is neither 0 nor 1; export it again")
+    if options["number_of_frames"] < 1:
         raise InputError(f"{name}: its number of frames is no number of at least 1; export it again")
-    size = rows * columns * samples * bits / 8
+
+
+def _native_bytes(options: dict[str, Any]) -> int:
+    """That the pixels take uncompressed."""
+    size = math.prod(options[key] for key in ("rows", "columns", "samples_per_pixel", "number_of_frames"))
+    # Two pixels of 4:2:2 share their colour.
+    shared = 2 / 3 if options["photometric_interpretation"] == "YBR_FULL_422" else 1
+    return math.ceil(size * options["bits_allocated"] / 8 * shared)
+
+
+def _check_length(name: str, options: dict[str, Any], size: int, left: int) -> None:
+    """``size``: see :func:`_native_bytes`; ``left``: bytes of pixel data that are there."""
+    syntax, frames = options["transfer_syntax_uid"], options["number_of_frames"]
     if not syntax.is_encapsulated:
-        # Two pixels of 4:2:2 share their colour.
-        promised = math.ceil(size * frames * (2 / 3 if colours == "YBR_FULL_422" else 1))
-        short = promised > left
+        short = size > left
     else:
         ratio = _RLE_RATIO if syntax == "1.2.840.10008.1.2.5" else _RATIO
-        short = 8 * frames > left or size > ratio * left  # every frame is an item, whose head is 8 bytes
+        short = 8 * frames > left or size / frames > ratio * left  # every frame is an item, whose head is 8 bytes
     if short:
         raise InputError(
-            f"{name}: damaged or truncated DICOM file: it promises {frames} x {rows} x {columns} pixels, more than it "
-            "holds; copy or export it again"
+            f"{name}: damaged or truncated DICOM file: it promises {frames} x {options['rows']} x "
+            f"{options['columns']} pixels, more than it holds; copy or export it again"
         )

@@ -32,6 +32,11 @@ class ImageFile(abc.ABC):
     def shape(self) -> tuple[int, int]:
         """(H, W) of every frame as :meth:`read` gives it."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences about what could not be read of the header and was left out, so far; without a value of it."""
+        return ()
+
     @abc.abstractmethod
     def read(self, index: int) -> NDArray[np.float32]:
         """Frame ``index``, from 0 on: float32 (H, W, C) in [0, 1], C is 1 or 3.

@@ -15,7 +15,16 @@ from msformer_fast.errors import InputError
 from msformer_fast.files import atomic, show
 from msformer_fast.formats.grey import between, extent
 from msformer_fast.formats.image_file import ImageFile
-from msformer_fast.formats.nifti_header import affine, check, check_length, damaged, offset, read_header, scaling, turn
+from msformer_fast.formats.nifti_header import (
+    check,
+    check_length,
+    damaged,
+    is_zipped,
+    offset,
+    read_header,
+    scaling,
+    turn,
+)
 
 Array = NDArray[Any]
 
@@ -31,7 +40,7 @@ _GEOMETRY = (
 
 
 class NiftiFile(ImageFile):
-    """A NIfTI-1 or -2 file, ``.nii`` or ``.nii.gz``, of one volume: 3-D, 4-D with a last axis of 1, or 2-D.
+    """A NIfTI-1 or -2 file, compressed or not by its content, of one volume: 3-D, 4-D with a last axis of 1, or 2-D.
 
     Slice ``i`` holds the voxels of index ``i`` along ``axis``. Its rows run from superior to inferior, or from
     anterior to posterior in axial slices; its columns from the patient's right to left, or from anterior to posterior
@@ -69,12 +78,12 @@ class NiftiFile(ImageFile):
         self.is_volume = True
         self._window = window
         self._axis = axis
-        self._zipped = path.name.lower().endswith(".gz")
+        self._zipped = is_zipped(path)
         self._header = read_header(path, self._zipped)
         self._stored_shape, self._volume_shape, self._dtype = check(self._header, name, max_pixels, axis)
         self._offset = offset(self._header, name)
         self._slope, self._intercept = scaling(self._header)
-        self._transposed, self._flips = turn(affine(self._header), axis)
+        self._transposed, self._flips = turn(self._header, name, axis)
         self._bytes = math.prod(self._volume_shape) * self._dtype.itemsize
         check_length(path, name, self._offset + self._bytes, self._zipped)
         self._flat: Array | None = None
@@ -148,8 +157,7 @@ class NiftiFile(ImageFile):
 
     def _find_levels(self, voxels: Array) -> tuple[float, float]:
         if self._window is not None:
-            centre, width = self._window
-            return centre - width / 2, centre + width / 2
+            return self._windowed(voxels, *self._window)
         step = max(1, -(-voxels.size // _SAMPLE))
         # Every so many voxels; of a step that shares a factor with a side, whole rows would be left out.
         while step > 1 and any(math.gcd(step, side) > 1 for side in self._volume_shape):
@@ -161,6 +169,18 @@ class NiftiFile(ImageFile):
         with np.errstate(all="ignore"):
             low, high = (float(each) for each in np.percentile(sample, [_TAIL, 100 - _TAIL]))
         return (low, high) if high > low else extent(sample)
+
+    def _windowed(self, voxels: Array, centre: float, width: float) -> tuple[float, float]:
+        low, high = centre - width / 2, centre + width / 2
+        chunks = (self._scaled(voxels[at : at + _CHUNK]) for at in range(0, voxels.size, _CHUNK))
+        ends = [extent(chunk) for chunk in chunks if np.isfinite(chunk).any()]
+        least, most = (min(each[0] for each in ends), max(each[1] for each in ends)) if ends else (0.0, 0.0)
+        if least < most and (most <= low or least >= high):
+            raise InputError(
+                f"{show(self.path)}: all pixels are equal, since the window lies beyond all of the volume's values; "
+                "give another with --window"
+            )
+        return low, high
 
     def _voxels(self) -> Array:
         """All stored values, in the file's order."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,35 +15,32 @@ from msformer_fast.errors import InputError
 from msformer_fast.files import atomic, show
 from msformer_fast.formats.dicom import DicomFile
 from msformer_fast.formats.dicom_header import guarded
+from msformer_fast.formats.segmentation_source import half_a_place, lacking, patient_orientation, source_of
 
 _NAME = "msformer-fast"
-_IDENTITY = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
-# What is taken over of the source without its patient: what it is, when it was made, and where its pixels are.
-_KEPT = (
-    *(*_IDENTITY, "FrameOfReferenceUID", "StudyDate", "StudyTime", "ContentDate", "ContentTime"),
-    *("Rows", "Columns", "NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"),
-    *("SliceThickness", "SpacingBetweenSlices", "LossyImageCompression", "LossyImageCompressionRatio"),
-    "LossyImageCompressionMethod",
-)
-_PLACE = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness")
-_GROUPS = {
-    "PlanePositionSequence": ("ImagePositionPatient",),
-    "PlaneOrientationSequence": ("ImageOrientationPatient",),
-    "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness", "SpacingBetweenSlices"),
-}
-# Text that may not be taken over unless it looks like this: anybody can write anything into it.
-_LOOKS = {
-    re.compile(r"[0-9.]{1,64}"): (*_IDENTITY, "FrameOfReferenceUID"),
-    re.compile(r"\d{8}"): ("StudyDate", "ContentDate"),
-    re.compile(r"\d{6}(\.\d{1,6})?"): ("StudyTime", "ContentTime"),
-    re.compile(r"0[01]"): ("LossyImageCompression",),
-    re.compile(r"ISO_\d{4,6}_\d{1,2}"): ("LossyImageCompressionMethod",),
-}
-# Of type 2: may be empty, must be there.
-_MAY_BE_EMPTY = (
-    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate"),
-    *("StudyTime", "ReferringPhysicianName"),
-)
+
+
+def check_dicom_seg(file: DicomFile, *, keep_patient: bool = False) -> tuple[str | None, str | None]:
+    """Whether an image can have a Segmentation, before its masks are there: one with blank masks is made, not written.
+
+    Returns:
+        Why it can have none, or ``None``; and what the Segmentation will lack, or ``None``.
+
+    Raises:
+        InputError: highdicom is missing, or the file cannot be read.
+    """
+    name = show(file.path)
+    with guarded(name, package="highdicom", doing="writing a DICOM Segmentation"):
+        import highdicom  # noqa: F401
+
+    try:
+        _content(file, np.zeros((file.frames, *file.shape), np.bool_), "Foreground", keep_patient)
+    except InputError as exc:
+        return str(exc).removeprefix(f"{name}: "), None
+    missing = half_a_place(_header(file), file.frames)
+    if missing:
+        return None, f"the DICOM Segmentation has no place in space, since the image lacks {', '.join(missing)}"
+    return None, None
 
 
 def save_dicom_seg(
@@ -80,104 +75,47 @@ def save_dicom_seg(
         raise InputError(f"masks: got {masks.dtype} {masks.shape}; accepted is bool {(file.frames, *file.shape)}")
     if not label or len(label) > 64 or "\\" in label or not label.isprintable():
         raise InputError("label: accepted are 1 to 64 printable characters without a backslash")
-    name = show(file.path)
-    with guarded(name, package="highdicom", doing="writing a DICOM Segmentation"):
-        import highdicom  # noqa: F401
-        import pydicom
-
-        with BoundedFile(file.path) as stream:
-            header = pydicom.dcmread(stream, stop_before_pixels=True)
-        source = _source(header, keep_patient)
-        _place(source, file.frames)
-        _refuse(name, _missing(source, file.frames))
-        try:
-            content = _segmentation(source, masks, label)
-        except (AttributeError, KeyError, ValueError) as exc:  # highdicom's text may quote the image
-            keyword = getattr(exc, "name", None)
-            lacks = [keyword] if keyword and pydicom.datadict.tag_for_keyword(keyword) else []
-            _refuse(name, lacks or [each for each in ("FrameOfReferenceUID",) if not source.get(each)])
-            raise
+    content = _content(file, masks, label, keep_patient)
     with atomic(path) as out:
         out.write(content)
 
 
-def _source(header: Any, keep_patient: bool) -> Any:
-    """What highdicom copies from: without the patient, nothing but what is listed above."""
-    from pydicom import Dataset
+def _header(file: DicomFile) -> Any:
+    with guarded(show(file.path)), BoundedFile(file.path) as stream:
+        import pydicom
 
-    source = header if keep_patient else _copied(header, _KEPT)
-    for looks, keywords in _LOOKS.items():
-        for keyword in keywords:
-            if keyword in source and not looks.fullmatch(str(source.get(keyword))):
-                delattr(source, keyword)
-    for keyword in _MAY_BE_EMPTY:
-        if keyword not in source:
-            setattr(source, keyword, "")
-    if not source.get("Modality"):
-        source.Modality = "OT"
-    if not keep_patient:
-        for keyword in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
-            if header.get(keyword):
-                items = [Dataset() for _ in header[keyword].value]
-                for item, group in zip(items, header[keyword].value, strict=True):
-                    for sequence, keywords in _GROUPS.items():
-                        if group.get(sequence):
-                            setattr(item, sequence, [_copied(group[sequence].value[0], keywords)])
-                setattr(source, keyword, items)
-    return source
+        return pydicom.dcmread(stream, stop_before_pixels=True)
 
 
-def _copied(dataset: Any, keywords: Iterable[str]) -> Any:
-    from pydicom import Dataset
+def _content(file: DicomFile, masks: NDArray[np.bool_], label: str, keep_patient: bool) -> bytes:
+    name = show(file.path)
+    header = _header(file)
+    with guarded(name, package="highdicom", doing="writing a DICOM Segmentation"):
+        import highdicom  # noqa: F401
 
-    copy = Dataset()
-    for keyword in keywords:
-        if keyword in dataset:
-            setattr(copy, keyword, dataset[keyword].value)
-    return copy
-
-
-def _place(source: Any, frames: int) -> None:
-    """Derive what highdicom asks for and the image says in another place."""
-    if frames == 1 and not all(source.get(keyword) for keyword in _PLACE):
-        for keyword in ("ImagePositionPatient", "PixelSpacing"):  # half a position is none
-            if keyword in source:
-                delattr(source, keyword)
-    shared, groups = source.get("SharedFunctionalGroupsSequence"), source.get("PerFrameFunctionalGroupsSequence")
-    if not groups or len(groups) != frames:
-        return
-    if not shared:
-        from pydicom import Dataset
-
-        source.SharedFunctionalGroupsSequence = shared = [Dataset()]
-    for sequence in ("PlaneOrientationSequence", "PixelMeasuresSequence"):
-        # What is the same in every frame is shared.
-        if not shared[0].get(sequence) and all(group.get(sequence) for group in groups):
-            first = groups[0][sequence]
-            if all(group[sequence] == first for group in groups):
-                setattr(shared[0], sequence, first.value)
-
-
-def _missing(source: Any, frames: int) -> list[str]:
-    missing = [keyword for keyword in _IDENTITY if not source.get(keyword)]
-    if frames > 1:
-        shared = (source.get("SharedFunctionalGroupsSequence") or [{}])[0]
-        groups = source.get("PerFrameFunctionalGroupsSequence") or [{}]
-        missing += [] if source.get("FrameOfReferenceUID") else ["FrameOfReferenceUID"]
-        missing += [each for each in ("PlaneOrientationSequence", "PixelMeasuresSequence") if not shared.get(each)]
-        missing += [] if all(group.get("PlanePositionSequence") for group in groups) else ["PlanePositionSequence"]
-        if shared.get("PixelMeasuresSequence"):
-            measures = shared["PixelMeasuresSequence"].value[0]
-            missing += [each for each in ("PixelSpacing", "SliceThickness") if not measures.get(each)]
-    return missing
-
-
-def _refuse(name: str, missing: list[str]) -> None:
-    if missing:
+        source = source_of(header, file.frames, keep_patient)
+        missing = lacking(source, file.frames)
+        try:
+            if not missing:
+                return _segmentation(source, masks, label)
+        except (AttributeError, KeyError, TypeError, ValueError) as exc:  # highdicom's text may quote the image
+            missing = _named_in(exc)
+        if missing:
+            raise InputError(
+                f"{name}: a DICOM Segmentation needs of the image what it lacks ({', '.join(missing)}); "
+                "take the masks as PNG"
+            ) from None
         raise InputError(
-            f"{name}: a DICOM Segmentation needs of the image what it lacks ({', '.join(missing)}); "
-            "take the masks as PNG"
+            f"{name}: no DICOM Segmentation can be made with what the image's header says; take the masks as PNG"
         ) from None
+
+
+def _named_in(exc: Exception) -> list[str]:
+    """The attribute that an error is about, if it says."""
+    from pydicom.datadict import tag_for_keyword
+
+    keyword = getattr(exc, "name", None)
+    return [keyword] if keyword and tag_for_keyword(keyword) else []
 
 
 def _segmentation(source: Any, masks: NDArray[np.bool_], label: str) -> bytes:
@@ -231,6 +169,20 @@ def _segmentation(source: Any, masks: NDArray[np.bool_], label: str) -> bytes:
     measures = built.SharedFunctionalGroupsSequence[0].get("PixelMeasuresSequence")
     if len(masks) == 1 and measures:  # there is nothing between one slice
         measures[0].pop("SpacingBetweenSlices", None)
+    if not any("PlanePositionSequence" in group for group in built.PerFrameFunctionalGroupsSequence):
+        _place_on_the_picture(built, source)
     buffer = io.BytesIO()
     built.save_as(buffer)
     return buffer.getvalue()
+
+
+def _place_on_the_picture(built: Any, source: Any) -> None:
+    """What an image without a place in space says of its directions and of the size of its pixels."""
+    from highdicom import PixelMeasuresSequence
+
+    built.PatientOrientation = patient_orientation(source)
+    if "PixelSpacing" in source:
+        spacing = [float(each) for each in source.PixelSpacing]
+        built.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = PixelMeasuresSequence(
+            spacing, float(source.SliceThickness)
+        )
