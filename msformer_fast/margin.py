@@ -105,8 +105,9 @@ class _Box:
         for side, start in before.items():
             setattr(self, side, start)
             self._move(side, kept.get(side, 0))
-        for side in kept:
-            self._trim(side, colours[side])
+        for side, width in kept.items():
+            if width == widths[side]:
+                self._trim(side, colours[side])
         return bool(kept)
 
     def _advance(self, side: str, colours: dict[str, NDArray[Any]]) -> bool:

@@ -42,11 +42,19 @@ def _is_record(path: str) -> bool:
     return "image" in keys and ({"foreground", "network_size"} <= keys or {"slices", "confidence"} <= keys)
 
 
-@lru_cache(maxsize=64)
 def _keys(path: str) -> frozenset[str]:
     """Of the JSON object in a file; none where it holds another thing."""
     try:
-        if os.path.getsize(path) > _LARGEST:
+        found = os.stat(path)
+    except OSError:
+        return frozenset()
+    return _keys_of(path, found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)  # an image's outputs follow each other in a folder
+def _keys_of(path: str, size: int, time: int) -> frozenset[str]:
+    try:
+        if size > _LARGEST:
             return frozenset()
         with open(path, encoding="utf-8") as file:
             found: Any = json.load(file)

@@ -222,7 +222,7 @@ def _resolved(text: str, folder: str) -> str | None:
     """The file that a cell names, however it was written; ``None`` where there is none."""
     for each in _readings(text):
         target = os.path.normpath(os.path.join(folder, each))
-        if "\0" not in target and target != os.path.normpath(folder) and os.path.lexists(target):
+        if "\0" not in target and os.path.lexists(target) and not os.path.isdir(target):
             return target
     return None
 

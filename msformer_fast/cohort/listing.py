@@ -103,13 +103,13 @@ class _Walk:
 
     def _sort(self, path: str, relative: str) -> None:
         """What was come upon, not named: an image, an output, or another thing."""
-        if is_output(path):
+        if not is_image_file(Path(path)) or _has_no_picture(path):
+            self.ignored += 1
+        elif is_output(path):
             self.outputs += 1
-        elif is_image_file(Path(path)) and not _has_no_picture(path):
+        else:
             # A link to nothing too: it is told as a failure, where a silent gap would not be seen.
             self._keep(path, relative)
-        else:
-            self.ignored += 1
 
     def _folder(self, folder: str, base: str, seen: set[str]) -> None:
         real = os.path.realpath(folder)

@@ -55,7 +55,9 @@ def holds_no_picture(path: Path) -> bool:
             tags = ["SOPClassUID", "Rows", "Columns"]
             dataset = dcmread(file, stop_before_pixels=True, specific_tags=list(tags))
             found = _text(dataset, "SOPClassUID") or found
-            return _is_other(found) if _known(found) else not {"Rows", "Columns"} <= {each.keyword for each in dataset}
+            if _known(found) or not found:
+                return _is_other(found)
+            return not {"Rows", "Columns"} <= {each.keyword for each in dataset}
     except (InputError, OSError):
         return False
     except Exception:  # on damaged files pydicom raises errors of a dozen types
