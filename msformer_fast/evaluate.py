@@ -16,6 +16,7 @@ from msformer_fast.files import show
 from msformer_fast.foreground import foreground
 from msformer_fast.foreground.evidence import darkness_channel
 from msformer_fast.images import read_image, read_mask
+from msformer_fast.margin import find_margin
 from msformer_fast.metrics import score_blind, score_oracle
 from msformer_fast.names import distinct_names
 from msformer_fast.own_outputs import is_output
@@ -146,9 +147,13 @@ def column(method: str, metric: str) -> str:
 def _other_mask(name: str, image: NDArray[np.float32], rule: str) -> NDArray[np.bool_]:
     if name != RULE_ALONE:
         return simple_mask(image, name, rule)
+    # As for the network, without a margin.
+    margin = find_margin(image)
+    inside = image if margin is None else image[margin.inside(image.shape)]
     # Grey levels in place of clusters: whatever the network adds to the rule is missing.
-    levels = np.rint(darkness_channel(image.astype(np.float64)) * 255).astype(np.uint8)
-    return foreground(levels, image, rule).mask
+    levels = np.rint(darkness_channel(inside.astype(np.float64)) * 255).astype(np.uint8)
+    mask = foreground(levels, inside, rule).mask
+    return mask if margin is None else margin.pad(mask, False)
 
 
 def evaluate(

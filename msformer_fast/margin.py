@@ -20,11 +20,11 @@ from msformer_fast.images import MIN_SIDE
 _NEAR, _FAR = 10 / 255, 30 / 255
 _BEYOND_NEAR, _BEYOND_FAR = 0.3, 0.03
 # Part of the margin's inner edge along which the picture has to differ from it: somewhere in so many lines, as a part
-# of the side's length, and at most so many.
+# of the picture's, and at most so many: a circle comes to 0.4.
 _STRAIGHT = 0.5
 _EDGE, _EDGE_MOST = 0.04, 16
 # Up to here a margin is black, which a background may be by nature: it counts where it ends more sharply, and has its
-# like on the opposite side; what it has more there, as a part of the side, is the picture's own.
+# like on the opposite side or is on three; what it has more than the opposite, as a part of the side, is the picture's.
 _BLACK = 0.1
 _STRAIGHT_BLACK = 0.8
 _UNLIKE = 0.02
@@ -137,7 +137,7 @@ class _Box:
             for side in alike:
                 length = self._length(side)
                 opposite = widths[_OPPOSITE[side]] if _OPPOSITE[side] in alike else 0
-                if not black:
+                if not black or (not opposite and len(alike) == 3):
                     kept[side] = widths[side]
                 elif opposite:
                     kept[side] = min(widths[side], opposite + round(_UNLIKE * length))
@@ -146,7 +146,8 @@ class _Box:
 
     def _differs(self, side: str, colour: NDArray[Any]) -> NDArray[np.bool_]:
         """Where along a side the picture differs from the margin, just within it."""
-        depth = int(np.clip(round(_EDGE * self._length(side)), 2, _EDGE_MOST))
+        across = self.bottom - self.top if side in ("top", "bottom") else self.right - self.left
+        depth = int(np.clip(round(_EDGE * across), 2, _EDGE_MOST))
         lines = [_away(self._line(side, each), colour) for each in range(depth)]
         return np.asarray(np.max(lines, axis=0) > _FAR)
 

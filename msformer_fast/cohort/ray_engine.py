@@ -28,7 +28,7 @@ from msformer_fast.files import show
 _AHEAD = 4
 # Seconds in which an address answers, and in which Ray joins the cluster there: left alone it tries for a quarter of an
 # hour.
-_ANSWERS, _JOINS = 5.0, 20.0
+_ANSWERS, _JOINS = 5.0, 15.0
 _JOIN = """
 import sys, ray
 try:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from msformer_fast.foreground.evidence import Image
+from msformer_fast.foreground.evidence import Image, judged_size, rescale
 
 #: Part of the confidence that is left where an image, or what was chosen in it, is unlike what the rule was made for.
 LEFT = 0.5
-# Shares from which an image is strange, far beyond those of any image that the priors were taken from: of two tones in
-# the image (0.5 at most there; 0.7 in CT slices of eight tones), of one light colour along the border (0.3 at most).
-_TWO_TONES = 0.9
-_ONE_COLOUR = 0.5
+# Shares from which an image is strange, far beyond those of the images that the priors were taken from: of two tones in
+# it (0.5 at most there; 0.7 in CT slices of eight tones), of one light colour along the border (0.3), of contrast
+# that a little smoothing takes away (0.2).
+_TWO_TONES = 0.92
+_ONE_COLOUR = 0.6
+_GRAIN = 0.5
+# Standard deviation in pixels of that smoothing, at the size where candidates are judged.
+_SMOOTHING = 2.0
 # Values this close, in [0, 1], are one tone, one colour. A border up to here is black, which the rules know.
 _TONE, _COLOUR, _BLACK = 3 / 255, 6 / 255, 0.1
 _LEVELS = 256
@@ -26,6 +30,9 @@ def strangeness(image: Image) -> str:
     share = _light_border(image)
     if share >= _ONE_COLOUR:
         return f"{100 * share:.0f} % of the image border are of one light colour, as of a page"
+    share = _grain(image.mean(axis=2))
+    if share >= _GRAIN:
+        return f"{100 * share:.0f} % of the contrast is grain, as of noise, texture or text"
     return ""
 
 
@@ -40,6 +47,15 @@ def _two_tones(grey: Image) -> float:
         shares += counts[tone].sum()
         counts[tone] = 0
     return float(shares / grey.size)
+
+
+def _grain(grey: Image) -> float:
+    """Share of the variance of (H, W) that smoothing takes away."""
+    from scipy import ndimage
+
+    small = rescale(grey, judged_size(grey.shape))
+    variance = float(small.var())
+    return 0.0 if variance < 1e-9 else 1 - float(ndimage.gaussian_filter(small, _SMOOTHING).var()) / variance
 
 
 def _light_border(image: Image) -> float:
