@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -28,7 +26,7 @@ from msformer_fast.files import show
 _AHEAD = 4
 # Seconds in which an address answers, and in which Ray joins the cluster there: left alone it tries for a quarter of an
 # hour.
-_ANSWERS, _JOINS = 5.0, 15.0
+_ANSWERS, _JOINS = 5.0, 20.0
 _JOIN = """
 import sys, ray
 try:
@@ -212,7 +210,6 @@ def _refuse_unreachable(address: str) -> None:
             raise _unreachable(
                 f"nothing answers at {show(address)}: {getattr(error, 'strerror', None) or error}"
             ) from None
-    # In a session of its own, so that all that it starts ends with it.
     process = subprocess.Popen(
         [sys.executable, "-c", _JOIN, address],
         stdin=subprocess.DEVNULL,
@@ -220,7 +217,6 @@ def _refuse_unreachable(address: str) -> None:
         stderr=subprocess.DEVNULL,
         text=True,
         errors="replace",
-        start_new_session=True,
     )
     try:
         told, _ = process.communicate(timeout=_JOINS)
@@ -228,7 +224,7 @@ def _refuse_unreachable(address: str) -> None:
         raise _unreachable(f"no cluster of Ray at {show(address)} within {_JOINS:.0f} seconds") from None
     finally:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
             process.communicate()
     if process.returncode:
         why = told.strip().splitlines()
