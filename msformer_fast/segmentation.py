@@ -225,11 +225,11 @@ def _without_margin(
     margin = find_margin(pixels)
     if margin is None:
         return None, whole
-    shape = pixels[margin.inside(pixels.shape)].shape[:2]
+    height, width = pixels[margin.inside(pixels.shape)].shape[:2]
     try:
-        fitted = fit_size(*shape, size)
+        fitted = fit_size(height, width, size)
         if math.prod(fitted) > math.prod(whole):
-            fitted = fit_size(*shape, int(max(fitted) * math.sqrt(math.prod(whole) / math.prod(fitted))))
+            fitted = fit_size(height, width, int(max(fitted) * math.sqrt(math.prod(whole) / math.prod(fitted))))
     except InputError:  # too narrow
         return None, whole
     return (None, whole) if min(fitted) <= min(patch, min(whole) - 1) else (margin, fitted)

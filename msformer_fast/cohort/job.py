@@ -290,8 +290,10 @@ def recorded_line(folder: Path, name: str, run: str) -> Line | None:
     """The line of an image that this run did, if its record is whole."""
     record = read_record(folder, name)
     line = record.get("line")
-    whole = isinstance(line, dict) and line.get("status") == DONE and line.get("output") == name and "source" in line
-    return dict(line) if whole and record.get("run") == run else None
+    if not isinstance(line, dict) or record.get("run") != run:
+        return None
+    whole = line.get("status") == DONE and line.get("output") == name and "source" in line
+    return dict(line) if whole else None
 
 
 def _place(error: Exception) -> str:

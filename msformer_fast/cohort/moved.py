@@ -6,7 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from msformer_fast.cohort.job import Line, digest, stamp
+from msformer_fast.cohort.job import digest, stamp
+from msformer_fast.cohort.journal import Line
 from msformer_fast.cohort.listing import Found
 
 # Units in nanoseconds to which file systems and archives round a file's time.
