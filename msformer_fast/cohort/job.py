@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from msformer_fast.cohort.journal import DONE, FAILED, Line
 from msformer_fast.cohort.memory import image_bytes, largest_size, predicted_bytes
+from msformer_fast.decode import refuse_small
 from msformer_fast.errors import BackendError, DivergenceError, InputError, OutputError, out_of_memory
 from msformer_fast.files import atomic, check_output_folder, reason, show
 from msformer_fast.formats import ImageFile, open_image
-from msformer_fast.images import fit_size
+from msformer_fast.images import MIN_SIDE, fit_size
 
 #: Below the output folder: small pictures for the index; slices of volumes that are not done yet.
 THUMBNAILS, PARTIAL = ".thumbnails", ".partial"
@@ -175,6 +176,7 @@ def fitted(file: ImageFile, task: Task) -> tuple[dict[str, Any], dict[str, Any]]
         InputError: it would take more than ``task.budget``; names what would fit.
     """
     settings = dict(task.settings)
+    refuse_small(*file.shape, MIN_SIDE, show(task.path))
     network_size = fit_size(*file.shape, settings["size"])
     if task.budget is None:
         return settings, {}
