@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -120,6 +121,8 @@ def _head(folder: Path, **environment: str) -> Iterator[str]:
     finally:
         process.terminate()
         process.communicate(timeout=60)
+        # It leaves its address behind, where whoever starts a cluster next would take it for one that runs.
+        (Path(tempfile.gettempdir()) / "ray" / "ray_current_cluster").unlink(missing_ok=True)
 
 
 @pytest.mark.slow
