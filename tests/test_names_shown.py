@@ -24,20 +24,20 @@ class Terminal:
     """Streams of one encoding, strict about what it does not hold."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
-        self._buffers = {name: io.BytesIO() for name in ("stdout", "stderr")}
-        for name, buffer in self._buffers.items():
-            monkeypatch.setattr(sys, name, io.TextIOWrapper(buffer, encoding, "strict", write_through=True))
+        self._monkeypatch, self._encoding = monkeypatch, encoding
 
     def __call__(self, *words: str) -> tuple[int, str, str]:
         """Exit code and what the command wrote."""
-        try:
-            code = main([*words])
-        except SystemExit as error:
-            code = int(error.code or 0)
-        out, err = (buffer.getvalue().decode("latin-1") for buffer in self._buffers.values())
-        for buffer in self._buffers.values():
-            buffer.seek(0)
-            buffer.truncate()
+        buffers = [io.BytesIO(), io.BytesIO()]
+        streams = [io.TextIOWrapper(each, self._encoding, "strict", write_through=True) for each in buffers]
+        with self._monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", streams[0])
+            patch.setattr(sys, "stderr", streams[1])
+            try:
+                code = main([*words])
+            except SystemExit as error:
+                code = int(error.code or 0)
+        out, err = (buffer.getvalue().decode("latin-1") for buffer in buffers)
         return code, out, err
 
 
