@@ -66,7 +66,7 @@ def choose(rows: dict[tuple[str, int], Row], size: int, target: str | None) -> R
     fits = []
     for (cards, limit), row in rows.items():
         targets, _, newer = cards.partition(" before ")
-        serves = target in (targets.split() or [target]) and (not newer or TRITON < version_of(newer))
+        serves = target in (targets.split() or [target]) and (not newer or version_of(newer) > TRITON)
         if serves and size <= limit:
             fits.append((not targets, limit, not newer, row))
     return min(fits)[-1]

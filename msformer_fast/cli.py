@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done. 1: the work failed (a parity beyond its bound, a loss that diverged, some images of a folder). 2: the input
     cannot be used. 130: interrupted.
     """
+    _show_every_name()
     arguments = _parser().parse_args(argv)
     arguments.words = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -45,6 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{error.filename or 'output'}: {error.strerror or error}; nothing was written in part", 2)
     except KeyboardInterrupt:
         return _fail("interrupted; nothing was written in part", 130)
+
+
+def _show_every_name() -> None:
+    """Names of files may hold what a terminal's encoding does not: then they are shown with escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _prepare_process(arguments: argparse.Namespace) -> None:
@@ -74,8 +83,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from msformer_fast.evaluate import (
         METHODS,
         column,
+        count_outputs,
         evaluate,
         find_pairs,
+        output_names,
         split_pairs,
         summarise,
         summary_table,
@@ -86,7 +97,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from msformer_fast.outputs import evaluation_sheet, output_paths, refuse_existing, save_segmentation
     from msformer_fast.simple_methods import missing_requirement
 
-    pairs = split_pairs(find_pairs(arguments.images, arguments.masks), arguments.split)
+    every = find_pairs(arguments.images, arguments.masks)
+    # By all of the images, so that both halves may go into one folder.
+    names = dict(zip((image for image, _ in every), output_names([image for image, _ in every]), strict=True))
+    pairs = split_pairs(every, arguments.split)
     wanted = METHODS if arguments.methods is None else tuple(arguments.methods)
     for name in wanted:
         if name not in METHODS:
@@ -100,11 +114,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         arguments.runs = str(folder / "runs")
     tables = [folder / "evaluation.csv", folder / "evaluation.json", folder / "contact_sheet.png"]
     if not arguments.overwrite:
-        refuse_existing(tables + [path for image, _ in pairs for path in output_paths(folder, image.stem)])
+        refuse_existing(tables + [path for image, _ in pairs for path in output_paths(folder, names[image])])
 
     def run(image: Path) -> Any:
         result = run_one(image, arguments, image.name)
-        save_segmentation(result, image, folder)
+        save_segmentation(result, image, folder, name=names[image])
         return result
 
     def report(row: dict[str, Any]) -> None:
@@ -121,10 +135,12 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     write_text(tables[0], to_csv(rows))
     settings = {**settings_of(arguments), "split": arguments.split}
     write_json(tables[1], {"summary": summary, "images": len(rows), "settings": settings})
-    write_png(tables[2], evaluation_sheet(rows, pairs, folder))
+    write_png(tables[2], evaluation_sheet(rows, pairs, folder, names))
     print(summary_table(summary, len(rows)))
     for why in missing.values():
         print(f"left out: {why}")
+    if ours := count_outputs(arguments.images):
+        print(f"left out: {ours} files that this package wrote")
     print(tables[0], tables[2], sep="\n")
     return 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -12,10 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msformer_fast.errors import InputError
+from msformer_fast.files import show
 from msformer_fast.foreground import foreground
 from msformer_fast.foreground.evidence import darkness_channel
 from msformer_fast.images import read_image, read_mask
+from msformer_fast.margin import find_margin
 from msformer_fast.metrics import score_blind, score_oracle
+from msformer_fast.names import distinct_names
+from msformer_fast.own_outputs import is_output
 from msformer_fast.segmentation import Segmentation
 from msformer_fast.simple_methods import METHODS as SIMPLE_METHODS
 from msformer_fast.simple_methods import simple_mask
@@ -33,6 +37,9 @@ METHODS = (*SIMPLE_METHODS, RULE_ALONE)
 METRICS = ("dice", "iou", "hm", "xor", "hd95", "asd")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
+# No image's record may be called as the table is.
+_TABLES = "evaluation"
+
 #: What data sets put behind the image's stem in the name of its mask.
 MASK_ENDINGS = ("", "_mask", "_segmentation", "_lesion")
 
@@ -40,19 +47,57 @@ MASK_ENDINGS = ("", "_mask", "_segmentation", "_lesion")
 def find_pairs(images: str | Path, masks: str | Path) -> list[tuple[Path, Path]]:
     """Image and mask paths, matched by stem, in the order of the names; every file is read once to check it.
 
+    The mask of ``x.png`` is called ``x`` or ``x_mask`` and so on, or by the whole name, ``x.png_mask``; of two that
+    could be meant the one with the image's own suffix. Outputs of this package among the images are left out.
+
     Raises:
-        InputError: a folder is missing or holds no image, an image has no mask, a file cannot be read, or a
-            mask has another size than its image.
+        InputError: a folder is missing or holds no image, an image has no mask, two masks could be meant or two images
+            would have one mask, a file cannot be read, or a mask has another size than its image.
     """
-    mask_of = {path.stem: path for path in _image_files(masks)}
-    pairs = []
-    for image in _image_files(images):
-        mask = next((mask_of[image.stem + end] for end in MASK_ENDINGS if image.stem + end in mask_of), None)
+    masks_of: dict[str, list[Path]] = {}
+    for path in _image_files(masks):
+        masks_of.setdefault(path.stem, []).append(path)
+    pairs: list[tuple[Path, Path]] = []
+    image_of: dict[Path, Path] = {}
+    found = [path for path in _image_files(images) if not is_output(str(path))]
+    if not found:
+        raise InputError(f"{show(images)}: no image in it but outputs of this package; give a folder of images")
+    for image in found:
+        mask = _mask_of(image, masks_of)
         if mask is None:
-            raise InputError(f"{image}: no mask of that name in {masks}; name it {image.stem}.png")
+            raise InputError(f"{show(image)}: no mask of that name in {show(masks)}; name it {show(image.stem)}.png")
+        other = image_of.setdefault(mask, image)
+        if other != image:
+            raise InputError(
+                f"{show(mask)}: would be the mask of both {show(other)} and {show(image)}; name one for each, "
+                f"{show(other.name)}_mask.png and {show(image.name)}_mask.png, or take one of the images away"
+            )
         read_mask(mask, read_image(image).shape[:2])
         pairs.append((image, mask))
     return pairs
+
+
+def _mask_of(image: Path, masks_of: Mapping[str, list[Path]]) -> Path | None:
+    for name in (image.name, image.stem):
+        for ending in MASK_ENDINGS:
+            found = masks_of.get(name + ending, [])
+            if len(found) > 1:
+                found = [path for path in found if path.suffix.lower() == image.suffix.lower()] or found
+            if len(found) > 1:
+                raise InputError(f"{show(image)}: {' and '.join(map(show, found))} could be its mask; take one away")
+            if found:
+                return found[0]
+    return None
+
+
+def output_names(images: Sequence[Path]) -> list[str]:
+    """What the outputs of each image of a folder are called: by its stem, or its whole name where two share one."""
+    return distinct_names([path.stem for path in images], [path.name for path in images], taken=[_TABLES])
+
+
+def count_outputs(folder: str | Path) -> int:
+    """How many files of a folder of images are left out, since this package wrote them."""
+    return sum(is_output(str(path)) for path in _image_files(folder))
 
 
 def split_pairs(pairs: Sequence[tuple[Path, Path]], split: str) -> list[tuple[Path, Path]]:
@@ -102,9 +147,13 @@ def column(method: str, metric: str) -> str:
 def _other_mask(name: str, image: NDArray[np.float32], rule: str) -> NDArray[np.bool_]:
     if name != RULE_ALONE:
         return simple_mask(image, name, rule)
+    # As for the network, without a margin.
+    margin = find_margin(image)
+    inside = image if margin is None else image[margin.inside(image.shape)]
     # Grey levels in place of clusters: whatever the network adds to the rule is missing.
-    levels = np.rint(darkness_channel(image.astype(np.float64)) * 255).astype(np.uint8)
-    return foreground(levels, image, rule).mask
+    levels = np.rint(darkness_channel(inside.astype(np.float64)) * 255).astype(np.uint8)
+    mask = foreground(levels, inside, rule).mask
+    return mask if margin is None else margin.pad(mask, False)
 
 
 def evaluate(
@@ -208,10 +257,10 @@ def to_csv(rows: Sequence[Row]) -> str:
 def _image_files(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; give a folder of images")
+        raise InputError(f"{show(folder)}: no such folder; give a folder of images")
     found = sorted(path for path in _listing(folder) if path.suffix.lower() in IMAGE_SUFFIXES)
     if not found:
-        raise InputError(f"{folder}: no image in it; accepted are {', '.join(IMAGE_SUFFIXES)}")
+        raise InputError(f"{show(folder)}: no image in it; accepted are {', '.join(IMAGE_SUFFIXES)}")
     return found
 
 
@@ -219,4 +268,4 @@ def _listing(folder: Path) -> Iterable[Path]:
     try:
         return [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
     except OSError as error:
-        raise InputError(f"{folder}: cannot be listed ({error.strerror}); check its permissions") from error
+        raise InputError(f"{show(folder)}: cannot be listed ({error.strerror}); check its permissions") from error

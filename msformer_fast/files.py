@@ -27,7 +27,7 @@ def write_text(path: PathLike, text: str) -> None:
     Raises OutputError if the file cannot be written.
     """
     with atomic(path) as file:
-        file.write(text.encode())
+        file.write(text.encode("utf-8", "backslashreplace"))  # a name may be no UTF-8
 
 
 def write_json(path: PathLike, obj: object) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from msformer_fast.contact_sheet import Tile, contact_sheet
 from msformer_fast.errors import InputError
 from msformer_fast.evaluate import worst_first
-from msformer_fast.files import write_json
+from msformer_fast.files import show, write_json
 from msformer_fast.images import as_image, read_image, read_mask, write_png
 from msformer_fast.overlay import label_palette, overlay
 from msformer_fast.segmentation import Segmentation
@@ -33,7 +33,7 @@ def refuse_existing(paths: list[Path]) -> None:
     """Raises InputError if one of ``paths`` exists, so that an earlier result is never lost unasked."""
     for path in paths:
         if path.exists():
-            raise InputError(f"{path}: exists already; pass --overwrite or another output folder")
+            raise InputError(f"{show(path)}: exists already; pass --overwrite or another output folder")
 
 
 def save_segmentation(
@@ -73,7 +73,7 @@ def write_labels(path: Path, labels: NDArray[np.unsignedinteger[Any]]) -> None:
 
 
 def evaluation_sheet(
-    rows: Sequence[dict[str, Any]], pairs: Sequence[tuple[Path, Path]], folder: Path
+    rows: Sequence[dict[str, Any]], pairs: Sequence[tuple[Path, Path]], folder: Path, names: Mapping[Path, str]
 ) -> NDArray[np.uint8]:
     """A picture of the images with the truth's outline and ours, (H, W, 3): the worst first, at most 100.
 
@@ -81,17 +81,18 @@ def evaluation_sheet(
         rows: from :func:`msformer_fast.evaluate.evaluate`.
         pairs: image and mask paths of these rows.
         folder: where :func:`save_segmentation` wrote.
+        names: what it called the outputs of each image.
     """
     paths = {image.name: (image, mask) for image, mask in pairs}
     tiles = []
     for row in worst_first(rows)[:_SHEET_TILES]:
         image, truth = paths[row["image"]]
         pixels = read_image(image)
-        ours = read_mask(output_paths(folder, image.stem)[0], pixels.shape[:2])
+        ours = read_mask(output_paths(folder, names[image])[0], pixels.shape[:2])
         flag = ", doubtful" if row["doubtful"] else ""
         captions = (
             f"Dice {row['blind_dice']:.3f}, oracle {row['oracle_dice']:.3f}",
             f"confidence {row['confidence']:.2f}{flag}",
         )
-        tiles.append(Tile(image.stem, pixels, ours, read_mask(truth, pixels.shape[:2]), captions))
+        tiles.append(Tile(names[image], pixels, ours, read_mask(truth, pixels.shape[:2]), captions))
     return contact_sheet(tiles)

@@ -22,6 +22,7 @@ from msformer_fast.foreground import RULES, Foreground, Maps, clusters_in, foreg
 from msformer_fast.foreground.evidence import enlarge
 from msformer_fast.images import MIN_SIDE, as_image, fit_size, resize_image, resize_nearest
 from msformer_fast.losses import LossWeights
+from msformer_fast.margin import Margin, find_margin
 from msformer_fast.runs import Run, guide_image, load_run, run_path, save_run
 from msformer_fast.self_guiding import Callback, Iteration
 
@@ -31,7 +32,8 @@ class Segmentation:
     """The segmentation of one image, at the image's own size.
 
     Attributes:
-        labels: (H, W) unsigned integer, the cluster of every pixel; of several runs the vote.
+        labels: (H, W) unsigned integer, the cluster of every pixel; of several runs the vote. A margin that was left
+            out has a number of its own, above all clusters.
         mask: (H, W) bool, the foreground, chosen without any ground truth.
         foreground: how the mask was chosen: rule, labels, reason, confidence.
         history: one entry an iteration of the first run: losses, label count, seconds.
@@ -41,6 +43,7 @@ class Segmentation:
         settings: every setting of the run, ready for JSON.
         agreement: (H, W) float64, share of the runs that voted for the pixel's label; ``None`` of one run.
         runs: what each run of the loop left, at the network's size.
+        margin: uniform margin that was left out: the network never saw it, the mask is empty there; or ``None``.
     """
 
     labels: NDArray[np.unsignedinteger[Any]]
@@ -53,6 +56,7 @@ class Segmentation:
     settings: dict[str, Any]
     agreement: NDArray[np.float64] | None = None
     runs: tuple[Run, ...] = ()
+    margin: Margin | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but the maps, ready for JSON."""
@@ -71,6 +75,7 @@ class Segmentation:
                 "candidates": self.foreground.candidates,
             },
             "image_size": list(self.labels.shape),
+            "margin": None if self.margin is None else asdict(self.margin),
             "network_size": list(self.network_size),
             "seconds": self.seconds,
             "settings": self.settings,
@@ -111,7 +116,7 @@ def segment(
     """Segment one image without labels: draw a network, let it guide itself, choose the foreground.
 
     The same image, settings, machine and thread count give the same result. PyTorch's generators are left as
-    they were.
+    they were. A uniform margin, as a scanned page has it, is left out (:func:`msformer_fast.margin.find_margin`).
 
     Args:
         image: a path; a NumPy array (H, W) or (H, W, C), ``uint8``, ``uint16`` or float in [0, 1]; or a tensor
@@ -152,6 +157,9 @@ def segment(
     pixels = as_image(image)
     target = choose_device(device)
     network_size = fit_size(pixels.shape[0], pixels.shape[1], size)
+    margin, network_size = _without_margin(pixels, size, patch, network_size)
+    if margin is not None:
+        pixels = np.ascontiguousarray(pixels[margin.inside(pixels.shape)])
     seen = resize_image(pixels, network_size)
     folder = None if runs is None else check_output_folder(runs)
     settings = {
@@ -187,9 +195,16 @@ def segment(
         chosen = replace(chosen, labels=clusters_in(chosen.mask, voted))
         labels = voted.astype(np.result_type(labels.dtype, np.min_scalar_type(int(voted.max()))))
         agreement = resize_nearest(agreement, pixels.shape[:2])
+    labels, mask = resize_nearest(labels, pixels.shape[:2]), enlarge(chosen.mask, pixels.shape[:2])
+    if margin is not None:
+        chosen = replace(chosen, reason=f"{chosen.reason} Left out: {margin}.")
+        outside = max(clusters, int(labels.max()) + 1)
+        labels = margin.pad(labels.astype(np.result_type(labels.dtype, np.min_scalar_type(outside))), outside)
+        mask = margin.pad(mask, False)
+        agreement = None if agreement is None else margin.pad(agreement, 1.0)
     return Segmentation(
-        labels=resize_nearest(labels, pixels.shape[:2]),
-        mask=enlarge(chosen.mask, pixels.shape[:2]),
+        labels=labels,
+        mask=mask,
         foreground=chosen,
         history=made[0].history,
         stopped=made[0].stopped,
@@ -198,7 +213,26 @@ def segment(
         settings=settings,
         agreement=agreement,
         runs=tuple(made),
+        margin=margin,
     )
+
+
+def _without_margin(
+    pixels: NDArray[np.float32], size: int | None, patch: int, whole: tuple[int, int]
+) -> tuple[Margin | None, tuple[int, int]]:
+    """The margin, if what is inside can be segmented, and the network's size for that: of no more pixels than the
+    whole image would have, whose memory was planned."""
+    margin = find_margin(pixels)
+    if margin is None:
+        return None, whole
+    height, width = pixels[margin.inside(pixels.shape)].shape[:2]
+    try:
+        fitted = fit_size(height, width, size)
+        if math.prod(fitted) > math.prod(whole):
+            fitted = fit_size(height, width, int(max(fitted) * math.sqrt(math.prod(whole) / math.prod(fitted))))
+    except InputError:  # too narrow
+        return None, whole
+    return (None, whole) if min(fitted) <= min(patch, min(whole) - 1) else (margin, fitted)
 
 
 def _run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shlex
 import sys
@@ -12,13 +13,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from msformer_fast.cohort.job import ENDINGS, Options, Task, segment_file
+from msformer_fast.cohort.job import Options, Task, fitted, segment_file
 from msformer_fast.cohort.journal import FAILED, Line
+from msformer_fast.cohort.list_file import LISTS
 from msformer_fast.cohort.plan import free_bytes
 from msformer_fast.cohort.run import Summary, segment_cohort
+from msformer_fast.errors import InputError
 from msformer_fast.files import check_output_folder, show
 from msformer_fast.formats import open_image, stem
 from msformer_fast.options import progress, settings_of
+from msformer_fast.own_outputs import ENDINGS
 
 # Seconds between two lines where no progress bar can be drawn.
 _LINE_EVERY = 30.0
@@ -40,7 +44,7 @@ def _is_many(text: str) -> bool:
     """A folder, a list or a pattern; a missing file is one, so that it is told as that."""
     from glob import has_magic
 
-    return os.path.isdir(text) or text.lower().endswith(".csv") or (has_magic(text) and not os.path.lexists(text))
+    return os.path.isdir(text) or text.lower().endswith(LISTS) or (has_magic(text) and not os.path.lexists(text))
 
 
 def _one(arguments: argparse.Namespace, options: Options) -> int:
@@ -52,15 +56,17 @@ def _one(arguments: argparse.Namespace, options: Options) -> int:
 
     source = Path(arguments.inputs[0])
     file = open_image(source, axis=options.axis, window=options.window)
-    file.read(0)
     name = stem(source)
-    folder = check_output_folder(arguments.output or ".")
-    if not arguments.overwrite:
-        refuse_existing([folder / (name + ending) for ending in ENDINGS])
+    folder = Path(arguments.output or ".")
     budget = _max_memory(arguments)
     budget = free_bytes() if budget is None else budget
+    task = Task(str(source), name, str(folder), settings_of(arguments), options, budget)
+    fitted(file, task)  # before anything is decoded, which alone may take more
+    file.read(0)
+    check_output_folder(folder)
+    if not arguments.overwrite:
+        refuse_existing([folder / (name + ending) for ending in ENDINGS])
     with progress(arguments, source.name) as callback:
-        task = Task(str(source), name, str(folder), settings_of(arguments), options, budget)
         paths, line = segment_file(task, callback=callback)
     for path in paths:
         print(path)
@@ -70,15 +76,15 @@ def _one(arguments: argparse.Namespace, options: Options) -> int:
 
 
 def _max_memory(arguments: argparse.Namespace) -> int | None:
-    """In bytes."""
-    return None if arguments.max_memory is None else int(arguments.max_memory * 10**9)
+    """In bytes. Raises InputError for what is no amount."""
+    given: float | None = arguments.max_memory
+    if given is not None and not (math.isfinite(given) and given > 0):
+        raise InputError(f"max_memory: got {given:g}; accepted are gigabytes above 0")
+    return None if given is None else int(given * 10**9)
 
 
 def _many(arguments: argparse.Namespace, options: Options) -> int:
     settings = settings_of(arguments)
-    runs = settings.pop("runs")
-    if runs is not None:
-        settings["runs"] = str(check_output_folder(runs).resolve())
     with _reporting(arguments) as (report, notice):
         summary = segment_cohort(
             arguments.inputs,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import stat
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,19 +18,20 @@ from numpy.typing import NDArray
 
 from msformer_fast.cohort.journal import DONE, FAILED, Line
 from msformer_fast.cohort.memory import image_bytes, largest_size, predicted_bytes
+from msformer_fast.decode import refuse_small
 from msformer_fast.errors import BackendError, DivergenceError, InputError, OutputError, out_of_memory
 from msformer_fast.files import atomic, check_output_folder, reason, show
 from msformer_fast.formats import ImageFile, open_image
-from msformer_fast.images import fit_size
+from msformer_fast.images import MIN_SIDE, fit_size
 
 #: Below the output folder: small pictures for the index; slices of volumes that are not done yet.
 THUMBNAILS, PARTIAL = ".thumbnails", ".partial"
-#: What follows an image's name in those of its outputs.
-ENDINGS: tuple[str, ...] = ("_mask.png", "_labels.png", "_overlay.png", ".json", "_mask", "_labels")
-ENDINGS += ("_mask.nii.gz", "_labels.nii.gz", "_mask.dcm")
 #: What is done about an image whose segmentation would take more memory than there is.
 TOO_LARGE = ("refuse", "resize")
+#: Settings that leave the results alike: they may change from one part of a run to the next.
+FREE = ("memory", "capture", "runs")
 _GIGABYTE = 10**9
+_CHUNK = 2**20
 # Bytes that each voxel of a volume waits in: as it is stored, mask and labels twice as they are put together.
 _VOXEL = 12
 
@@ -120,6 +123,20 @@ def stamp(path: str) -> dict[str, int | None]:
     return {"bytes": found.st_size, "modified": found.st_mtime_ns}
 
 
+def digest(path: str) -> str | None:
+    """SHA-256 of a file's contents, by which it is known elsewhere; ``None`` of what is no file or cannot be read."""
+    found = hashlib.sha256()
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return None
+        with open(path, "rb") as file:
+            while chunk := file.read(_CHUNK):
+                found.update(chunk)
+    except OSError:
+        return None
+    return found.hexdigest()
+
+
 def segment_file(
     task: Task, line: Mapping[str, Any] | None = None, callback: Callable[[Any], Any] | None = None
 ) -> tuple[list[Path], Line]:
@@ -140,17 +157,25 @@ def segment_file(
 
     options = task.options
     file = open_image(task.path, axis=options.axis, window=options.window)
-    settings, resized = _fitted(file, task)
+    settings, resized = fitted(file, task)
     options, notes = _possible(file, options)
     target = check_output_folder((Path(task.folder) / task.name).parent)
     begun = dict(line or {}) | {"status": DONE} | ({"notes": notes} if notes else {})
+    if task.run is not None:
+        begun["sha256"] = digest(task.path)
     write = volume.write_volume if file.is_volume else _write_image
     return write(file, replace(task, settings=settings, options=options), target, begun | resized, callback)
 
 
-def _fitted(file: ImageFile, task: Task) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The settings, with a size that the memory can hold; and what to say of it."""
+def fitted(file: ImageFile, task: Task) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings, with a size that the memory can hold; and what to say of it. Nothing is decoded for it where the
+    header tells the size.
+
+    Raises:
+        InputError: it would take more than ``task.budget``; names what would fit.
+    """
     settings = dict(task.settings)
+    refuse_small(*file.shape, MIN_SIDE, show(task.path))
     network_size = fit_size(*file.shape, settings["size"])
     if task.budget is None:
         return settings, {}
@@ -169,9 +194,11 @@ def _fitted(file: ImageFile, task: Task) -> tuple[dict[str, Any], dict[str, Any]
     has = f"would take {needed / _GIGABYTE:.1f} GB of memory and {budget / _GIGABYTE:.1f} GB are there"
     if size is None or size >= max(network_size):
         what = " x ".join(map(str, (*((file.frames,) if file.is_volume else ()), *file.shape)))
-        raise InputError(f"{what} pixels {has}; try fewer jobs, or a smaller image")
+        raise InputError(f"{show(task.path)}: {what} pixels {has}; try fewer jobs, or a smaller image")
     if task.options.too_large == "refuse":
-        raise InputError(f"size {max(network_size)} {has}; size {size} fits, or fewer jobs, or memory='lean'")
+        raise InputError(
+            f"{show(task.path)}: size {max(network_size)} {has}; size {size} fits, or fewer jobs, or memory='lean'"
+        )
     return settings | {"size": size}, {"resized": f"size {max(network_size)} {has}: done at size {size}"}
 
 
@@ -275,16 +302,23 @@ def record_path(folder: Path, name: str) -> Path:
     return folder / f"{name}.json"
 
 
-def recorded_line(folder: Path, name: str, source: str, run: str) -> Line | None:
-    """The line of an image that this run did, if its record is whole and the image is still what it was."""
+def read_record(folder: Path, name: str) -> dict[str, Any]:
+    """The record of an image; empty where there is none that can be read."""
     try:
         record = json.loads(record_path(folder, name).read_text(encoding="utf-8"))
-        line = record["line"]
-        same = record["run"] == run and line["source"] == source
-        same = same and all(line[key] == value for key, value in stamp(source).items())
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def recorded_line(folder: Path, name: str, run: str) -> Line | None:
+    """The line of an image that this run did, if its record is whole."""
+    record = read_record(folder, name)
+    line = record.get("line")
+    if not isinstance(line, dict) or record.get("run") != run:
         return None
-    return dict(line) if same and line.get("status") == DONE else None
+    whole = line.get("status") == DONE and line.get("output") == name and "source" in line
+    return dict(line) if whole else None
 
 
 def _place(error: Exception) -> str:

@@ -13,11 +13,12 @@ from typing import Any, TypeAlias
 
 from msformer_fast.errors import InputError, OutputError
 from msformer_fast.files import TEMPORARY, atomic, plain, reason, show, write_json
+from msformer_fast.own_outputs import SETTINGS as SETTINGS
 
 Line: TypeAlias = dict[str, Any]
 
-#: In the output folder: the settings, the lines, the lock, and who holds it.
-SETTINGS, RESULTS, LOCK, HOLDER = "cohort.json", "results.jsonl", ".lock", ".lock-holder"
+#: In the output folder, beside the settings: the lines, the lock, and who holds it.
+RESULTS, LOCK, HOLDER = "results.jsonl", ".lock", ".lock-holder"
 DONE, FAILED = "done", "failed"
 
 
@@ -36,7 +37,7 @@ def locked(folder: Path) -> Iterator[None]:
     except Timeout:
         who = "another run"
         with contextlib.suppress(OSError):
-            who = holder.read_text().strip() or who
+            who = holder.read_text(encoding="utf-8", errors="replace").strip() or who
         raise InputError(f"output: {show(folder)} is in use by {who}; wait, or name another folder") from None
     except (OSError, NotImplementedError) as error:
         raise InputError(
@@ -44,7 +45,7 @@ def locked(folder: Path) -> Iterator[None]:
         ) from error
     try:
         with contextlib.suppress(OSError):  # for people only
-            holder.write_text(f"process {os.getpid()} on {platform.node()}\n")
+            holder.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8", errors="replace")
         yield
     finally:
         holder.unlink(missing_ok=True)
@@ -112,6 +113,11 @@ class Journal:
             raise OutputError(
                 f"{show(self._path)}: cannot be written ({reason(error)}); check the free space"
             ) from error
+        self.lines[line["source"]] = line
+
+    def move(self, path: str, line: Line) -> None:
+        """The image of ``path`` lies elsewhere now; on disk at the next :meth:`compact`."""
+        del self.lines[path]
         self.lines[line["source"]] = line
 
     def discard(self) -> None:

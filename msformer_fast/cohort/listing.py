@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import csv
 import glob
-import hashlib
 import os
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from msformer_fast.cohort.list_file import LISTS, listed
 from msformer_fast.errors import InputError
 from msformer_fast.files import reason, show
-from msformer_fast.formats import is_image_file, stem
+from msformer_fast.formats import IMAGE_SUFFIXES, is_image_file, stem
+from msformer_fast.formats.dicom_kind import holds_no_picture
+from msformer_fast.names import distinct_names
+from msformer_fast.own_outputs import is_output, is_run
 
-# Names of a column of paths in a list.
-_COLUMNS = ("path", "image", "file", "filename")
-# Bytes that a file system's name may have, less the longest ending that an output gets.
-_LONGEST = 255 - 32
+# Files of these suffixes are not opened to be listed.
+_NO_DICOM = tuple(suffix for suffix in IMAGE_SUFFIXES if suffix not in (".dcm", ".dicom"))
 
 
 @dataclass(frozen=True)
@@ -36,18 +35,27 @@ class Found:
 
 @dataclass(frozen=True)
 class Listing:
-    """What was found, each file once, in the order of the arguments and the names; and how many files are no images."""
+    """What was found, each file once, in the order of the arguments and the names.
+
+    Attributes:
+        found: the images.
+        ignored: how many files are no images: of other kinds, or DICOM objects without a picture.
+        outputs: how many files were left out because this package wrote them.
+    """
 
     found: tuple[Found, ...]
     ignored: int
+    outputs: int = 0
 
 
 def find_images(inputs: Sequence[str], *, recursive: bool = False, leave_out: Path | None = None) -> Listing:
     """List the images of folders, patterns, lists and files; nothing is decoded.
 
     Args:
-        inputs: each a file, a folder, a pattern (``*``, ``?``, ``[]``, ``**``), or a ``.csv`` list: paths in the
-            column called path, image, file or filename, else in the first, relative to the list.
+        inputs: each a file, a folder, a pattern (``*``, ``?``, ``[]``, ``**``), or a ``.csv`` or ``.tsv`` list, see
+            :func:`msformer_fast.cohort.list_file.listed`. Outputs of this package are left out of folders, patterns and
+            several files, since a shell's pattern comes as those; a list is taken at its word. DICOM objects that hold
+            no picture are left out of folders and patterns.
         recursive: look into the folders below a folder, links followed, each real folder once.
         leave_out: a folder not to look into: where the outputs go.
 
@@ -59,8 +67,9 @@ def find_images(inputs: Sequence[str], *, recursive: bool = False, leave_out: Pa
         walk.add(each)
     if not walk.found:
         below = "" if recursive else "; folders below need --recursive"
-        raise InputError(f"inputs: no image in {', '.join(show(each) for each in inputs)}{below}")
-    return Listing(tuple(walk.found.values()), walk.ignored)
+        ours = f"; {walk.outputs} that this package wrote left out" if walk.outputs else ""
+        raise InputError(f"inputs: no image in {', '.join(show(each) for each in inputs)}{ours}{below}")
+    return Listing(tuple(walk.found.values()), walk.ignored, walk.outputs)
 
 
 class _Walk:
@@ -68,6 +77,7 @@ class _Walk:
         self.recursive = recursive
         self.found: dict[str, Found] = {}
         self.ignored = 0
+        self.outputs = 0
         self._left_out = None if leave_out is None else os.path.realpath(leave_out)
 
     def add(self, text: str) -> None:
@@ -77,37 +87,44 @@ class _Walk:
         if os.path.isdir(path):
             self._folder(path, path, set())
         elif os.path.lexists(path):
-            if path.lower().endswith(".csv"):
+            if path.lower().endswith(LISTS):
                 self._list(path)
+            elif is_output(path):
+                self.outputs += 1
             else:
-                self._file(path, os.path.basename(path))
+                self._keep(path, os.path.basename(path))
         elif glob.has_magic(text):
             self._pattern(text)
         else:
             raise InputError(f"inputs: {show(text)}: no such file or folder; give images, folders, patterns or a .csv")
 
-    def _file(self, path: str, relative: str) -> None:
+    def _keep(self, path: str, relative: str) -> None:
         self.found.setdefault(path, Found(path, relative))
+
+    def _sort(self, path: str, relative: str) -> None:
+        """What was come upon, not named: an image, an output, or another thing."""
+        if not is_image_file(Path(path)) or _has_no_picture(path):
+            self.ignored += 1
+        elif is_output(path):
+            self.outputs += 1
+        else:
+            # A link to nothing too: it is told as a failure, where a silent gap would not be seen.
+            self._keep(path, relative)
 
     def _folder(self, folder: str, base: str, seen: set[str]) -> None:
         real = os.path.realpath(folder)
         if real in seen or real == self._left_out:  # a link back, or our own outputs
             return
         seen.add(real)
-        try:
-            with os.scandir(folder) as entries:
-                listed = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda e: e.name)
-        except OSError as error:
-            raise InputError(f"{show(folder)}: cannot be listed ({reason(error)}); check its permissions") from error
-        for entry in listed:
-            if _is_folder(entry):
-                if self.recursive:
-                    self._folder(entry.path, base, seen)
-            elif is_image_file(Path(entry.path)):
-                # A link to nothing too: it is told as a failure, where a silent gap would not be seen.
-                self._file(entry.path, os.path.relpath(entry.path, base))
+        for entry in _entries(folder):
+            if not _is_folder(entry):
+                self._sort(entry.path, os.path.relpath(entry.path, base))
+            elif not self.recursive or os.path.realpath(entry.path) == self._left_out:
+                continue
+            elif is_run(entry.path) or is_output(entry.path):
+                self.outputs += _count_images(entry.path)
             else:
-                self.ignored += 1
+                self._folder(entry.path, base, seen)
 
     def _pattern(self, text: str) -> None:
         fixed: list[str] = []
@@ -120,18 +137,48 @@ class _Walk:
             path = os.path.abspath(match)
             if os.path.isdir(path) or os.path.realpath(path).startswith(f"{self._left_out}{os.sep}"):
                 continue
-            if is_image_file(Path(path)):
-                self._file(path, os.path.relpath(path, base))
+            if self._below_outputs(path, base):
+                self.outputs += is_image_file(Path(path))
             else:
-                self.ignored += 1
+                self._sort(path, os.path.relpath(path, base))
+
+    def _below_outputs(self, path: str, base: str) -> bool:
+        """Whether a folder between ``base`` and the file is a run's, or of the frames of an output."""
+        folder = os.path.dirname(path)
+        while len(folder) > len(base):
+            if is_run(folder) or is_output(folder):
+                return True
+            folder = os.path.dirname(folder)
+        return False
 
     def _list(self, path: str) -> None:
         folder = os.path.dirname(path)
-        for text in _listed(path):
-            target = os.path.normpath(os.path.join(folder, text))
+        for target in listed(path):
             relative = os.path.relpath(target, folder)
             inside = relative.split(os.sep)[0] != os.pardir
-            self._file(target, relative if inside else os.path.basename(target))
+            self._keep(target, relative if inside else os.path.basename(target))
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda e: e.name)
+    except OSError as error:
+        raise InputError(f"{show(folder)}: cannot be listed ({reason(error)}); check its permissions") from error
+
+
+def _has_no_picture(path: str) -> bool:
+    return not path.lower().endswith(_NO_DICOM) and holds_no_picture(Path(path))
+
+
+def _count_images(folder: str) -> int:
+    """Files below a folder that would be taken for images, by their names."""
+    return sum(
+        name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+        for base, folders, names in os.walk(folder)
+        if not os.path.basename(base).startswith(".")
+        for name in names
+    )
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -139,23 +186,6 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link to itself
         return False
-
-
-def _listed(path: str) -> Iterator[str]:
-    """The paths in a list, which may have a header."""
-    try:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
-    except (OSError, csv.Error) as error:
-        why = reason(error) if isinstance(error, OSError) else str(error)
-        raise InputError(f"{show(path)}: cannot be read as a list of paths ({why}); give one path a line") from error
-    heads = [cell.strip().lower() for cell in rows[0]] if rows else []
-    column = next((heads.index(name) for name in _COLUMNS if name in heads), None)
-    for number, row in enumerate(rows if column is None else rows[1:], 1 if column is None else 2):
-        text = row[column or 0] if len(row) > (column or 0) else ""
-        if not text.strip() or "\0" in text:
-            raise InputError(f"{show(path)}: row {number} has no path; give one in every row")
-        yield text
 
 
 def output_names(found: Sequence[Found], kept: Mapping[str, str], reserved: Sequence[str] = ()) -> list[str]:
@@ -168,30 +198,6 @@ def output_names(found: Sequence[Found], kept: Mapping[str, str], reserved: Sequ
         kept: name by path, of images that have theirs already.
         reserved: names that no image may have.
     """
-    plain = [_shortened(os.path.join(os.path.dirname(each.relative), stem(each.relative))) for each in found]
-    count = Counter(name.casefold() for name in plain)
-    taken = {name.casefold() for name in (*kept.values(), *reserved)}
-    names = []
-    for each, name in zip(found, plain, strict=True):
-        if each.path in kept:
-            names.append(kept[each.path])
-            continue
-        if count[name.casefold()] > 1 or name.casefold() in taken:
-            name = _shortened(each.relative)
-        number, wanted = 1, name
-        while name.casefold() in taken:
-            number += 1
-            name = f"{wanted}~{number}"
-        taken.add(name.casefold())
-        names.append(name)
-    return names
-
-
-def _shortened(name: str) -> str:
-    """A name whose outputs' names the file system can hold: cut, with a digest of the whole."""
-    folder, last = os.path.split(name)
-    if len(os.fsencode(last)) <= _LONGEST:
-        return name
-    digest = hashlib.sha256(os.fsencode(last)).hexdigest()[:12]
-    kept = os.fsencode(last)[: _LONGEST - 16].decode("utf-8", "ignore")
-    return os.path.join(folder, f"{kept}~{digest}")
+    short = [os.path.join(os.path.dirname(each.relative), stem(each.relative)) for each in found]
+    here = [kept.get(each.path) for each in found]
+    return distinct_names(short, [each.relative for each in found], here, (*kept.values(), *reserved))

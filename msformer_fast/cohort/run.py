@@ -17,19 +17,29 @@ from typing import Any, Protocol
 
 from msformer_fast import __version__
 from msformer_fast.cohort.index import Entry, index_page
-from msformer_fast.cohort.job import ENDINGS, PARTIAL, Options, Task, record_path, recorded_line, stamp, thumbnail_path
+from msformer_fast.cohort.job import (
+    FREE,
+    PARTIAL,
+    Options,
+    Task,
+    record_path,
+    recorded_line,
+    stamp,
+    thumbnail_path,
+)
 from msformer_fast.cohort.journal import DONE, FAILED, SETTINGS, Journal, Line, locked
 from msformer_fast.cohort.listing import Found, find_images, output_names
+from msformer_fast.cohort.moved import moved_lines, place, same_contents
 from msformer_fast.cohort.plan import Plan
 from msformer_fast.cohort.ray_engine import RayEngine
+from msformer_fast.cohort.seen import Seen
 from msformer_fast.cohort.workers import LocalEngine
 from msformer_fast.errors import BackendError, DivergenceError, InputError, OutputError
 from msformer_fast.files import check_output_folder, plain, show, write_text
+from msformer_fast.own_outputs import ENDINGS
 
 INDEX = "index.html"
 ENGINES = ("local", "ray")
-# Settings that leave the results alike: they may change from one part of a run to the next.
-_FREE = ("memory", "capture", "runs")
 # No image's outputs may be called as the run's own files are.
 _RESERVED = (SETTINGS.removesuffix(".json"),)
 
@@ -51,6 +61,8 @@ class Summary:
         made: how many images were done by this call; ``failed_now`` how many failed in it.
         left: images that are neither done nor failed, because the run was interrupted.
         ignored: files in the folders that are no images.
+        outputs: files that were left out since this package wrote them.
+        moved: images of the run that lie elsewhere now, known by their place and contents.
         changed: images that were done before and changed since, or whose outputs are gone; they were done again.
         kept_failures: images that had failed before and were left alone.
         interrupted: stopped by Ctrl-C or a signal.
@@ -63,6 +75,8 @@ class Summary:
     failed_now: int = 0
     left: int = 0
     ignored: int = 0
+    outputs: int = 0
+    moved: int = 0
     changed: int = 0
     kept_failures: int = 0
     interrupted: bool = False
@@ -132,13 +146,16 @@ def segment_cohort(
         if value is not None and value < 1:
             raise InputError(f"{name}: got {value}; accepted is 1 or more")
     listing = find_images([os.fspath(each) for each in inputs], recursive=recursive, leave_out=Path(output))
-    folder = check_output_folder(output)
+    # Absolute, as all that goes to other processes and machines: their working folders are others.
+    folder = check_output_folder(output).absolute()
+    if wanted.get("runs") is not None:
+        wanted["runs"] = str(check_output_folder(wanted["runs"]).absolute())
     with locked(folder):
-        named = {key: value for key, value in wanted.items() if key not in _FREE}
+        named = {key: value for key, value in wanted.items() if key not in FREE}
         made_by = {"version": __version__, **named, **vars(options)}
         _refuse_foreign(folder, listing.found, overwrite)
         journal = Journal(folder, made_by, resume=resume, overwrite=overwrite)
-        summary = Summary(ignored=listing.ignored, index=folder / INDEX)
+        summary = Summary(ignored=listing.ignored, outputs=listing.outputs, index=Path(output) / INDEX)
         run = hashlib.sha256(json.dumps(plain(made_by), sort_keys=True).encode()).hexdigest()[:32]
         tasks = _tasks(listing.found, journal, folder, run, retry_failed, summary)
         plan = Plan(wanted, jobs, threads, max_memory, len(tasks))
@@ -151,7 +168,9 @@ def segment_cohort(
         stop = threading.Event()
         try:
             with _on_interrupt(stop, machine, tell):
-                for line in machine.run(ready, stop):
+                seen = Seen(folder)
+                for told in machine.run(ready, stop):
+                    line = seen.checked(told)
                     journal.add(line)
                     summary.made += line["status"] == DONE
                     summary.failed_now += line["status"] == FAILED
@@ -181,27 +200,42 @@ def _tasks(
     found: Sequence[Found], journal: Journal, folder: Path, run: str, retry_failed: bool, summary: Summary
 ) -> list[tuple[str, str]]:
     """Path and name of every image to do; results that a killed process left without a line get it."""
+    moved = moved_lines(found, journal.lines)
+    for path, line in moved.items():
+        journal.move(path, line)
+    summary.moved = len(moved)
     kept = {path: line["output"] for path, line in journal.lines.items()}
     names = output_names(found, kept, _RESERVED)
     tasks = []
     for each, name in zip(found, names, strict=True):
-        line = journal.lines.get(each.path)
-        if line is not None and line["status"] == DONE:
-            now = stamp(each.path)
-            same = all(line.get(key) == value for key, value in now.items())
+        known = journal.lines.get(each.path)
+        now = stamp(each.path)
+        if known is not None and known["status"] == DONE:
+            same = _same(known, now)
             if now["bytes"] is None or (same and record_path(folder, name).exists()):  # a missing image's result stays
                 continue
             summary.changed += 1
-        elif line is not None and not retry_failed:
+        elif known is not None and not retry_failed:
             summary.kept_failures += 1
             continue
-        if journal.resumed and line is None:
-            recorded = recorded_line(folder, name, each.path, run)
-            if recorded is not None:
-                journal.add(recorded)
+        if journal.resumed and known is None:
+            recorded = recorded_line(folder, name, run)
+            if recorded is not None and _is_of(recorded, each):
+                journal.add(recorded | {"source": each.path, **now})
                 continue
         tasks.append((each.path, name))
     return tasks
+
+
+def _same(line: Line, now: Mapping[str, Any]) -> bool:
+    """Whether an image is what it was: its size and its time."""
+    return all(line.get(key) == value for key, value in now.items())
+
+
+def _is_of(line: Line, image: Found) -> bool:
+    if line["source"] == image.path:
+        return _same(line, stamp(image.path))
+    return place(line) == image.relative and same_contents(line, image.path)
 
 
 def _refuse_foreign(folder: Path, found: Sequence[Found], overwrite: bool) -> None:
@@ -243,8 +277,12 @@ def _entry(folder: Path, line: Line) -> Entry:
 def _tell_beginning(tell: Callable[[str], object], summary: Summary, journal: Journal, found: int, left: int) -> None:
     if summary.ignored:
         tell(f"left out: {_count(summary.ignored, 'file')} that cannot be an image")
+    if summary.outputs:
+        tell(f"left out: {_count(summary.outputs, 'file')} that earlier runs wrote")
     if journal.resumed:
         tell(f"going on with the run that is there: {found - left} of {found} images are through, {left} to do")
+    if summary.moved:
+        tell(f"known by their place and contents: {_count(summary.moved, 'image')} that lay elsewhere before")
     if summary.changed:
         tell(f"done again: {_count(summary.changed, 'image')} changed since, or its outputs gone")
     if summary.kept_failures:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msformer_fast.cohort.job import PARTIAL, Task, of_run, stamp, with_notes, write_dicom_seg, write_thumbnail
+from msformer_fast.cohort.job import FREE, PARTIAL, Task, of_run, stamp, with_notes, write_dicom_seg, write_thumbnail
 from msformer_fast.cohort.journal import Line
 from msformer_fast.contact_sheet import Tile, contact_sheet
 from msformer_fast.errors import DivergenceError
@@ -93,7 +93,9 @@ def _slice(
 
 def _kept_folder(task: Task) -> Path:
     """Where the slices of this volume with these settings are kept until all are done."""
-    named = [task.path, stamp(task.path), {**task.settings}, task.options.axis, task.options.window]
+    # Not by its path: a run that was moved goes on too.
+    settings = {key: value for key, value in task.settings.items() if key not in FREE}
+    named = [task.name, os.path.basename(task.path), stamp(task.path), settings, task.options.axis, task.options.window]
     digest = hashlib.sha256(json.dumps(named, sort_keys=True, default=str).encode()).hexdigest()[:32]
     return check_output_folder(Path(task.folder) / PARTIAL / digest)
 

@@ -20,8 +20,8 @@ from msformer_fast.cohort.job import Task, run_task, unfinished
 from msformer_fast.cohort.journal import Line
 from msformer_fast.errors import BackendError, DivergenceError, InputError, OutputError
 
-# A task whose process died is tried this often: the process may have been killed for no fault of the image's.
-_ATTEMPTS = 2
+#: A task whose process died is tried this often: the process may have been killed for no fault of the image's.
+ATTEMPTS = 2
 _PR_SET_PDEATHSIG = 1
 _ERRORS: dict[str, type[Exception]] = {
     each.__name__: each for each in (InputError, OutputError, BackendError, DivergenceError)
@@ -185,14 +185,14 @@ class LocalEngine:
         task, cause = worker.task, worker.cause()
         worker.stop()
         self._unready += worker.ready is None
-        if self._unready > _ATTEMPTS:
+        if self._unready > ATTEMPTS:
             raise BackendError(f"jobs: processes {cause} before they were ready; is there memory enough for so many?")
         slot = self._workers.index(worker)
         self._workers[slot] = self._worker(check=slot == 0 and not self._checked)
         if task is None:
             return None
         tried[task.path] = tried.get(task.path, 0) + 1
-        if tried[task.path] < _ATTEMPTS:
+        if tried[task.path] < ATTEMPTS:
             again.append(task)
             return None
         return died(task, f"the process that did it {cause}")
@@ -200,7 +200,7 @@ class LocalEngine:
 
 def died(task: Task, why: str) -> Line:
     """The line of an image that costs every process that tries it."""
-    return unfinished(task) | {"reason": f"{why}, {_ATTEMPTS} times"}
+    return unfinished(task) | {"reason": f"{why}, {ATTEMPTS} times"}
 
 
 def _serve(

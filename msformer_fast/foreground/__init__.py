@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from msformer_fast.errors import InputError
 from msformer_fast.foreground import fallback, lesion, lungs
 from msformer_fast.foreground.choice import choose, pool
+from msformer_fast.foreground.doubt import LEFT, strangeness
 from msformer_fast.foreground.evidence import Evidence, Image, Labels, Mask, darkness_channel, enlarge, gather
 from msformer_fast.foreground.proposal import Proposal
 
@@ -42,9 +43,11 @@ class Foreground:
         rule: name of the rule that was used; never "auto", which hands over to another rule.
         labels: the clusters that make up 5 % of the mask or more, ascending.
         reason: why, in a sentence or two, and which fallback was taken if one was.
-        confidence: the expected Dice of the mask with the other likely ones, 0 to 1; 0 for a fallback. It ranks masks
-            by how sure they are, and is no calibrated Dice with the truth.
-        doubtful: a person should look: the confidence is low, or only part of what the rule looks for was found.
+        confidence: the expected Dice of the mask with the other likely ones, 0 to 1; 0 for a fallback, half of it where
+            image or mask are unlike what the rule was made for. It ranks masks by how sure they are, and is no
+            calibrated Dice with the truth.
+        doubtful: a person should look: the confidence is low, only part of what the rule looks for was found, or the
+            rule was not made for it.
         terms: what each part of the rule added to the score of this mask, by name.
         candidates: masks that were weighed.
     """
@@ -73,11 +76,18 @@ class _Rule(NamedTuple):
     describe: Callable[[Proposal], tuple[str, bool]]
     otherwise: Callable[[Labels, Image], tuple[Mask, str]]
     sure: float
+    likely: float
 
 
 _RULES = {
     "lesion": _Rule(
-        darkness_channel, lesion.FRAME_LEVEL, lesion.propose, lesion.describe, fallback.central_dark_part, lesion.SURE
+        darkness_channel,
+        lesion.FRAME_LEVEL,
+        lesion.propose,
+        lesion.describe,
+        fallback.central_dark_part,
+        lesion.SURE,
+        lesion.LIKELY,
     ),
     "lungs": _Rule(
         lambda image: image.mean(axis=2),
@@ -86,6 +96,7 @@ _RULES = {
         lungs.describe,
         fallback.largest_dark_parts,
         lungs.SURE,
+        lungs.LIKELY,
     ),
 }
 
@@ -150,15 +161,20 @@ def _decide(runs: list[Maps], image: Image, name: str, why: str) -> Foreground:
     chosen = pooled[choice.index]
     mask = enlarge(chosen.mask, labels.shape)
     described, whole = rule.describe(chosen)
+    strange = strangeness(image)
+    if not strange and chosen.score < rule.likely:
+        strange = f"what was found is unlike what the rule was made for (score {chosen.score:.0f})"
+    confidence = choice.agreement * (LEFT if strange else 1.0)
     count = sum(map(len, proposals))
     reason = f"{described}; chosen among {count} candidates" + (f" of {len(runs)} runs" if len(runs) > 1 else "")
-    doubtful = not whole or choice.agreement < rule.sure
+    doubtful = not whole or confidence < rule.sure or bool(strange)
+    unsure = f" (doubtful{': ' if strange else ''}{strange})" if doubtful else ""
     return Foreground(
         mask,
         name,
         clusters_in(mask, labels),
-        f"{reason}, confidence {choice.agreement:.2f}{' (doubtful)' if doubtful else ''}.{why}",
-        choice.agreement,
+        f"{reason}, confidence {confidence:.2f}{unsure}.{why}",
+        confidence,
         doubtful,
         dict(chosen.terms),
         count,

@@ -15,6 +15,9 @@ from msformer_fast.foreground.proposal import Proposal
 FRAME_LEVEL = 0.2
 #: Confidence from which a mask needs no second look.
 SURE = 0.96
+#: Score under which what was found is unlike any lungs that the priors were taken from (-4.3 at least). Those of CT
+#: slices have other shapes, and reach -9 where they are found.
+LIKELY = -12.0
 _QUANTILES = np.linspace(0.05, 0.7, 20)
 _CUTS = (0, 1, 2, 3)
 _AREAS = (0.015, 0.3)
