@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import triton
 
 from msformer_fast.benchmarks import check
 from msformer_fast.benchmarks.candidate_rows import (
@@ -53,7 +54,12 @@ class Subject:
 
     def candidates(self) -> list[Candidate]:
         """What was prepared for this kernel, best first; nothing on another architecture than it was prepared for."""
-        found = candidates_of(self.table.op) if self.target == PREPARED and self.base is not None else ()
+        if self.target != PREPARED or self.base is None:
+            return []
+        found = candidates_of(self.table.op)
+        known = {version for each in found for version in each.versions}
+        if triton.__version__ in known:  # another version may spill where this one does not, or the other way round
+            found = tuple(each for each in found if triton.__version__ in each.versions)
         return [each for each in found if (each.part, each.kind) == (self.part, self.kind)]
 
     @contextlib.contextmanager

@@ -104,9 +104,8 @@ def proposals(units: Units) -> str:
         spread = f"{best['gain']:.2f} times faster ({best['low']:.2f} to {best['high']:.2f})"
         lines = [
             f"--- kernels/{found['module']}.py, TABLE[{', '.join(map(repr, key))}]",
-            f"# {spread}: {found['half']}",
+            f"# {spread}: {found['half']} of {found['case']}",
         ]
-        lines[1] += f" of {found['case']}"
         place = f'("{found["target"]}", {found["width"]})'
         if tuple(settings["row"]) != tuple(found["before"]):
             lines += [f"-    now {tuple(found['before'])}", f"+    {place}: {tuple(settings['row'])},"]
