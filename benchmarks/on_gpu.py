@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--from", dest="earlier", metavar="FILE", help="units.jsonl of an earlier call")
     add("--minutes", type=float, help="for everything (checks 3.8, timing 5.8, all 9)")
     add("--jobs", type=int, default=os.cpu_count() or 1, help="processes (%(default)s); timed pieces run one at a time")
-    add("--only", default="", help="pieces whose name begins so")
+    add("--only", default="", help="pieces whose name begins so; several with commas")
     add("--dry-run", action="store_true", help="on a CPU, at tiny sizes: tests this program")
     add("--rehearse", metavar="TARGET", help="only compile, for this architecture, without a card")
     add("--list", action="store_true", help="name the pieces and do nothing")
@@ -94,7 +94,8 @@ def _drive(arguments: argparse.Namespace) -> int:
 
     began = time.time()
     stages = [stage for stage in STAGES if stage == arguments.stage or (arguments.stage == "all" != stage != "search")]
-    chosen = [unit for unit in units() if unit.stage in stages and unit.name.startswith(arguments.only)]
+    begins = tuple(arguments.only.split(","))
+    chosen = [unit for unit in units() if unit.stage in stages and unit.name.startswith(begins)]
     if arguments.list:
         print("\n".join(f"{unit.name:<50} about {unit.seconds:.0f} s" for unit in chosen))
         return 0

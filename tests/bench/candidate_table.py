@@ -280,6 +280,8 @@ def candidates(table: Table, part: str, kind: str, version: str) -> Iterator[Can
             now_cases = variants(table, part, kind)
             if more:
                 now_cases = [dataclasses.replace(case, num_stages=more) for case in now_cases]
+            if not now_cases or now_cases[0].constexprs.get("DBIAS") != cases[0].constexprs.get("DBIAS"):
+                continue  # smaller tiles of windows, for which other kernels do the work, or do more of it
             try:
                 made = compiled(now_cases[0])
                 deeper = now_cases[0].num_stages
