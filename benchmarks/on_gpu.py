@@ -135,7 +135,6 @@ def _drive(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace, plan: Plan, record: Record, end: float) -> None:
     """Give tasks to processes until nothing is left to do, or no time."""
     from msformer_fast.benchmarks.on_gpu_crew import Crew
-    from msformer_fast.benchmarks.on_gpu_record import write_pages
 
     if plan.finished or time.time() > end - SPARE:
         return
@@ -143,13 +142,13 @@ def _run(arguments: argparse.Namespace, plan: Plan, record: Record, end: float) 
     command += ["--dry-run"] * arguments.dry_run
     command += ["--rehearse", arguments.rehearse] if arguments.rehearse else []
     seconds = {unit.name: unit.seconds for unit in plan.units}
-    crew, began, written = Crew(command, arguments.jobs, record.folder / "log.txt"), time.time(), time.time()
+    crew, began = Crew(command, arguments.jobs, record.folder / "log.txt"), time.time()
     try:
         while not plan.finished and time.time() < end:
             if time.time() < end - SPARE:
-                for member in crew.idle():
-                    if (task := plan.next()) is None:
-                        break
+                for member, timer in crew.idle(alone=plan.times):
+                    if (task := plan.next(timer)) is None:
+                        continue
                     if task["do"] == "piece":
                         task["seconds"] = min(seconds[task["unit"]], max(1.0, end - SPARE - time.time()))
                     member.give(task, PATIENCE + TIMES * seconds.get(task.get("unit", ""), 20.0))
@@ -162,9 +161,6 @@ def _run(arguments: argparse.Namespace, plan: Plan, record: Record, end: float) 
                 elif not plan.kernels_open and plan.compile_seconds == 0.0:
                     plan.compile_seconds = time.time() - began
                     print(f"all kernels compiled after {plan.compile_seconds:.0f} s", flush=True)
-            if time.time() - written > 20 and not arguments.rehearse:  # a call that is cut off has its pages too
-                write_pages(record.folder, record.units())
-                written = time.time()
     finally:
         crew.stop()
 
@@ -208,6 +204,7 @@ def _work(task: dict[str, Any], known: dict[str, Unit], device: str, dry: bool) 
         except Exception as error:
             return {"error": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
     unit = known[task["unit"]]
+    _tidy(device)
     if task["do"] == "list":
         kernels: dict[str, Any] = {}
         try:
@@ -218,6 +215,8 @@ def _work(task: dict[str, Any], known: dict[str, Unit], device: str, dry: bool) 
             traceback.print_exc()
             text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             return {"kernels": list(kernels.values()), "error": text}
+        finally:
+            _tidy(device)
         return {"kernels": list(kernels.values())}
     try:
         found = unit.run(device, dry, task["seconds"])
@@ -227,6 +226,18 @@ def _work(task: dict[str, Any], known: dict[str, Unit], device: str, dry: bool) 
     if lost is not None:
         found |= {"ok": False, "lost_context": lost}
     return plain({"found": found | {"took": time.time() - started}, "stop": lost is not None})  # type: ignore[no-any-return]
+
+
+def _tidy(device: str) -> None:
+    """Give back what an earlier task held: other processes share the card."""
+    if device == "cpu":
+        return
+    import gc
+
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def _lost_context(device: str) -> str | None:

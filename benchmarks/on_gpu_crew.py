@@ -88,8 +88,11 @@ class Crew:
         self._command, self._log = list(command), log
         self._members = [Member(command, log) for _ in range(count)]
 
-    def idle(self) -> list[Member]:
-        return [member for member in self._members if member.task is None]
+    def idle(self, alone: bool = False) -> list[tuple[Member, bool | None]]:
+        """Those without a task; beside each, where ``alone``, whether it is the first, which is kept for some tasks."""
+        alone = alone and len(self._members) > 1
+        numbered = enumerate(self._members)
+        return [(member, number == 0 if alone else None) for number, member in numbered if member.task is None]
 
     def wait(self, seconds: float) -> list[Ended]:
         """Tasks that end within so many seconds; at once when the first does."""

@@ -57,8 +57,17 @@ class Plan:
         """Whether something is still to be compiled."""
         return bool(self._blocked or self._missing)
 
-    def next(self) -> Task | None:
-        """What an idle process begins now; None where it waits."""
+    @property
+    def times(self) -> bool:
+        """Whether a piece is timed: one process is then kept for those, and warms up once."""
+        return any(unit.timed for unit in self.units) and not self.only_compile
+
+    def next(self, timer: bool | None = None) -> Task | None:
+        """What an idle process begins now; None where it waits.
+
+        Args:
+            timer: whether it is the one that is kept for timed pieces, and does nothing else; None where it does all.
+        """
         pieces = [task for task in self._running if task["do"] == "piece"]
         if any(task["quiet"] for task in pieces):
             return None
@@ -71,8 +80,12 @@ class Plan:
                 break  # one at a time, and in order
             if any(task["timed"] for task in pieces) or len(pieces) >= self.pieces:
                 break
+            if timer is not None and timer != unit.timed:
+                break  # the other's
             self._open.remove(unit)
             return self._begin({"do": "piece", "unit": unit.name, "timed": unit.timed, "quiet": unit.quiet})
+        if timer:
+            return None
         if self._unlisted:
             return self._begin({"do": "list", "unit": self._unlisted.pop(0).name})
         if self._waiting:

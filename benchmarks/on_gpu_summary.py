@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from msformer_fast.benchmarks.options import OPS
+
 if TYPE_CHECKING:
     from msformer_fast.benchmarks.on_gpu_plan import Plan
     from msformer_fast.benchmarks.on_gpu_record import Line, Record
@@ -92,7 +94,8 @@ def _worst(units: dict[str, Line]) -> list[str]:
     shares = []
     for name, unit in units.items():
         for row in unit.get("rows", ()):
-            if row["provider"] == "triton" and row["floor_seconds"] and row["seconds"] and row["part"] != "both":
+            timed = row["provider"] == "triton" and row["floor_seconds"] and row["seconds"]
+            if timed and row["bench"] in OPS and row["part"] != "both":
                 shares.append((row["floor_seconds"] * 1e3 / _ms(row), _ms(row), row, name.split("/")[2]))
     shares.sort(key=lambda each: each[0])
     lines = [

@@ -32,8 +32,8 @@ GOLDEN = ROOT / "tests" / "golden" / "dim8_img65.npz"
 #: Sizes of the checks: no block divides them. Of a dry run, in Triton's interpreter, tiny ones.
 SIDES, DRY_SIDE = (67, 130), 10
 
-#: Channels beside the paper's.
-NARROW = 64
+#: Channels beside the paper's; pixels of what is timed.
+NARROW, SIDE = 64, 257
 
 #: What a call can be asked for, and what it may take.
 STAGES = {"checks": 3.8, "timing": 5.8, "search": 30.0}
@@ -73,7 +73,7 @@ def _checks() -> Iterator[Unit]:
     yield Unit("parity", "checks", 15, _parity, lambda device: _parity_of(device, "triton", steps=0))
     yield Unit("graphs", "checks", 15, _graphs, lambda device: _launch("step", "float32", device, 129))
     yield from (_correct(op, "bfloat16") for op in OPS)
-    yield Unit("tests", "checks", 60, _tests)
+    yield Unit("tests", "checks", 60, _tests, _launch_tests)
     yield from (_correct(op, dtype) for dtype in ("tf32", "float16") for op in OPS)
     yield from (_correct(op, "float32", narrow=True) for op in OPS)
 
@@ -194,6 +194,17 @@ def _check(op: str, sizes: dict[str, int], dtype: str, device: str) -> dict[str,
     }
 
 
+#: Of this process, by dtype and kind of products.
+_measured: dict[tuple[str, str], Ceilings] = {}
+
+
+def _ceilings(clock: Clock, stored: str, dtype: str) -> Ceilings:
+    """Measured once: a second is a piece's fifth part."""
+    if (stored, dtype) not in _measured:
+        _measured[stored, dtype] = measure_ceilings(clock, [stored])
+    return _measured[stored, dtype]
+
+
 def _rows(name: str, dtype: str, seconds: float, sides: tuple[int, ...], *, only: tuple[str, ...] = (),
           quiet: bool = False) -> Unit:  # fmt: skip
     """Everyone but Inductor against the clock, or those that are named."""
@@ -207,7 +218,7 @@ def _rows(name: str, dtype: str, seconds: float, sides: tuple[int, ...], *, only
         if dry:
             chosen = [provider for provider in chosen if "compiled" not in provider]
         with products(dtype):
-            ceilings: Ceilings | None = None if dry else measure_ceilings(clock, [stored])
+            ceilings = None if dry else _ceilings(clock, stored, dtype)
             runner = Runner(results, clock, ceilings, budget, chosen, say=lambda _: None, dry=dry)
             for side in (33,) if dry else sides:
                 channels = bench.paper if not dry else 32 if name in OPS else 8
@@ -230,7 +241,8 @@ def _rows(name: str, dtype: str, seconds: float, sides: tuple[int, ...], *, only
         "timing",
         seconds,
         run,
-        lambda device: [_launch(launched, dtype, device, side) for side in sides] and None,
+        # Sizes specialise nothing: a small map has the kernels of a large one.
+        lambda device: _launch(launched, dtype, device, min(*sides, SIDE)),
         timed=True,
         quiet=quiet,
     )
@@ -309,6 +321,17 @@ def _deterministic() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.deterministic = before
+
+
+def _launch_tests(device: str) -> None:
+    """Most of what they launch: the networks of ``tests/test_capture.py``."""
+    from msformer_fast import MSFormer, self_guiding_losses
+
+    with products("float32"):
+        for sizes, image in (((16, 20, 2, 16), (65, 63)), ((6, 20, 1, 4), (33, 35)), ((6, 12, 1, 4), (33, 35))):
+            model = MSFormer(3, *sizes, backend="triton").to(device)
+            scores = model(torch.rand(1, 3, *image, device=device))
+            self_guiding_losses(scores, backend="triton").total.backward()
 
 
 #: Runs pytest where nothing is installed.

@@ -159,6 +159,23 @@ def test_a_quiet_piece_lets_all_others_end_first() -> None:
     assert [task["unit"] for task in begun(plan)] == ["q"]
 
 
+def test_one_process_is_kept_for_what_is_timed() -> None:
+    """It warms up once, and is never found compiling."""
+    plan = Plan([unit("a"), unit("t", "k", timed=True), unit("u", timed=True)], compiles=True)
+    assert plan.times and plan.next(timer=True) is None, "the first piece is the others'"
+    piece, listing = plan.next(timer=False), plan.next(timer=False)
+    assert piece is not None and piece["unit"] == "a" and listing is not None and listing["do"] == "list"
+    plan.ended(piece, {"found": {}})
+    assert plan.next(timer=False) is None
+    timed = plan.next(timer=True)
+    assert timed is not None and timed["unit"] == "u", "the kernels of the other one are not there yet"
+    plan.ended(listing, {"kernels": [spec("k")]})
+    assert plan.next(timer=True) is None
+    compilation = plan.next(timer=False)
+    assert compilation is not None and compilation["do"] == "compile"
+    assert not Plan([unit("a")], compiles=True).times
+
+
 def test_so_many_pieces_side_by_side() -> None:
     plan = Plan([unit(name) for name in "abc"], compiles=False, pieces=2)
     assert [task["unit"] for task in begun(plan)] == ["a", "b"]
