@@ -30,7 +30,7 @@ from msformer_fast.ops.precision import input_precision
 PREPARED = "sm_90"
 
 #: Candidates of a kernel that are measured, beside grids; rounds of each, seconds for all of them.
-MOST, ROUNDS, BUDGET = 8, 21, 2.0
+MOST, ROUNDS, BUDGET = 8, 21, 1.5
 
 #: A row must be this much faster to take the place of another.
 GAIN = 0.03

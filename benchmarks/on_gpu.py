@@ -114,7 +114,8 @@ def _drive(arguments: argparse.Namespace) -> int:
         print(f"{arguments.earlier}: not there; nothing is taken from it", flush=True)
     record = Record(folder, here(ROOT, dry), Path(arguments.earlier) if arguments.earlier else None)
     if not rehearsal:
-        record.add("environment", {"ok": True, "facts": environment("cpu" if dry else "cuda")})
+        facts = environment("cpu" if dry else "cuda") | {"dry_run": dry, "code": record.here.code}
+        record.add("environment", {"ok": True, "facts": facts})
     open_ = chosen if rehearsal else [unit for unit in chosen if not record.done(unit.name)]
     print(f"{record.here.card or 'no card'}: {len(open_)} of {len(chosen)} pieces to do", flush=True)
     plan = Plan(open_, compiles=not dry, pieces=max(1, arguments.jobs // 2), only_compile=rehearsal)

@@ -109,8 +109,10 @@ class Crew:
             lines, closed = member.lines()
             for line in lines:
                 if member.task is not None:
-                    found.append(Ended(member.task, json.loads(line)))
+                    reply = json.loads(line)
+                    found.append(Ended(member.task, reply))
                     member.task, member.ends, hangs = None, float("inf"), False
+                    closed = closed or bool(reply.get("stop"))
             if closed or hangs:
                 task, code = member.task, member.end()
                 if task is not None:

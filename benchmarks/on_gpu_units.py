@@ -270,7 +270,7 @@ def _tune(table: Table, part: str, dtype: str, deep: bool = False) -> Unit:
             launch_all(table, part, case)
 
     name = f"{'search' if deep else 'tune'}/{table.op}/{part}/{dtype}"
-    return Unit(name, "search" if deep else "timing", 40 if deep else 4, run, None if deep else launches, timed=True)
+    return Unit(name, "search" if deep else "timing", 40 if deep else 3, run, None if deep else launches, timed=True)
 
 
 def _parity(device: str, dry: bool, seconds: float) -> dict[str, Any]:

@@ -119,12 +119,11 @@ ABSENT = ("filelock", "nvtx", "tifffile", "tqdm", "PIL", "skimage", "matplotlib"
 
 def test_it_needs_no_package_that_a_bare_image_lacks(tmp_path: Path) -> None:
     """Torch needs filelock for Inductor alone, which is left out."""
-    blocker = tmp_path / "sitecustomize.py"
-    blocker.write_text(
-        "import sys\nclass Absent:\n    def find_spec(self, name, path=None, target=None):\n"
-        f"        if name.partition('.')[0] in {ABSENT!r}:\n"
-        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
-        "sys.meta_path.insert(0, Absent())\n"
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.machinery as machinery, sys\nfind = machinery.PathFinder.find_spec\n"
+        "def found(cls, name, path=None, target=None):\n"
+        f"    return None if name.partition('.')[0] in {ABSENT!r} else find(name, path, target)\n"
+        "machinery.PathFinder.find_spec = classmethod(found)\n"
         "sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
