@@ -20,6 +20,7 @@ from msformer_fast.benchmarks.case import Case
 from msformer_fast.benchmarks.clock import Ceilings, Clock, measure_ceilings
 from msformer_fast.benchmarks.judge import judge, launch_all
 from msformer_fast.benchmarks.options import OPS
+from msformer_fast.benchmarks.precision import products
 from msformer_fast.benchmarks.records import Results, clocks
 from msformer_fast.benchmarks.run import Runner
 from msformer_fast.benchmarks.suite import bench_of
@@ -117,19 +118,6 @@ def _sizes(name: str, side: int, channels: int, dry: bool) -> dict[str, int]:
 def _stored(dtype: str, dry: bool = False) -> str:
     """Of tensors; the interpreter knows neither tf32 nor bfloat16."""
     return "float32" if dry or dtype == "tf32" else dtype
-
-
-@contextlib.contextmanager
-def products(dtype: str) -> Iterator[None]:
-    """Products of float32 as the name says, inside; convolutions too, which do not follow the precision of products."""
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
-    torch.backends.cudnn.allow_tf32 = dtype == "tf32"
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def _launch(name: str, dtype: str, device: str, side: int, channels: int = 0) -> None:

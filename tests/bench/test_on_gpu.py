@@ -16,6 +16,7 @@ from msformer_fast.benchmarks import on_gpu, on_gpu_units
 from msformer_fast.benchmarks.on_gpu_crew import Crew
 from msformer_fast.benchmarks.on_gpu_units import STAGES
 from msformer_fast.benchmarks.options import OPS
+from msformer_fast.benchmarks.precision import products
 from msformer_fast.benchmarks.records import read_results
 from tests.conftest import ROOT
 
@@ -165,7 +166,7 @@ def test_float32_is_exact_in_convolutions_too() -> None:
     """Which do not follow the precision of products."""
     before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
     for name, rounds in (("float32", False), ("bfloat16", False), ("tf32", True)):
-        with on_gpu_units.products(name):
+        with products(name):
             assert torch.backends.cudnn.allow_tf32 is rounds
             assert torch.get_float32_matmul_precision() == ("high" if rounds else "highest")
     assert before == (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision())
