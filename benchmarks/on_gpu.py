@@ -93,7 +93,7 @@ def _drive(arguments: argparse.Namespace) -> int:
     from msformer_fast.files import check_output_folder
 
     began = time.time()
-    stages = [stage for stage in STAGES if stage == arguments.stage or (arguments.stage == "all" != stage != "search")]
+    stages = ["checks", "timing"] if arguments.stage == "all" else [arguments.stage]
     begins = tuple(arguments.only.split(","))
     chosen = [unit for unit in units() if unit.stage in stages and unit.name.startswith(begins)]
     if arguments.list:
@@ -143,6 +143,7 @@ def _run(arguments: argparse.Namespace, plan: Plan, record: Record, end: float) 
     command += ["--dry-run"] * arguments.dry_run
     command += ["--rehearse", arguments.rehearse] if arguments.rehearse else []
     seconds = {unit.name: unit.seconds for unit in plan.units}
+    os.environ.setdefault("OMP_NUM_THREADS", "2")  # of the processes: there is one for every core
     crew, began = Crew(command, arguments.jobs, record.folder / "log.txt"), time.time()
     try:
         while not plan.finished and time.time() < end:
@@ -164,6 +165,7 @@ def _run(arguments: argparse.Namespace, plan: Plan, record: Record, end: float) 
                     print(f"all kernels compiled after {plan.compile_seconds:.0f} s", flush=True)
     finally:
         crew.stop()
+        plan.compile_seconds = plan.compile_seconds or time.time() - began
 
 
 def _note(record: Record, name: str, reply: dict[str, Any] | None, failure: str) -> None:

@@ -193,21 +193,28 @@ def _ceilings(clock: Clock, stored: str, dtype: str) -> Ceilings:
     return _measured[stored, dtype]
 
 
+def _takes_part(name: str, only: tuple[str, ...], dry: bool) -> list[str]:
+    """Everyone who is worth a card's time, or those that are named: Inductor compiles for minutes."""
+    whole = name not in OPS
+    if dry and whole:
+        return ["reference", "torch"]
+    left_out = ("compiled", "torch") if whole else ("compiled", "torch-lean")
+    names = bench_of(name).providers()
+    return [each for each in names if each in only or not (only or any(word in each for word in left_out))]
+
+
 def _rows(name: str, dtype: str, seconds: float, sides: tuple[int, ...], *, only: tuple[str, ...] = (),
           quiet: bool = False) -> Unit:  # fmt: skip
     """Everyone but Inductor against the clock, or those that are named."""
 
     def run(device: str, dry: bool, seconds: float) -> dict[str, Any]:
         bench, clock, stored = bench_of(name), Clock(device), _stored(dtype, dry)
-        results = Results({}, {})
-        budget = seconds / (3 * len(sides) * len(bench.parts))
-        # Inductor compiles for minutes.
-        chosen = [name for name in bench.providers() if name in only or not (only or "compiled" in name)]
-        if dry:
-            chosen = [provider for provider in chosen if "compiled" not in provider]
+        results, chosen = Results({}, {}), _takes_part(name, only, dry)
+        parts = bench.parts if name in OPS else bench.parts[-1:]
+        budget = seconds / (3 * len(sides) * len(parts))
         with products(dtype):
             ceilings = None if dry else _ceilings(clock, stored, dtype)
-            runner = Runner(results, clock, ceilings, budget, chosen, say=lambda _: None, dry=dry)
+            runner = Runner(results, clock, ceilings, budget, chosen, parts, say=lambda _: None, dry=dry)
             for side in (33,) if dry else sides:
                 channels = bench.paper if not dry else 32 if name in OPS else 8
                 runner.run(bench, Case.of(name, _sizes(name, side, channels, dry), stored, device))
