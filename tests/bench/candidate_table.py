@@ -4,12 +4,13 @@
 launch table at the paper's widths:
 
 - the present row with 2 and 3 stages;
+- the present row with twice the warps;
 - every block halved, alone and with the warps halved too, with 1 stage and with 2;
 - half, twice and four times the programs of a persistent grid (nothing to compile).
 
 What does not compile, spills, compiles to the present code, or neither overlaps loads nor keeps more warps resident is
-left out. ``--check`` compiles what the files hold with the Triton that is installed, and adds its version where nothing
-spills, so that a file says under which versions a candidate is known to be good.
+left out. ``--check`` compiles what the tuner would take of the files with the Triton that is installed, and adds its
+version where nothing spills, so that a file says under which versions a candidate is known to be good.
 
 The gain is predicted by a model of one multiprocessor. A kernel's work is M seconds of memory traffic (its own formula
 in ``benchmarks/traffic``), L of second-level cache traffic (both operands of every product of tiles), F of products,
@@ -39,7 +40,7 @@ from typing import Any
 
 import torch
 
-from msformer_fast.benchmarks import candidate_rows
+from msformer_fast.benchmarks import candidate_rows, judge
 from msformer_fast.benchmarks.candidate_rows import Candidate
 from msformer_fast.benchmarks.cards import CARDS
 from msformer_fast.benchmarks.suite import bench_of
@@ -191,6 +192,8 @@ def rows_of(table: Table, base: tuple[int, ...]) -> Iterator[tuple[str, tuple[in
 
     for stages in (2, 3):
         yield (f"{stages} stages", *staged(base, stages))
+    if base[warps] < 16:
+        yield "warps doubled", (*base[:warps], 2 * base[warps], *base[warps + 1 :]), 0
     for index in blocks:
         half = (*base[:index], base[index] // 2, *base[index + 1 :])
         fewer = (*half[:warps], half[warps] // 2, *half[warps + 1 :])
@@ -323,6 +326,16 @@ def check(table: Table, found: Candidate, version: str) -> Candidate:
     return dataclasses.replace(found, versions=tuple(sorted(versions | {version})))
 
 
+def first(found: list[Candidate]) -> list[Candidate]:
+    """Those that the tuner would take: of each kernel and kind the best, and the grids."""
+    kept: list[Candidate] = []
+    for each in found:  # the best first
+        rivals = [other for other in kept if (other.part, other.kind, other.grid) == (each.part, each.kind, 1.0)]
+        if each.grid != 1 or len(rivals) < judge.MOST:
+            kept.append(each)
+    return kept
+
+
 def write(op: str, found: list[Candidate]) -> None:
     candidate_rows.FOLDER.mkdir(exist_ok=True)
     with open(candidate_rows.FOLDER / f"{op}.csv", "w", newline="", encoding="utf-8") as file:
@@ -348,7 +361,8 @@ def main() -> None:
     for table in (table for table in TABLES if table.op in arguments.ops):
         kept = [each for each in candidate_rows.candidates_of(table.op) if arguments.check or each.kind not in kinds]
         if arguments.check:
-            kept = [check(table, each, version) for each in kept]
+            chosen = {id(each) for each in first(kept)}
+            kept = [check(table, each, version) if id(each) in chosen else each for each in kept]
             write(table.op, [each for each in kept if each.versions])
             continue
         for kind in kinds:
