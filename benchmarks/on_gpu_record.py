@@ -81,7 +81,7 @@ class Record:
 
     def add(self, name: str, found: Line) -> None:
         """A piece that has been done."""
-        self._append({"unit": name, "time": time.time(), **self.here._asdict(), **found})
+        self._append({"unit": name, "time": time.time(), **self.here._asdict(), **short(found)})
 
     def _append(self, line: Line) -> None:
         from msformer_fast.files import plain
@@ -103,6 +103,15 @@ class Record:
         """Finished and well: what failed is tried again by the next command."""
         line = self.units().get(name)
         return line is not None and bool(line["ok"])
+
+
+def short(value: Any) -> Any:
+    """The same with six digits of every number that is no integer: thousands of rounds are kept."""
+    if isinstance(value, dict):
+        return {name: short(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [short(item) for item in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def read_lines(path: Path) -> list[Line]:

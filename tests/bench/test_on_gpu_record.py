@@ -36,7 +36,7 @@ def test_a_line_counts_for_its_code_card_and_versions_alone(tmp_path: Path) -> N
 
 def test_a_line_that_was_cut_off_costs_itself_alone(tmp_path: Path) -> None:
     record = Record(tmp_path, HERE)
-    record.add("a", {"ok": True, "error": float("inf")})
+    record.add("a", {"ok": True, "error": float("inf"), "rows": [{"seconds": [1 / 3, 2]}]})
     path = tmp_path / NAME
     whole = path.read_bytes()
     record.add("b", {"ok": True})
@@ -46,6 +46,7 @@ def test_a_line_that_was_cut_off_costs_itself_alone(tmp_path: Path) -> None:
     again.add("c", {"ok": True})
     assert [line["unit"] for line in read_lines(path)] == ["a", "c"] and path.read_bytes().startswith(whole)
     assert read_lines(path)[0]["error"] is None
+    assert read_lines(path)[0]["rows"] == [{"seconds": [0.333333, 2]}]
 
 
 def test_lines_of_an_earlier_call_are_brought_once(tmp_path: Path) -> None:
