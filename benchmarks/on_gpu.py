@@ -170,10 +170,12 @@ def _run(arguments: argparse.Namespace, plan: Plan, record: Record, end: float) 
 
 def _note(record: Record, name: str, reply: dict[str, Any] | None, failure: str) -> None:
     """Write down a piece that is over, and say so in a line."""
+    from msformer_fast.benchmarks.on_gpu_summary import failures
+
     found = {"ok": False, "crashed": failure} if reply is None else reply["found"]
     record.add(name, found)
-    last = failure or found.get("lost_context") or (found.get("error", "").strip().splitlines() or [""])[-1]
-    verdict = f"skipped, {found['skipped']}" if "skipped" in found else "ok" if found["ok"] else f"FAILED {last}"
+    why = next(iter(failures(name, found)), "")
+    verdict = f"skipped, {found['skipped']}" if "skipped" in found else "ok" if found["ok"] else f"FAILED {why}"
     print(f"{name}: {verdict[:200]} ({found.get('took', 0):.0f} s)", flush=True)
 
 

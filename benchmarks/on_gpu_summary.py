@@ -23,7 +23,7 @@ def summary(record: Record, names: Sequence[str], plan: Plan, seconds: float, pr
     """What failed, the worst shares of the floor, the step against its rivals, what tuning found."""
     units = record.units()
     done = [name for name in names if name in units]
-    wrong = [line for name in done for line in _failures(name, units[name])]
+    wrong = [line for name in done for line in failures(name, units[name])]
     wrong += [f"did not compile: {name}: {reason}" for name, reason in plan.broken.items()]
     lines = [f"{record.here.card or 'no card'}, code {record.here.code}, torch {record.here.torch}, "
              f"triton {record.here.triton}: {len(done)} of {len(names)} pieces in {seconds:.0f} s"]  # fmt: skip
@@ -42,7 +42,7 @@ def summary(record: Record, names: Sequence[str], plan: Plan, seconds: float, pr
     return [line[:WIDTH] for line in lines[:HEIGHT]]
 
 
-def _failures(name: str, unit: Line) -> Iterable[str]:
+def failures(name: str, unit: Line) -> Iterable[str]:
     """A line for each thing that is wrong in a piece."""
     if unit["ok"]:
         return
