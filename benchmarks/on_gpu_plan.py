@@ -22,6 +22,7 @@ class Plan:
         pieces: that may run side by side, where none is timed.
         only_compile: do nothing else.
         compiled: seconds that each kernel took, by its name; ``broken``: why one did not compile.
+        unfit: the same of candidates for tuning alone, where that is an answer and no fault.
         compile_seconds: until all of them were there, on the clock.
     """
 
@@ -31,6 +32,7 @@ class Plan:
     only_compile: bool = False
     compiled: dict[str, float] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
+    unfit: dict[str, str] = field(default_factory=dict)
     compile_seconds: float = 0.0
 
     def __post_init__(self) -> None:
@@ -115,6 +117,9 @@ class Plan:
         elif task["do"] == "compile":
             self._missing.discard(task["id"])
             if reply is None or "error" in reply:
-                self.broken[task["text"]] = failure or str((reply or {})["error"])
+                users = [name for name, needed in self._needs.items() if task["id"] in needed]
+                tried = all(name.startswith("tune/") for name in users)
+                place = self.unfit if tried else self.broken
+                place[task["text"]] = failure or str((reply or {})["error"])
             else:
                 self.compiled[task["text"]] = reply["seconds"]

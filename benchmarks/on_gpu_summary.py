@@ -33,6 +33,7 @@ def summary(record: Record, names: Sequence[str], plan: Plan, seconds: float, pr
             f"compiled {len(plan.compiled)} kernels in {plan.compile_seconds:.0f} s by {processes} processes, "
             f"{sum(plan.compiled.values()):.0f} s of theirs; slowest {plan.compiled[slowest]:.0f} s, {slowest}"
         )
+    lines += [f"candidates that do not compile here: {len(plan.unfit)}"] * bool(plan.unfit)
     lines += [f"failed: {len(wrong)}"] + [f"  {line}" for line in wrong[:FAILED]]
     lines += [f"  and {len(wrong) - FAILED} more, in units.jsonl"] * (len(wrong) > FAILED)
     lines += _step(units) + _worst(units) + _gains(units)

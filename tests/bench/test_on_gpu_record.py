@@ -177,6 +177,17 @@ def test_one_process_is_kept_for_what_is_timed() -> None:
     assert not Plan([unit("a")], compiles=True).times
 
 
+def test_a_candidate_that_does_not_compile_is_no_fault() -> None:
+    """Unless a piece that is not about candidates needs it too."""
+    plan = Plan([unit("tune/a", "k"), unit("tune/b", "k"), unit("rows/c", "k")], compiles=True)
+    kernels = {"tune/a": [spec("x"), spec("y")], "tune/b": [spec("x")], "rows/c": [spec("y")]}
+    for listing in begun(plan):
+        plan.ended(listing, {"kernels": kernels[listing["unit"]]})
+    for task in begun(plan):
+        plan.ended(task, {"error": "no"})
+    assert plan.unfit == {"x": "no"} and plan.broken == {"y": "no"}
+
+
 def test_so_many_pieces_side_by_side() -> None:
     plan = Plan([unit(name) for name in "abc"], compiles=False, pieces=2)
     assert [task["unit"] for task in begun(plan)] == ["a", "b"]
