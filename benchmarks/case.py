@@ -101,7 +101,7 @@ class Subject:
     """A provider made ready for a case.
 
     Attributes:
-        parts: what is timed, by name.
+        parts: what is timed, by name; a provider may lack some.
         before: what must have been done just before a part, untimed.
         results: outputs and gradients of fresh calls, by name; what is checked.
         close: gives back what the subject holds.
@@ -122,6 +122,7 @@ class Bench(Protocol):
         plain: the provider that the ratios are against.
         paper: channels of the published network, or the nearest that the op takes.
         doc: what is computed, in a sentence.
+        ahead: whether, on a GPU, the device's work alone is timed; without, the host's launches count too.
     """
 
     name: str
@@ -129,6 +130,7 @@ class Bench(Protocol):
     plain: str
     paper: int
     doc: str
+    ahead: bool
 
     def cases(self, device: str, dtypes: Iterable[str], wanted: Wanted) -> list[Case]:
         """The cases of a run, the smallest first."""

@@ -17,6 +17,7 @@ from msformer_fast.benchmarks import compare
 from msformer_fast.benchmarks.case import Bench, Case, Wanted, check_names, refuse_interpreter
 from msformer_fast.benchmarks.clock import Clock, measure_ceilings
 from msformer_fast.benchmarks.options import DTYPES, NAMES, QUICK_SECONDS, SECONDS
+from msformer_fast.benchmarks.precision import convolutions_as_products
 from msformer_fast.benchmarks.records import Results, clocks, environment, name_of_machine, read_results
 from msformer_fast.benchmarks.run import Runner
 from msformer_fast.benchmarks.suite import bench_of
@@ -24,6 +25,7 @@ from msformer_fast.errors import InputError
 from msformer_fast.profiling import enable_nvtx
 
 
+@convolutions_as_products()
 def run(arguments: argparse.Namespace) -> int:
     """The command; returns its exit code."""
     from msformer_fast.files import check_output_folder, write_json

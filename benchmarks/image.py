@@ -36,6 +36,7 @@ class ImageBench:
     parts = ("image",)
     plain = "reference"
     paper = 100
+    ahead = False  # what a user waits for
 
     def cases(self, device: str, dtypes: Iterable[str], wanted: Wanted) -> list[Case]:
         if "float32" not in dtypes:

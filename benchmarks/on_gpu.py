@@ -1,47 +1,50 @@
-"""Everything worth doing in a few minutes on a GPU, in one command, the most valuable first.
+"""Everything worth doing in a few minutes on a GPU, the most valuable first.
 
-    python benchmarks/on_gpu.py [-o DIR] [--minutes 9]
+    python benchmarks/on_gpu.py checks -o DIR     # four minutes: is everything right?
+    python benchmarks/on_gpu.py timing -o DIR     # six minutes: how fast, and what would be faster?
 
 Runs from a bare checkout, nothing installed but torch, triton, einops, numpy, scipy (pytest and matplotlib where they
-are). Order: parity with the authors' recorded run, every kernel against float64 on the real card, a whole step, a whole
-image, each op against its rivals, tests that need a GPU, and a search for faster launch settings. Each piece is written
-when it is done (``DIR/units``); the same command goes on where the last one stopped. A piece that crashes or hangs
-takes its process with it, not the others: it is written down, and a fresh process goes on. ``DIR/results.json`` has
-the rows of ``msformer-fast bench``, ``DIR/report.html`` shows them, ``DIR/checks.json`` and ``DIR/tuned.json`` hold
-the rest.
+are). First every kernel that the pieces need is compiled, side by side on all cores, into Triton's own cache; a piece
+begins as soon as its kernels are there. ``checks``: every op, forward and backward, against float64, then parity with
+the authors' recorded run, CUDA graphs, the tests that need a GPU. ``timing``: the step and an image with and without
+graphs, each op against its rivals, launch settings that were prepared for this card. Inductor is left out but for one
+piece. ``search`` looks for other launch settings, for who has half an hour.
+
+Each piece is a line of ``DIR/units.jsonl`` when it is done, so what was done is kept however the command ends; the
+same command goes on where the last one stopped. ``--from FILE`` brings an earlier ``units.jsonl``: its lines count
+where code, card and libraries are the same. A piece that crashes or hangs costs itself alone. ``results.json`` has the
+rows of ``msformer-fast bench``, ``report.html`` shows them, ``summary.txt`` is what is printed last.
 
 ``--dry-run`` does all of it on a CPU at tiny sizes, kernels in Triton's interpreter: a test of this program, no figure.
+``--rehearse sm_90`` only compiles, for a card that is not here.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
 import os
-import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from msformer_fast.benchmarks.on_gpu_plan import Plan
+    from msformer_fast.benchmarks.on_gpu_record import Record
     from msformer_fast.benchmarks.on_gpu_units import Unit
 
 ROOT = Path(__file__).resolve().parent.parent
 
 #: Seconds before the end in which no piece begins.
-SPARE = 15.0
+SPARE = 8.0
 
-#: A child that finishes no piece for this many seconds, and this many times what the piece was to take, hangs.
-PATIENCE, TIMES = 60.0, 4.0
-
-#: How a child ends when a piece, already written down, has cost it its CUDA context.
-LOST_CONTEXT = 3
+#: A process that is not done with a task after this many seconds, and this many times what it was to take, hangs.
+PATIENCE, TIMES = 90.0, 4.0
 
 
-def _find_package() -> None:
+def find_package() -> None:
     """Make a bare checkout importable: its folders stand where an installation would have put them."""
     try:
         import msformer_fast.kernels
@@ -57,169 +60,189 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.dry_run:
         os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
-    _find_package()
-    if arguments.units:
-        return _child(arguments)
+    find_package()
+    if arguments.reply is not None:
+        return _serve(arguments)
     return _drive(arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
+    add("stage", nargs="?", choices=("checks", "timing", "search", "all"), default="all", help="(%(default)s)")
     add("-o", "--output", default="on-gpu", metavar="DIR", help="folder (%(default)s)")
-    add("--minutes", type=float, default=9.0, help="for everything (%(default)s)")
-    add("--jobs", type=int, default=4, help="processes that check side by side; timed pieces run alone (%(default)s)")
-    add("--only", default="", help="pieces whose name begins so")
+    add("--from", dest="earlier", metavar="FILE", help="units.jsonl of an earlier call")
+    add("--minutes", type=float, help="for everything (checks 3.8, timing 5.8, all 9)")
+    add("--jobs", type=int, default=os.cpu_count() or 1, help="processes (%(default)s); timed pieces run one at a time")
+    add("--only", default="", help="pieces whose name begins so; several with commas")
     add("--dry-run", action="store_true", help="on a CPU, at tiny sizes: tests this program")
+    add("--rehearse", metavar="TARGET", help="only compile, for this architecture, without a card")
     add("--list", action="store_true", help="name the pieces and do nothing")
-    add("--units", help=argparse.SUPPRESS)  # of a child: names, with commas
-    add("--until", type=float, help=argparse.SUPPRESS)
+    add("--reply", type=int, help=argparse.SUPPRESS)  # of a child: where its replies go
     return parser
 
 
 def _drive(arguments: argparse.Namespace) -> int:
     import torch
 
-    from msformer_fast.benchmarks.on_gpu_units import units
+    from msformer_fast.benchmarks.on_gpu_plan import Plan
+    from msformer_fast.benchmarks.on_gpu_record import Record, here
+    from msformer_fast.benchmarks.on_gpu_units import STAGES, units
     from msformer_fast.benchmarks.records import environment
     from msformer_fast.errors import InputError
-    from msformer_fast.files import check_output_folder, write_json
+    from msformer_fast.files import check_output_folder
 
-    chosen = [unit for unit in units() if unit.name.startswith(arguments.only)]
+    began = time.time()
+    stages = ["checks", "timing"] if arguments.stage == "all" else [arguments.stage]
+    begins = tuple(arguments.only.split(","))
+    chosen = [unit for unit in units() if unit.stage in stages and unit.name.startswith(begins)]
     if arguments.list:
         print("\n".join(f"{unit.name:<50} about {unit.seconds:.0f} s" for unit in chosen))
         return 0
-    if not arguments.dry_run and not torch.cuda.is_available():
+    dry, rehearsal = arguments.dry_run, arguments.rehearse is not None
+    if not dry and not rehearsal and not torch.cuda.is_available():
         print("on_gpu: error: this PyTorch sees no GPU; --dry-run tests the program without one", file=sys.stderr)
         return 2
-    end = time.time() + 60 * arguments.minutes
-    device = "cpu" if arguments.dry_run else "cuda"
+    minutes = arguments.minutes if arguments.minutes is not None else sum(STAGES[stage] for stage in stages)
+    end = began + 60 * minutes
     try:
         folder = check_output_folder(arguments.output)
-        facts = environment(device) | {"dry_run": arguments.dry_run}
-        _same_machine(folder / "environment.json", facts)
     except InputError as error:
         print(f"on_gpu: error: {error}", file=sys.stderr)
         return 2
-    write_json(folder / "environment.json", facts)
-    open_ = [unit for unit in chosen if not _done(folder, unit.name)]
-    print(f"{facts.get('card') or 'dry run'}: {len(open_)} of {len(chosen)} pieces to do", flush=True)
-    while open_ and time.time() < end - SPARE:
-        timed = open_[0].timed
-        count = next((i for i, unit in enumerate(open_) if unit.timed != timed), len(open_))
-        batch, open_ = open_[:count], open_[count:]
-        _run_batch(arguments, folder, batch, 1 if timed else arguments.jobs, end)
-        _collect(folder, facts)
-    return _summary(folder, [unit.name for unit in chosen])
+    if arguments.earlier and not Path(arguments.earlier).exists():
+        print(f"{arguments.earlier}: not there; nothing is taken from it", flush=True)
+    record = Record(folder, here(ROOT, dry), Path(arguments.earlier) if arguments.earlier else None)
+    if not rehearsal:
+        facts = environment("cpu" if dry else "cuda") | {"dry_run": dry, "code": record.here.code}
+        record.add("environment", {"ok": True, "facts": facts})
+    open_ = chosen if rehearsal else [unit for unit in chosen if not record.done(unit.name)]
+    print(f"{record.here.card or 'no card'}: {len(open_)} of {len(chosen)} pieces to do", flush=True)
+    plan = Plan(open_, compiles=not dry, pieces=max(1, arguments.jobs // 2), only_compile=rehearsal)
+    _run(arguments, plan, record, end)
+    from msformer_fast.benchmarks.on_gpu_record import write_pages
+    from msformer_fast.benchmarks.on_gpu_summary import summary
+    from msformer_fast.files import write_text
+
+    if not rehearsal:
+        write_pages(folder, record.units())
+    lines = summary(record, [unit.name for unit in chosen], plan, time.time() - began, arguments.jobs)
+    write_text(folder / "summary.txt", "\n".join(lines) + "\n")
+    print("\n".join(lines))
+    failed = [name for name in (unit.name for unit in chosen) if not record.units().get(name, {"ok": True})["ok"]]
+    return 1 if failed or plan.broken else 0
 
 
-def _same_machine(path: Path, facts: dict[str, Any]) -> None:
-    from msformer_fast.errors import InputError
+def _run(arguments: argparse.Namespace, plan: Plan, record: Record, end: float) -> None:
+    """Give tasks to processes until nothing is left to do, or no time."""
+    from msformer_fast.benchmarks.on_gpu_crew import Crew
 
-    if not path.exists():
+    if plan.finished or time.time() > end - SPARE:
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    for name in ("card", "commit", "dry_run"):
-        if before.get(name) != facts.get(name):
-            raise InputError(
-                f"{path.parent}: holds results of {name} {before.get(name)!r}, this is {facts.get(name)!r}; name "
-                "another folder"
-            )
+    command = [sys.executable, str(Path(__file__).resolve())]
+    command += ["--dry-run"] * arguments.dry_run
+    command += ["--rehearse", arguments.rehearse] if arguments.rehearse else []
+    seconds = {unit.name: unit.seconds for unit in plan.units}
+    os.environ.setdefault("OMP_NUM_THREADS", "2")  # of the processes: there is one for every core
+    crew, began = Crew(command, arguments.jobs, record.folder / "log.txt"), time.time()
+    try:
+        while not plan.finished and time.time() < end:
+            if time.time() < end - SPARE:
+                for member, timer in crew.idle(alone=plan.times):
+                    if (task := plan.next(timer)) is None:
+                        continue
+                    if task["do"] == "piece":
+                        task["seconds"] = min(seconds[task["unit"]], max(1.0, end - SPARE - time.time()))
+                    member.give(task, PATIENCE + TIMES * seconds.get(task.get("unit", ""), 20.0))
+            elif not plan.pieces_running:
+                break
+            for ended in crew.wait(min(1.0, max(0.0, end - time.time()))):
+                plan.ended(*ended)
+                if ended.task["do"] == "piece":
+                    _note(record, ended.task["unit"], ended.reply, ended.failure)
+                elif not plan.kernels_open and plan.compile_seconds == 0.0:
+                    plan.compile_seconds = time.time() - began
+                    print(f"all kernels compiled after {plan.compile_seconds:.0f} s", flush=True)
+    finally:
+        crew.stop()
+        plan.compile_seconds = plan.compile_seconds or time.time() - began
 
 
-def _file(folder: Path, name: str) -> Path:
-    return folder / "units" / (name.replace("/", "-") + ".json")
+def _note(record: Record, name: str, reply: dict[str, Any] | None, failure: str) -> None:
+    """Write down a piece that is over, and say so in a line."""
+    from msformer_fast.benchmarks.on_gpu_summary import failures
+
+    found = {"ok": False, "crashed": failure} if reply is None else reply["found"]
+    record.add(name, found)
+    why = next(iter(failures(name, found)), "")
+    verdict = f"skipped, {found['skipped']}" if "skipped" in found else "ok" if found["ok"] else f"FAILED {why}"
+    print(f"{name}: {verdict[:200]} ({found.get('took', 0):.0f} s)", flush=True)
 
 
-def _done(folder: Path, name: str) -> bool:
-    """Finished and well: what failed is tried again by the next command."""
-    path = _file(folder, name)
-    return path.exists() and bool(json.loads(path.read_text(encoding="utf-8"))["ok"])
+def _serve(arguments: argparse.Namespace) -> int:
+    """A child: tasks from the standard input, one after the other."""
+    import contextlib
 
-
-def _run_batch(arguments: argparse.Namespace, folder: Path, batch: Sequence[Unit], jobs: int, end: float) -> None:
-    """The pieces in children, each of which takes a share; a crash or a hang costs the piece in hand, not the rest."""
-    from msformer_fast.files import write_json
-
-    (folder / "units").mkdir(exist_ok=True)
-    began = time.time()
-
-    def left_of(share: Sequence[Unit]) -> list[Unit]:
-        return [unit for unit in share if not _written_since(_file(folder, unit.name), began)]
-
-    running = [_Child(arguments, folder, share, end) for share in (batch[i::jobs] for i in range(jobs)) if share]
-    while running:
-        time.sleep(0.2)
-        for child in list(running):
-            late, hangs = time.time() > end, child.hangs(left_of(child.share))
-            if child.process.poll() is None and not late and not hangs:
-                continue
-            running.remove(child)
-            child.process.kill()
-            code, left = child.process.wait(), left_of(child.share)
-            if late or not left or code == 0:
-                continue
-            if code != LOST_CONTEXT:
-                reason = "it hung" if hangs else f"its process ended with code {code}"
-                lost = {"unit": left[0].name, "ok": False, "crashed": reason, "time": time.time()}
-                write_json(_file(folder, left[0].name), lost)
-                print(f"{left[0].name}: FAILED, {reason}", flush=True)
-                left = left[1:]
-            if left:
-                running.append(_Child(arguments, folder, left, end))
-
-
-def _written_since(path: Path, moment: float) -> bool:
-    return path.exists() and bool(json.loads(path.read_text(encoding="utf-8"))["time"] >= moment)
-
-
-class _Child:
-    """A process that does its share of the pieces."""
-
-    def __init__(self, arguments: argparse.Namespace, folder: Path, share: Sequence[Unit], end: float) -> None:
-        self.share = list(share)
-        names = ",".join(unit.name for unit in share)
-        command = [sys.executable, str(Path(__file__).resolve()), "-o", str(folder), "--units", names]
-        dry = ["--dry-run"] if arguments.dry_run else []
-        self.process = subprocess.Popen([*command, "--until", str(end), *dry])
-        self._left, self._since = len(self.share), time.time()
-
-    def hangs(self, left: Sequence[Unit]) -> bool:
-        """Whether the piece in hand takes far too long."""
-        if len(left) != self._left:
-            self._left, self._since = len(left), time.time()
-        return bool(left) and time.time() - self._since > PATIENCE + TIMES * left[0].seconds
-
-
-def _child(arguments: argparse.Namespace) -> int:
-    """Runs the named pieces one after the other, and writes each when it is done."""
-    import traceback
-
+    from msformer_fast.benchmarks.on_gpu_crew import serve
     from msformer_fast.benchmarks.on_gpu_units import units
-    from msformer_fast.files import write_json
 
     known = {unit.name: unit for unit in units()}
-    folder = Path(arguments.output)
-    for name in arguments.units.split(","):
-        unit, started = known[name], time.time()
-        seconds = min(unit.seconds, arguments.until - SPARE - started)
-        if seconds <= 0:
-            return 0
-        device = "cpu" if arguments.dry_run else "cuda"
-        try:
-            found = unit.run(device, arguments.dry_run, seconds)
-        except Exception:
-            found = {"ok": False, "error": traceback.format_exc()[-4000:]}
-        lost = _lost_context(device)
-        if lost is not None:
-            found |= {"ok": False, "lost_context": lost}
-        write_json(_file(folder, name), found | {"unit": name, "time": time.time(), "took": time.time() - started})
-        last = found.get("lost_context") or found.get("error", "").strip().splitlines()[-1:]
-        verdict = f"skipped, {found['skipped']}" if "skipped" in found else "ok" if found["ok"] else f"FAILED {last}"
-        print(f"{name}: {verdict} ({time.time() - started:.0f} s)", flush=True)
-        if lost is not None:
-            return LOST_CONTEXT
+    device = "cpu" if arguments.dry_run or arguments.rehearse else "cuda"
+    with contextlib.ExitStack() as stack:
+        if arguments.rehearse:
+            from msformer_fast.benchmarks.precompile import as_on
+
+            stack.enter_context(as_on(arguments.rehearse))
+        serve(arguments.reply, lambda task: _work(task, known, device, arguments.dry_run))
     return 0
+
+
+def _work(task: dict[str, Any], known: dict[str, Unit], device: str, dry: bool) -> dict[str, Any]:
+    """One task; what is replied."""
+    from msformer_fast.benchmarks.precompile import compile_spec, recording
+    from msformer_fast.files import plain
+
+    started = time.time()
+    if task["do"] == "compile":
+        try:
+            return {"seconds": compile_spec(task)}
+        except Exception as error:
+            return {"error": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
+    unit = known[task["unit"]]
+    _tidy(device)
+    if task["do"] == "list":
+        kernels: dict[str, Any] = {}
+        try:
+            with recording(kernels):
+                assert unit.launches is not None
+                unit.launches(device)
+        except Exception as error:
+            traceback.print_exc()
+            text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            return {"kernels": list(kernels.values()), "error": text}
+        finally:
+            _tidy(device)
+        return {"kernels": list(kernels.values())}
+    try:
+        found = unit.run(device, dry, task["seconds"])
+    except Exception:
+        found = {"ok": False, "error": traceback.format_exc()[-4000:]}
+    lost = _lost_context(device)
+    if lost is not None:
+        found |= {"ok": False, "lost_context": lost}
+    return plain({"found": found | {"took": time.time() - started}, "stop": lost is not None})  # type: ignore[no-any-return]
+
+
+def _tidy(device: str) -> None:
+    """Give back what an earlier task held: other processes share the card."""
+    if device == "cpu":
+        return
+    import gc
+
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def _lost_context(device: str) -> str | None:
@@ -233,41 +256,6 @@ def _lost_context(device: str) -> str | None:
     except RuntimeError as failure:
         return " ".join(str(failure).split())[:300]
     return None
-
-
-def _collect(folder: Path, facts: dict[str, Any]) -> None:
-    """One file of rows, one of checks, one of launch settings, and the page, from the pieces that are there."""
-    from msformer_fast.benchmarks.records import Refused, Results, Row
-    from msformer_fast.benchmarks.report import write_report
-    from msformer_fast.files import write_json
-
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / "units").glob("*.json"))]
-    rows = [Row(**row) for unit in found for row in unit.get("rows", ())]
-    refused = [Refused(**row) for unit in found for row in unit.get("refused", ())]
-    ceilings: dict[str, Any] = {}
-    for unit in found:
-        if unit.get("ceilings"):
-            ceilings["bandwidth"] = max(unit["ceilings"]["bandwidth"], ceilings.get("bandwidth", 0))
-            ceilings.setdefault("operations", {}).update(unit["ceilings"]["operations"])
-    results = Results(facts | ({"ceilings": ceilings} if ceilings else {}), {"command": "on_gpu"}, rows, refused)
-    write_json(folder / "results.json", results.to_json())
-    write_json(
-        folder / "checks.json", [unit for unit in found if unit["unit"].startswith(("correct", "parity", "tests"))]
-    )
-    write_json(folder / "tuned.json", [unit["found"] for unit in found if unit.get("found")])
-    with contextlib.suppress(ImportError):
-        write_report(results, folder / "report.html")
-
-
-def _summary(folder: Path, names: list[str]) -> int:
-    states = {name: json.loads(_file(folder, name).read_text()) for name in names if _file(folder, name).exists()}
-    failed = [name for name, state in states.items() if not state["ok"]]
-    print(f"{len(states)} of {len(names)} pieces done, {len(failed)} failed; {folder / 'results.json'}")
-    for name in failed:
-        print(f"  failed: {name}")
-    if len(states) < len(names):
-        print("the same command goes on with the others")
-    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -63,6 +63,7 @@ class OpBench:
     backends: tuple[str, ...] = ("torch", "triton")
     plain: str = "reference"
     parts: tuple[str, ...] = ("forward", "backward", "both")
+    ahead: bool = True  # a step waits for its kernels; who launches them is the step's affair
 
     def cases(self, device: str, dtypes: Iterable[str], wanted: Wanted) -> list[Case]:
         return [

@@ -41,6 +41,7 @@ class Row:
         floor_seconds: the least time for those, from this machine's ceilings.
         error: largest relative error against float64; ``allowed``: what it may be.
         anchor: seconds of a fixed piece of PyTorch's own work in the same rounds, for comparing two runs.
+        host_counts: whether, on a GPU, the host's launches count where the device waits for them.
     """
 
     bench: str
@@ -60,6 +61,7 @@ class Row:
     error: float | None = None
     allowed: float | None = None
     anchor: list[float] = field(default_factory=list)
+    host_counts: bool | None = None
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -163,6 +165,7 @@ def environment(device: str) -> dict[str, Any]:
         "device": device,
         "processor": _processor(),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "convolutions_tf32": torch.backends.cudnn.allow_tf32,
         "commit": _commit(),
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

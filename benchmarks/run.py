@@ -114,7 +114,8 @@ class Runner:
     def _part(self, bench: Bench, case: Case, part: str, ready: dict[str, tuple[Subject, float, float]]) -> list[Row]:
         inside: dict[str, Inside] = {}
         took: dict[str, float] = {}
-        for provider, (subject, _, _) in list(ready.items()):
+        able = {provider: found for provider, found in ready.items() if part in found[0].parts}
+        for provider, (subject, _, _) in list(able.items()):
             try:
                 subject.before[part]()
                 started = time.perf_counter()
@@ -126,22 +127,23 @@ class Runner:
             except (RuntimeError, MemoryError) as failure:
                 reason = _one_line(failure)
             if reason is not None:
-                del ready[provider]
+                del ready[provider], able[provider]
                 self._refuse(case, provider, reason)
         calls = [
             (_named(f"{case.bench}.{part}.{provider}", subject.parts[part]), subject.before[part])
-            for provider, (subject, _, _) in ready.items()
+            for provider, (subject, _, _) in able.items()
         ]
         if not calls:
             return []
         calls.append((self._anchor, _nothing))
         least, most = (1, 1) if self.dry else (self.least, 51)
-        times = in_turn(self.clock, calls, budget=self.seconds, least=least, most=most)
+        times = in_turn(self.clock.beside(bench.ahead), calls, budget=self.seconds, least=least, most=most)
         floor = bench.floor(case, part)
         rows = []
-        for (provider, (_, error, limit)), seconds in zip(ready.items(), times, strict=False):
+        for (provider, (_, error, limit)), seconds in zip(able.items(), times, strict=False):
             row = Row(case.bench, dict(case.sizes), case.dtype, case.device, provider, part)
             row.label = "dry run" if self.dry else "measured"
+            row.host_counts = not bench.ahead
             row.seconds, row.anchor, row.error, row.allowed = seconds, times[-1], error, limit
             row.peak_bytes, row.launches, row.device_seconds = inside[provider]
             if floor is not None:

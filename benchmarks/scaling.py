@@ -155,7 +155,7 @@ def measure(axis: Axis, device: str, seconds: float) -> list[Row]:
     Args:
         seconds: for the rounds of all values together; there are at least three.
     """
-    clock, provider = Clock(device), PROVIDER[device]
+    clock, provider = Clock(device, ahead=axis.bench != "step"), PROVIDER[device]
     part = "step" if axis.bench == "step" else "both"
     cases = [axis.case(value, device) for value in axis.values]
     subjects = [_subject(case, provider) for case in cases]

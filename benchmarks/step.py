@@ -22,6 +22,9 @@ PROVIDERS = {
     "compiled": ("reference", "fast"),
 }
 
+#: Those whose whole step is replayed as CUDA graphs; they have no other part.
+CAPTURED = {"triton-captured": ("triton", "fast"), "triton-lean-captured": ("triton", "lean")}
+
 #: Pixels of a side up to which the truth is plain code in float64; the identities take a third of its memory there.
 PLAIN_TRUTH = 257
 
@@ -34,6 +37,7 @@ class StepBench:
     parts = ("forward", "backward", "step")
     plain = "reference"
     paper = 100
+    ahead = False  # what a user waits for
 
     def cases(self, device: str, dtypes: Iterable[str], wanted: Wanted) -> list[Case]:
         sizes = {"depth": 2, "patch": 32}
@@ -45,14 +49,16 @@ class StepBench:
         ]
 
     def providers(self) -> list[str]:
-        return list(PROVIDERS)
+        return [*PROVIDERS, *CAPTURED]
 
     def why_not(self, case: Case, provider: str) -> str | None:
         return refuse_interpreter(case, provider)
 
     def prepare(self, case: Case, provider: str) -> Subject:
-        backend, memory = PROVIDERS[provider]
+        backend, memory = PROVIDERS.get(provider) or CAPTURED[provider]
         model: nn.Module = model_of(case, backend, memory)
+        if provider in CAPTURED:
+            return _captured(model, image_of(case), backend)
         if provider == "compiled":
             torch.compiler.reset()
             model = torch.compile(model, dynamic=False)  # type: ignore[assignment]
@@ -114,7 +120,7 @@ def training_step(
 
 
 def _subject(model: nn.Module, image: Tensor, backend: str) -> Subject:
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    optimizer = _optimizer(model, image)
     kept: list[Tensor] = []
 
     def forward() -> Tensor:
@@ -138,9 +144,7 @@ def _subject(model: nn.Module, image: Tensor, backend: str) -> Subject:
     def results() -> dict[str, Tensor]:
         total = forward()
         total.backward()
-        found = {"total": total.detach()}
-        gradients = {_plain(name): p.grad for name, p in model.named_parameters() if not name.endswith(NOISE)}
-        found |= {f"gradient of {name}": value for name, value in gradients.items() if value is not None}
+        found = _found(model, total)
         rest()
         return found
 
@@ -151,6 +155,54 @@ def _subject(model: nn.Module, image: Tensor, backend: str) -> Subject:
     before: dict[str, Callable[[], object]] = {"forward": rest, "backward": prepared, "step": rest}
     parts: dict[str, Callable[[], object]] = {"forward": forward, "backward": backward, "step": step}
     return Subject(parts, before, results, close=rest)
+
+
+def _captured(model: nn.Module, image: Tensor, backend: str) -> Subject:
+    """The step as two graphs, as the self-guided loop replays them: forward, losses and backward; update."""
+    from msformer_fast.capture import WARM_UP, CudaDevice
+
+    device, optimizer = CudaDevice(image.device), _optimizer(model, image)
+    began = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def forward_backward() -> Tensor:
+        total = self_guiding_losses(model(image), backend=backend).total
+        total.backward()
+        return total.detach()
+
+    with device.running():
+        for _ in range(WARM_UP):
+            forward_backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        total, replay = device.record(forward_backward)
+        _, update = device.record(optimizer.step)
+        # As if nothing had been run.
+        model.load_state_dict(began)
+        for state in optimizer.state.values():
+            state["momentum_buffer"].zero_()
+
+    def results() -> dict[str, Tensor]:
+        replay()
+        return {name: value.clone() for name, value in _found(model, total).items()}
+
+    def step() -> None:
+        replay()
+        update()
+
+    return Subject({"step": step}, {"step": lambda: None}, results)
+
+
+def _optimizer(model: nn.Module, image: Tensor) -> torch.optim.Optimizer:
+    """As the self-guided loop makes it."""
+    fused = True if image.device.type == "cuda" else None
+    return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=fused)
+
+
+def _found(model: nn.Module, total: Tensor) -> dict[str, Tensor]:
+    """The loss and every gradient that is more than rounding."""
+    gradients = {_plain(name): p.grad for name, p in model.named_parameters() if not name.endswith(NOISE)}
+    found = {"total": total.detach()}
+    return found | {f"gradient of {name}": value for name, value in gradients.items() if value is not None}
 
 
 def _plain(name: str) -> str:

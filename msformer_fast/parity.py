@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +43,19 @@ class Comparison:
         return self.bound is None or self.error <= self.bound
 
 
+@contextlib.contextmanager
+def _exact_convolutions() -> Iterator[None]:
+    """Inside, cuDNN rounds no operand of a float32 convolution to tf32, which is its default whatever the precision of
+    products is."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+@_exact_convolutions()
 def compare(
     path: str | Path,
     *,
@@ -50,7 +65,7 @@ def compare(
     device: str | torch.device = "cpu",
     steps: int | None = None,
 ) -> list[Comparison]:
-    """Run the recorded steps again and compare every recorded quantity.
+    """Run the recorded steps again and compare every recorded quantity, convolutions in float32 without tf32.
 
     Args:
         path: ``.npz`` with ``meta`` (channels, side, coarse blocks, fine blocks, patch, steps), ``weights``,

@@ -15,10 +15,89 @@ class Tally(Clock):
         super().__init__("cpu")
         self.order: list[object] = []
 
-    def seconds(self, call) -> float:
+    def seconds(self, call, before=lambda: None) -> float:
+        before()
         name = call()
         self.order.append(name)
         return float(ord(name))
+
+
+class Device:
+    """A host and a device, each with its own clock, in place of what the clock calls of CUDA."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.host = self.busy_until = 0.0
+        self.calls = 0
+        device = self
+
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                assert enable_timing
+
+            def record(self) -> None:
+                self.at = max(device.host, device.busy_until)
+
+            def query(self) -> bool:
+                return device.host >= self.at
+
+            def synchronize(self) -> None:
+                device.host = max(device.host, self.at)
+
+            def elapsed_time(self, other: Event) -> float:
+                return 1e3 * (other.at - self.at)
+
+        patch.setattr("torch.cuda.Event", Event)
+        patch.setattr("torch.cuda.synchronize", self.synchronize)
+        patch.setattr("torch.cuda._sleep", lambda cycles: self.queue(cycles / 1.5e9))
+
+    def synchronize(self) -> None:
+        self.host = max(self.host, self.busy_until)
+
+    def queue(self, seconds: float) -> None:
+        self.busy_until = max(self.host, self.busy_until) + seconds
+
+    def kernels(self, count: int, launch: float, each: float) -> None:
+        """So many, whose launch takes the host longer than they take."""
+        self.calls += 1
+        for _ in range(count):
+            self.host += launch
+            self.queue(each)
+
+    def clock(self, ahead: bool) -> Clock:
+        clock = Clock("cpu", ahead)
+        clock.device = "cuda"
+        return clock
+
+
+@pytest.mark.parametrize("count", [1, 3, 1000])
+def test_short_kernels_are_timed_and_not_their_launches(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    device = Device(monkeypatch)
+    clock, prepared = device.clock(ahead=True), []
+
+    def call() -> None:
+        assert len(prepared) == device.calls + 1, "what a call needs is made before each, those that are repeated too"
+        device.kernels(count, launch=5e-6, each=2e-6)
+
+    assert clock.seconds(call, lambda: prepared.append(1)) == pytest.approx(count * 2e-6, rel=1e-6)
+    assert clock.late == 0
+    before = device.calls
+    clock.seconds(call, lambda: prepared.append(1))
+    assert device.calls == before + 1, "the head start is known by now"
+    launches = device.clock(ahead=False).seconds(call, lambda: prepared.append(1))
+    assert launches == pytest.approx(count * 5e-6 + 2e-6, rel=1e-6), "the host counts where it is asked for"
+
+
+def test_a_call_that_waits_for_the_device_is_timed_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(monkeypatch)
+
+    def call() -> None:
+        device.kernels(1, launch=5e-6, each=1e-3)
+        device.synchronize()
+        device.kernels(1, launch=5e-6, each=1e-3)
+
+    clock = device.clock(ahead=True)
+    assert clock.seconds(call) == pytest.approx(2e-3 + 5e-6, rel=1e-3)
+    assert clock.late == 1
 
 
 @pytest.fixture

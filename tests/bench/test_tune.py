@@ -8,7 +8,8 @@ import math
 import pytest
 import torch
 
-from msformer_fast.benchmarks import tune
+from msformer_fast.benchmarks import candidate_rows, tune
+from msformer_fast.benchmarks.tune_tables import TABLES
 
 triton = pytest.importorskip("triton")
 
@@ -61,7 +62,7 @@ def test_when_time_is_up_the_best_so_far_is_kept() -> None:
 
 def test_every_table_is_what_it_is_said_to_be() -> None:
     """Columns and parts against the launch tables themselves: what a table holds, warps and stages among it."""
-    for table in tune.TABLES:
+    for table in TABLES:
         rows = importlib.import_module(f"msformer_fast.kernels.{table.module}").TABLE
         for key, sizes in rows.items():
             for row in sizes.values():
@@ -81,7 +82,7 @@ def test_a_row_is_in_force_inside_and_gone_after_even_a_failure() -> None:
     key, before = ("forward", "ieee"), dict(kernels.TABLE["forward", "ieee"])
 
     def use() -> None:
-        with tune.replaced(kernels.TABLE, [key], (16, 16, 16, 2, 3)):
+        with candidate_rows.replaced(kernels.TABLE, [key], (16, 16, 16, 2, 3)):
             settings = kernels.launch_settings("forward", 100, torch.float32, "ieee", "sm_90")
             assert settings == dict(BLOCK_M=16, BLOCK_N=16, BLOCK_K=16, num_warps=2, num_stages=3)
             raise ZeroDivisionError
@@ -96,7 +97,7 @@ def test_a_row_is_in_force_inside_and_gone_after_even_a_failure() -> None:
 def test_a_search_on_a_real_op_says_what_to_paste() -> None:
     from msformer_fast.benchmarks.case import Case
 
-    (table,) = (table for table in tune.TABLES if table.op == "stability_loss")
+    (table,) = (table for table in TABLES if table.op == "stability_loss")
     case = Case.of("stability_loss", {"side": 9, "channels": 32, "patch": 2})
     found = tune.tune(table, "forward", case, seconds=0.0, rounds=1)
     assert found is not None

@@ -1,0 +1,32 @@
+"""How float32 is rounded in a measurement, products and convolutions alike."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+
+@contextlib.contextmanager
+def products(dtype: str) -> Iterator[None]:
+    """Inside, float32 products are rounded as the name says, ``"tf32"`` or any other; convolutions too."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+    try:
+        with convolutions_as_products():
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextlib.contextmanager
+def convolutions_as_products() -> Iterator[None]:
+    """Inside, cuDNN rounds convolutions to tf32 where products may be, and only there. Its own default is that it does,
+    whatever :func:`torch.set_float32_matmul_precision` was told."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.get_float32_matmul_precision() != "highest"
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
