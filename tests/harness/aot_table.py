@@ -20,6 +20,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.harness.aot import TARGETS
+
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "compiled"
 FIELDS = ("case", "target", "registers", "shared_bytes", "warps", "occupancy", "tensor_core", "memory")
 
@@ -78,8 +80,12 @@ def compare(op: str, reports: list[dict[str, Any]]) -> list[str]:
 
 
 def write_table(op: str, reports: list[dict[str, Any]]) -> None:
+    """The rows of these reports, in place of those of the same case and card; rows of other cards stay."""
     import triton
 
+    targets = {report["target"] for report in reports}
+    others = [row for (_, target), row in read_table(op)[1].items() if target not in targets]
+    reports = sorted([*others, *reports], key=lambda row: TARGETS.index(row["target"]))
     with open(FOLDER / f"{op}.csv", "w", newline="", encoding="utf-8") as file:
         file.write(f"# triton {triton.__version__}\n")
         writer = csv.DictWriter(file, FIELDS, extrasaction="ignore", lineterminator="\n")
@@ -88,8 +94,6 @@ def write_table(op: str, reports: list[dict[str, Any]]) -> None:
 
 
 def main() -> int:
-    from tests.harness.aot import TARGETS
-
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("ops", nargs="+")
     parser.add_argument("--targets", default=",".join(TARGETS))
