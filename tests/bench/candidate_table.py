@@ -31,11 +31,8 @@ import dataclasses
 import importlib
 import os
 import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,6 +42,7 @@ from msformer_fast.benchmarks.candidate_rows import Candidate
 from msformer_fast.benchmarks.cards import CARDS
 from msformer_fast.benchmarks.suite import bench_of
 from msformer_fast.benchmarks.tune_tables import TABLES, Table, present
+from tests.harness.aot import build, describe
 
 TARGET, CARD, SIDE = "sm_90", CARDS["H100 SXM"], 257
 
@@ -145,38 +143,20 @@ def compiled(case: Any) -> Made:
     Raises:
         RuntimeError: it does not compile, or cannot be launched.
     """
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.backends.nvidia import compiler as nvidia
-    from triton.compiler import ASTSource
-
-    signature, attributes = {}, {}
-    for index, name in enumerate(case.kernel.arg_names):
-        type_, _, divisor = case.signature.get(name, "constexpr").partition(":")
-        signature[name] = "constexpr" if name in case.constexprs else type_
-        if name not in case.constexprs and (type_.startswith("*") or divisor == "16"):
-            attributes[(index,)] = [["tt.divisibility", 16]]
-    source = ASTSource(case.kernel, signature, case.constexprs, attributes)
-    options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # triton prints the whole PTX when ptxas fails
-            found = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+        found = build(case, TARGET)
+        report = describe(case.name, TARGET, found)
     except Exception as error:
         raise RuntimeError(" ".join(f"{type(error).__name__}: {error}".split())[:200]) from None
-    cubin = found.asm["cubin"]
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        tool = Path(nvidia.__file__).parent / "bin" / "cuobjdump"
-        said = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
-    usage = {name: int(value) for name, value in re.findall(r"(REG|STACK|SHARED):(\d+)", said.stdout)}
-    threads = re.search(r"\.(?:req|max)ntid\s+(\d+)", found.asm["ptx"])
-    warps = int(threads[1]) // 32 if threads else found.metadata.num_warps
-    shared = found.metadata.shared
-    if shared > 227 * 1024:
-        raise RuntimeError(f"needs {shared} bytes of shared memory, a block may have {227 * 1024}")
+    if report.error:
+        raise RuntimeError(report.error)
     code = re.sub(r"\.(?:file|loc).*|//.*", "", found.asm["ptx"]).encode()
-    return Made(usage["REG"], shared, warps, usage["STACK"], code)
+    return Made(report.registers, report.shared_bytes, report.warps, report.spill_bytes, code)
+
+
+def with_stages(case: Any, stages: int) -> Any:
+    """The same compilation with so many stages."""
+    return dataclasses.replace(case, options={**case.options, "num_stages": stages})
 
 
 def rows_of(table: Table, base: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...], int]]:
@@ -282,12 +262,12 @@ def candidates(table: Table, part: str, kind: str, version: str) -> Iterator[Can
         with forced(table, keys, row):
             now_cases = variants(table, part, kind)
             if more:
-                now_cases = [dataclasses.replace(case, num_stages=more) for case in now_cases]
+                now_cases = [with_stages(case, more) for case in now_cases]
             if not now_cases or now_cases[0].constexprs.get("DBIAS") != cases[0].constexprs.get("DBIAS"):
                 continue  # smaller tiles of windows, for which other kernels do the work, or do more of it
             try:
                 made = compiled(now_cases[0])
-                deeper = now_cases[0].num_stages
+                deeper = now_cases[0].options["num_stages"]
                 if made.spill_bytes or made.code in codes:
                     continue
                 codes.add(made.code)
@@ -314,7 +294,7 @@ def check(table: Table, found: Candidate, version: str) -> Candidate:
         with forced(table, keys, found.row):
             cases = variants(table, found.part, found.kind)
             if found.stages:
-                cases = [dataclasses.replace(case, num_stages=found.stages) for case in cases]
+                cases = [with_stages(case, found.stages) for case in cases]
             try:
                 made = [compiled(case) for case in cases[:1]]
             except RuntimeError as error:

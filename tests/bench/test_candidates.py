@@ -16,6 +16,7 @@ from msformer_fast.benchmarks.candidate_rows import Candidate, candidates_of
 from msformer_fast.benchmarks.case import Case
 from msformer_fast.benchmarks.suite import bench_of
 from msformer_fast.benchmarks.tune_tables import TABLES, present
+from msformer_fast.kernels.launch import compile_options
 
 BY_OP = {table.op: table for table in TABLES}
 ALL = [(table, candidate) for table in TABLES for candidate in candidates_of(table.op)]
@@ -109,7 +110,7 @@ def test_a_candidate_in_force_is_what_is_launched(monkeypatch: pytest.MonkeyPatc
     module = subject.module
     with subject.with_(made("forward", (16, 16, 16, 2, 3))):
         settings = module.launch_settings("forward", 32, torch.float32, "ieee", "sm_90")
-    assert settings == dict(BLOCK_M=16, BLOCK_N=16, BLOCK_K=16, num_warps=2, num_stages=3)
+    assert settings == dict(BLOCK_M=16, BLOCK_N=16, BLOCK_K=16, **compile_options(num_warps=2, num_stages=3))
     assert module.launch_settings("forward", 32, torch.float32, "ieee", "sm_90")["num_stages"] == 1
 
 

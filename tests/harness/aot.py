@@ -85,29 +85,41 @@ class Report:
         return not (self.error or self.spill_bytes)
 
 
-def compile_case(case: Case, target: str) -> Report:
-    """Compile one case for one card (``sm_90``, ``gfx942``)."""
+def build(case: Case, target: str) -> Any:
+    """What Triton makes of a case for one card (``sm_90``, ``gfx942``), as it would launch it there."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     hip = target.startswith("gfx")
     gpu = GPUTarget("hip", target, 64) if hip else GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
-    report = Report(case.name, target)
     signature, attributes = {}, {}
     for index, name in enumerate(case.kernel.arg_names):
         kind, _, divisor = case.signature.get(name, "constexpr").partition(":")
         signature[name] = "constexpr" if name in case.constexprs else kind
         if name not in case.constexprs and (kind.startswith("*") or divisor == "16"):
             attributes[(index,)] = [["tt.divisibility", 16]]
-    try:
-        source = ASTSource(case.kernel, signature, case.constexprs, attributes)
-        with contextlib.redirect_stdout(io.StringIO()):  # triton prints the whole PTX when ptxas fails
-            compiled = triton.compile(source, target=gpu, options=case.options)
-        _fill_amd(report, compiled) if hip else _fill_nvidia(report, gpu.arch, compiled)
-    except Exception as error:  # a report on every card, whatever one compiler thinks of the kernel
-        report.error = " ".join(f"{type(error).__name__}: {error}".split())
+    source = ASTSource(case.kernel, signature, case.constexprs, attributes)
+    with contextlib.redirect_stdout(io.StringIO()):  # triton prints the whole PTX when ptxas fails
+        return triton.compile(source, target=gpu, options=case.options)
+
+
+def describe(name: str, target: str, compiled: Any) -> Report:
+    """The report on what ``build`` made."""
+    report = Report(name, target)
+    if target.startswith("gfx"):
+        _fill_amd(report, compiled)
+    else:
+        _fill_nvidia(report, int(target.removeprefix("sm_")), compiled)
     return report
+
+
+def compile_case(case: Case, target: str) -> Report:
+    """Compile one case for one card; what fails is a report too."""
+    try:
+        return describe(case.name, target, build(case, target))
+    except Exception as error:  # a report on every card, whatever one compiler thinks of the kernel
+        return Report(case.name, target, error=" ".join(f"{type(error).__name__}: {error}".split()))
 
 
 def _fill_nvidia(report: Report, capability: int, compiled: Any) -> None:
