@@ -216,10 +216,11 @@ def test_an_outlier_among_runs_is_outvoted():
 
 def test_two_equal_targets_are_doubtful_and_one_is_not():
     both = ellipse(60, 45, 20, 20) | ellipse(60, 115, 20, 20)
-    image = np.full((H, W, 3), (0.9, 0.7, 0.6)) - 0.4 * both[..., None]
-    two = foreground(both.astype(int), image, "lesion")
+    # Lit from one side, as skin is: two flat tones would be a drawing.
+    skin = np.full((H, W, 3), (0.8, 0.7, 0.6)) + np.linspace(-0.1, 0.1, W)[:, None]
+    two = foreground(both.astype(int), skin - 0.4 * both[..., None], "lesion")
     one_mask = ellipse(60, 80, 25, 30)
-    one = foreground(one_mask.astype(int), np.full((H, W, 3), (0.9, 0.7, 0.6)) - 0.4 * one_mask[..., None], "lesion")
+    one = foreground(one_mask.astype(int), skin - 0.4 * one_mask[..., None], "lesion")
     assert two.confidence < 0.7 and two.doubtful and "doubtful" in two.reason
     assert one.confidence > 0.9 and not one.doubtful
 
