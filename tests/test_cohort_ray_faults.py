@@ -24,6 +24,16 @@ ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
+
+
+@pytest.fixture(autouse=True)
+def _token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same for clusters and runs, whatever token lies in this user's home."""
+    for name, value in TOKEN.items():
+        monkeypatch.setenv(name, value)
+
+
 def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
@@ -48,6 +58,17 @@ def test_something_else_at_the_address(tmp_path: Path, monkeypatch: pytest.Monke
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(InputError, match="no cluster of Ray at 127.0.0.1:.* within 2 seconds"):
+            segment_cohort(images, tmp_path / "out", engine="ray", ray_address=address)
+
+
+def test_a_cluster_that_asks_for_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray says so where it logs, and goes on trying."""
+    said = "import sys, time; print('W: InvalidAuthToken: missing', file=sys.stderr, flush=True); time.sleep(60)"
+    monkeypatch.setattr(ray_engine, "_JOIN", said)
+    images = write_images(tmp_path / "in", 1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(InputError, match="asks for its token: set RAY_AUTH_MODE=token"):
             segment_cohort(images, tmp_path / "out", engine="ray", ray_address=address)
 
 
@@ -102,13 +123,13 @@ def test_another_version_on_a_node_is_refused() -> None:
 
 
 @contextmanager
-def _head(folder: Path, **environment: str) -> Iterator[str]:
+def _head(folder: Path, *more: str, **environment: str) -> Iterator[str]:
     """A node of its own in another working folder; its address."""
     folder.mkdir(exist_ok=True)
     port = str(_free_port())
     command = [sys.executable, "-m", "ray.scripts.scripts"]
     env = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", **environment}
-    words = ["start", "--head", "--port", port, "--num-cpus", "1", "--include-dashboard", "false", "--block"]
+    words = ["start", "--head", "--port", port, "--num-cpus", "1", "--include-dashboard", "false", "--block", *more]
     process = subprocess.Popen(
         [*command, *words], cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -142,6 +163,41 @@ def test_outputs_lie_where_the_command_was_given(tmp_path: Path, output: list[st
 
 
 @pytest.mark.slow
+def test_a_cluster_with_a_token(tmp_path: Path) -> None:
+    """As clusters are by default where there is a token: joined with it, refused without or with another."""
+    write_images(tmp_path / "scans", 1)
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    with _head(tmp_path / "node") as address:
+
+        def run(**more: str) -> tuple[int, str, str]:
+            options = ["-o", tmp_path / "out", "--engine", "ray", "--ray-address", address]
+            return finish(start(tmp_path / "scans", *options, cwd=tmp_path, env=plain | more))
+
+        for wrong in ({}, TOKEN | {"RAY_AUTH_TOKEN": "f" * 64}):
+            code, _, err = run(**wrong)
+            assert code == 2, err
+            assert "asks for its token: set RAY_AUTH_MODE=token" in err and "Traceback" not in err
+        code, out, err = run(**TOKEN)
+    assert code == 0, err
+    assert "1 of 1 images done" in out
+
+
+@pytest.mark.slow
+def test_through_a_client(tmp_path: Path) -> None:
+    """ray:// is for machines outside of the cluster; what is done there is the same."""
+    pytest.importorskip("grpc")
+    write_images(tmp_path / "user" / "scans", 3)
+    (tmp_path / "user" / "scans" / "image001.png").write_bytes(b"no image")
+    port = str(_free_port())
+    with _head(tmp_path / "node", "--ray-client-server-port", port):
+        options = ["-o", "res", "--engine", "ray", "--ray-address", f"ray://127.0.0.1:{port}"]
+        code, out, err = finish(start("scans", *options, cwd=tmp_path / "user"))
+    assert code == 1, err
+    assert "2 of 3 images done" in out
+    assert len(list((tmp_path / "user" / "res").glob("*_mask.png"))) == 2
+
+
+@pytest.mark.slow
 def test_a_node_without_the_package(tmp_path: Path) -> None:
     write_images(tmp_path / "scans", 1)
     (tmp_path / "shadow" / "msformer_fast").mkdir(parents=True)
@@ -149,7 +205,8 @@ def test_a_node_without_the_package(tmp_path: Path) -> None:
     (tmp_path / "shadow" / "msformer_fast" / "__init__.py").write_text(missing)
     with _head(tmp_path / "node", PYTHONPATH=str(tmp_path / "shadow")) as address:
         options = ["-o", tmp_path / "out", "--engine", "ray", "--ray-address", address]
-        code, _, err = finish(start(tmp_path / "scans", *options))
+        # Ray looks for modules in the folder where the command is given, too: elsewhere than in the repository.
+        code, _, err = finish(start(tmp_path / "scans", *options, cwd=tmp_path))
     assert code == 2, err
     assert "a node of the cluster cannot do the work" in err and "No module named 'msformer_fast'" in err
     assert "Traceback" not in err

@@ -32,9 +32,13 @@ import sys, ray
 try:
     ray.init(address=sys.argv[1], log_to_driver=False, configure_logging=False)
 except Exception as error:
-    print(" ".join(str(error).split())[:300] or type(error).__name__)
+    print("refused:", " ".join(str(error).split())[:300] or type(error).__name__, flush=True)
     sys.exit(1)
 """
+_TOKEN = (
+    "it asks for its token: set RAY_AUTH_MODE=token, and have the token in ~/.ray/auth_token, or in the file or the "
+    "variable that RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN name"
+)
 
 
 class RayEngine:
@@ -214,21 +218,38 @@ def _refuse_unreachable(address: str) -> None:
         [sys.executable, "-c", _JOIN, address],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
     )
+    late = threading.Event()
+
+    def end() -> None:
+        late.set()
+        process.kill()
+
+    timer = threading.Timer(_JOINS, end)
+    timer.start()
+    why = ""
     try:
-        told, _ = process.communicate(timeout=_JOINS)
-    except subprocess.TimeoutExpired:
-        raise _unreachable(f"no cluster of Ray at {show(address)} within {_JOINS:.0f} seconds") from None
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "InvalidAuthToken" in line:  # Ray goes on trying, with the token that it has, or with none
+                raise _unreachable(f"{show(address)}: {_TOKEN}")
+            if line.startswith("refused:"):
+                why = line.removeprefix("refused:")
+        process.wait()
     finally:
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
+        timer.cancel()
+        process.kill()
+        process.communicate()
+    if late.is_set():
+        raise _unreachable(
+            f"no cluster of Ray at {show(address)} within {_JOINS:.0f} seconds, or one that asks for a token without "
+            "saying so: RAY_AUTH_MODE=token sends yours"
+        )
     if process.returncode:
-        why = told.strip().splitlines()
-        raise _unreachable(why[-1] if why else f"Ray ended with exit code {process.returncode} at {show(address)}")
+        raise _unreachable(why or f"Ray ended with exit code {process.returncode} at {show(address)}")
 
 
 def _slots(options: dict[str, Any], cluster: dict[str, float]) -> int:
