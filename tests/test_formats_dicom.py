@@ -307,6 +307,9 @@ def test_what_is_refused(tmp_path: Path) -> None:
     report = samples.header("1.2.840.10008.5.1.4.1.1.88.11")
     refused(opened, tmp_path, report, match="of the class Basic Text SR Storage holds no picture")
     refused(opened, tmp_path, samples.header("1.2.3.19010203"), match="of the class unknown holds no picture")
+    listing = samples.header("1.2.840.10008.1.3.10")
+    del listing.SOPClassUID  # a DICOMDIR has its class in the file meta information alone
+    refused(opened, tmp_path, listing, match="of the class Media Storage Directory Storage holds no picture")
     mask = samples.image(GREY8, sop_class="1.2.840.10008.5.1.4.1.1.66.4")
     refused(opened, tmp_path, mask, match="Segmentation Storage is no picture to segment")
     refused(opened, tmp_path, samples.image(GREY8), max_pixels=1759, match="40 x 44 is more than 1759 pixels")

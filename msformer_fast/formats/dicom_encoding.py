@@ -42,8 +42,8 @@ class PixelElement:
     items: bool
 
 
-def read_meta(file: BoundedFile, name: str) -> str | None:
-    """The transfer syntax that a file declares; the file stands at its data set after.
+def read_meta(file: BoundedFile, name: str) -> tuple[str | None, str]:
+    """The transfer syntax and the class ("" if none) that a file declares; the file stands at its data set after.
 
     Raises:
         InputError: no DICOM file.
@@ -53,7 +53,10 @@ def read_meta(file: BoundedFile, name: str) -> str | None:
     if file.read(132)[128:] != b"DICM":
         raise InputError(f"{name}: is not a DICOM file (the mark DICM is missing); export it again as DICOM")
     meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
-    return str(meta.get("TransferSyntaxUID") or "").strip("\0 ") or None
+    syntax, sop_class = (
+        str(meta.get(keyword) or "").strip("\0 ") for keyword in ("TransferSyntaxUID", "MediaStorageSOPClassUID")
+    )
+    return syntax or None, sop_class
 
 
 def found_encoding(file: BoundedFile, declared: str | None) -> tuple[bool, bool]:

@@ -123,7 +123,7 @@ def read_header(path: Path, max_pixels: int) -> Header:
 
     name = show(path)
     with BoundedFile(path) as file:
-        declared = read_meta(file, name)
+        declared, sop_class = read_meta(file, name)
         if declared == DEFLATED and not looks_like_elements(file):  # pydicom inflates it as a whole
             raise InputError(f"{name}: {known_name(DEFLATED, '')} is not read; save it uncompressed")
         implicit, little = encoding = found_encoding(file, declared)
@@ -133,10 +133,10 @@ def read_header(path: Path, max_pixels: int) -> Header:
         )
         element = read_pixel_head(file, name, implicit, little)
         if element is None or "Rows" not in dataset or "Columns" not in dataset:
-            raise InputError(f"{name}: {_what(dataset)} holds no picture; give a DICOM image")
+            raise InputError(f"{name}: {_what(dataset, sop_class)} holds no picture; give a DICOM image")
         if str(dataset.get("SOPClassUID", "")).startswith("1.2.840.10008.5.1.4.1.1.66"):
             raise InputError(
-                f"{name}: {_what(dataset)} is no picture to segment; give the DICOM image it was made from"
+                f"{name}: {_what(dataset, sop_class)} is no picture to segment; give the DICOM image it was made from"
             )
         left = file.size - element.offset
     options = _options(dataset, name, element)
@@ -195,8 +195,9 @@ def known_name(uid: Any, otherwise: str) -> str:
     return otherwise if name == uid else name
 
 
-def _what(dataset: Any) -> str:
-    return f"a DICOM object of the class {known_name(str(dataset.get('SOPClassUID', '')), 'unknown')}"
+def _what(dataset: Any, declared: str) -> str:
+    """A DICOMDIR has its class in the file meta information alone."""
+    return f"a DICOM object of the class {known_name(str(dataset.get('SOPClassUID') or declared), 'unknown')}"
 
 
 def _check(name: str, options: dict[str, Any], max_pixels: int) -> None:
