@@ -183,21 +183,6 @@ def test_a_cluster_with_a_token(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_through_a_client(tmp_path: Path) -> None:
-    """ray:// is for machines outside of the cluster; what is done there is the same."""
-    pytest.importorskip("grpc")
-    write_images(tmp_path / "user" / "scans", 3)
-    (tmp_path / "user" / "scans" / "image001.png").write_bytes(b"no image")
-    port = str(_free_port())
-    with _head(tmp_path / "node", "--ray-client-server-port", port):
-        options = ["-o", "res", "--engine", "ray", "--ray-address", f"ray://127.0.0.1:{port}"]
-        code, out, err = finish(start("scans", *options, cwd=tmp_path / "user"))
-    assert code == 1, err
-    assert "2 of 3 images done" in out
-    assert len(list((tmp_path / "user" / "res").glob("*_mask.png"))) == 2
-
-
-@pytest.mark.slow
 def test_a_node_without_the_package(tmp_path: Path) -> None:
     write_images(tmp_path / "scans", 1)
     (tmp_path / "shadow" / "msformer_fast").mkdir(parents=True)
