@@ -85,9 +85,8 @@ class Report:
         return not (self.error or self.spill_bytes)
 
 
-def build(case: Case, target: str) -> Any:
-    """What Triton makes of a case for one card (``sm_90``, ``gfx942``), as it would launch it there."""
-    import triton
+def source_of(case: Case, target: str) -> tuple[Any, Any]:
+    """A case as Triton's compiler takes it, and the card as it names it."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -99,7 +98,14 @@ def build(case: Case, target: str) -> Any:
         signature[name] = "constexpr" if name in case.constexprs else kind
         if name not in case.constexprs and (kind.startswith("*") or divisor == "16"):
             attributes[(index,)] = [["tt.divisibility", 16]]
-    source = ASTSource(case.kernel, signature, case.constexprs, attributes)
+    return ASTSource(case.kernel, signature, case.constexprs, attributes), gpu
+
+
+def build(case: Case, target: str) -> Any:
+    """What Triton makes of a case for one card (``sm_90``, ``gfx942``), as it would launch it there."""
+    import triton
+
+    source, gpu = source_of(case, target)
     with contextlib.redirect_stdout(io.StringIO()):  # triton prints the whole PTX when ptxas fails
         return triton.compile(source, target=gpu, options=case.options)
 
