@@ -118,8 +118,8 @@ def staged(kernel: Any, stages: int) -> Iterator[None]:
 @contextlib.contextmanager
 def scaled_grids(module: Any, factor: float) -> Iterator[None]:
     """Inside, launchers of a module count ``factor`` times the device's multiprocessors, and size their grids so."""
-    count = module.processors_of
-    with mock.patch.object(module, "processors_of", lambda device: max(1, round(factor * count(device)))):
+    count = module.multiprocessors_of
+    with mock.patch.object(module, "multiprocessors_of", lambda device: max(1, round(factor * count(device)))):
         yield
 
 

@@ -14,7 +14,7 @@ class Card(NamedTuple):
         tf32: the same of the matrix units that round operands to tf32.
         half: the same for 16-bit operands, sums in float32.
         target: name of the architecture in launch tables and compilers' reports.
-        processors: multiprocessors, or compute units.
+        multiprocessors: multiprocessors, or compute units.
         memory: bytes.
     """
 
@@ -24,7 +24,7 @@ class Card(NamedTuple):
     tf32: float
     half: float
     target: str
-    processors: int
+    multiprocessors: int
     memory: int
 
     def operations(self, dtype: str, precision: str) -> float:
@@ -49,6 +49,6 @@ _FIGURES = (  # GB/s; TFLOP/s in float32, tf32 and 16 bits; architecture; multip
 
 #: By name.
 CARDS = {
-    name: Card(name, 1e9 * bandwidth, 1e12 * float32, 1e12 * tf32, 1e12 * half, target, processors, memory * 10**9)
-    for name, bandwidth, float32, tf32, half, target, processors, memory in _FIGURES
+    name: Card(name, 1e9 * bandwidth, 1e12 * float32, 1e12 * tf32, 1e12 * half, target, multiprocessors, memory * 10**9)
+    for name, bandwidth, float32, tf32, half, target, multiprocessors, memory in _FIGURES
 }

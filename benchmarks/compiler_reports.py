@@ -16,12 +16,12 @@ FOLDER = Path(__file__).resolve().parent / "compiled"
 
 #: Tables of an op whose kernels stand in others than that of its own name, or in more.
 TABLES = {
-    "patch_embedding": ("patch_embedding", "batch_statistics", "slot_sums"),
-    "guided_score_map": ("score_map", "patch_embedding", "slot_sums"),
-    "cross_scale_attention": ("cross_scale_attention", "slot_sums"),
+    "patch_embedding": ("patch_embedding", "batch_statistics", "partial_sums"),
+    "guided_score_map": ("score_map", "patch_embedding", "partial_sums"),
+    "cross_scale_attention": ("cross_scale_attention", "partial_sums"),
 }
 _STEP = ("efficient_attention", "mix_ffn", "score_map", "patch_embedding", "stability_loss")
-TABLES |= dict.fromkeys(("step", "image"), (*_STEP, "batch_statistics", "slot_sums"))
+TABLES |= dict.fromkeys(("step", "image"), (*_STEP, "batch_statistics", "partial_sums"))
 
 
 class Report(NamedTuple):

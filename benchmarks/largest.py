@@ -36,7 +36,7 @@ from msformer_fast.benchmarks.step import PROVIDERS, training_step
 from msformer_fast.errors import InputError
 
 #: Card that the kernels' launchers are told of: multiprocessors and architecture of an H100, for the slots of sums.
-PROCESSORS, TARGET = 132, "sm_90"
+MULTIPROCESSORS, TARGET = 132, "sm_90"
 
 #: What a table has a line for: device, memory in GB, providers.
 TABLE = (
@@ -114,13 +114,13 @@ def _nothing(*_: object, **__: object) -> None:
 
 @contextlib.contextmanager
 def as_on_a_card() -> Iterator[None]:
-    """Launchers of kernels take tensors on the CPU for those of a card of :data:`PROCESSORS` and :data:`TARGET`."""
+    """Launchers take tensors on the CPU for those of a card of :data:`MULTIPROCESSORS` and :data:`TARGET`."""
     # All of them first: one that was imported between two patches would keep what it then found.
     names = [found.name for found in pkgutil.iter_modules(kernels.__path__, "msformer_fast.kernels.")]
     modules = [importlib.import_module(name) for name in names]
     with contextlib.ExitStack() as stack:
         for module in modules:
-            for name, value in (("processors_of", PROCESSORS), ("target_of", TARGET)):
+            for name, value in (("multiprocessors_of", MULTIPROCESSORS), ("target_of", TARGET)):
                 if hasattr(module, name):
                     stack.enter_context(mock.patch.object(module, name, lambda device, value=value: value))
         yield

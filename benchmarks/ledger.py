@@ -1,6 +1,6 @@
 """What a whole training step moves, op by op, beside the least that it must and beside plain PyTorch.
 
-    TRITON_INTERPRET=1 python -m msformer_fast.benchmarks.ledger [--side 257] [--channels 100] [--processors 132]
+    TRITON_INTERPRET=1 python -m msformer_fast.benchmarks.ledger [--side 257] [--channels 100] [--multiprocessors 132]
 
 Bytes of the kernels come from formulas (``benchmarks/traffic``) that tests hold to what Triton's interpreter counts at
 small sizes; a kernel's reads count each address once a launch, as a perfect cache would. Bytes of PyTorch's operators
@@ -67,7 +67,7 @@ def rows_of(
     side: int,
     channels: int,
     *,
-    processors: int,
+    multiprocessors: int,
     depth: int = 2,
     patch: int = PATCH,
     strips: bool = False,
@@ -76,7 +76,7 @@ def rows_of(
     """Every op of a step on one square image, with C channels and as many clusters.
 
     Args:
-        processors, target: of the card, multiprocessors and architecture.
+        multiprocessors, target: of the card, multiprocessors and architecture.
         strips: the Mix-FFN of ``memory="lean"``, on a card whose last cache keeps a strip of both wide maps.
 
     Returns:
@@ -84,9 +84,9 @@ def rows_of(
     """
     rows = []
     for branch, size in (("fine", side), ("coarse", (side + 1) // 2)):
-        rows += _block(branch, size, channels, (processors, target), depth, strips)
-    rows += _embedding_statistics(side, channels, processors)
-    rows += _head(side, channels, processors, patch)
+        rows += _block(branch, size, channels, (multiprocessors, target), depth, strips)
+    rows += _embedding_statistics(side, channels, multiprocessors)
+    rows += _head(side, channels, multiprocessors, patch)
     return rows if has_launch_tables() else [Row(r.name, r.times, {}, r.floor, r.flops) for r in rows]
 
 
@@ -128,25 +128,25 @@ def _ffn(side: int, channels: int, card: tuple[int, str], strips: bool) -> dict[
     }
 
 
-def _embedding_statistics(side: int, channels: int, processors: int) -> list[Row]:
+def _embedding_statistics(side: int, channels: int, multiprocessors: int) -> list[Row]:
     """Of the two embeddings' batch norms, which the attention applies."""
     rows = []
     for branch, size in (("fine", side), ("coarse", (side + 1) // 2)):
-        loaded, slots = size * size * channels * 4, 2 * processors // 2 * 4 * channels * 4
+        loaded, slots = size * size * channels * 4, 2 * multiprocessors // 2 * 4 * channels * 4
         kernels = {"moments_kernel": (1, loaded, slots), "merge_moments_kernel": (1, slots, 2 * channels * 4)}
         rows.append(Row(f"statistics of the embedding, {branch}, forward", 1, kernels, loaded))
     return rows
 
 
-def _head(side: int, channels: int, processors: int, patch: int) -> list[Row]:
+def _head(side: int, channels: int, multiprocessors: int, patch: int) -> list[Row]:
     head, embed = (1, side, side, channels, channels), (1, channels, side, side, channels, patch)
     floor, flops = head_floor.bytes_moved(*head, channels, patch, DTYPE), head_floor.flops(*head, channels, patch)
     patches = ((side - 1) // patch) ** 2
     kernels = {
-        "forward": score_map.forward(*head, DTYPE, norms=True, gather=True, programs=2 * processors)
-        | patch_embedding.forward(*embed, DTYPE, programs=processors),
-        "backward": score_map.backward(*head, DTYPE, norms=True, programs=-(-processors // 16))
-        | patch_embedding.backward(*embed, DTYPE, programs=processors // 2, clustering=True),
+        "forward": score_map.forward(*head, DTYPE, norms=True, gather=True, programs=2 * multiprocessors)
+        | patch_embedding.forward(*embed, DTYPE, programs=multiprocessors),
+        "backward": score_map.backward(*head, DTYPE, norms=True, programs=-(-multiprocessors // 16))
+        | patch_embedding.backward(*embed, DTYPE, programs=multiprocessors // 2, clustering=True),
     }
     rows = [
         Row(f"score map, clustering, patches, {part}", 1, kernels[part], floor[part], flops[part]) for part in kernels
@@ -190,12 +190,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", type=int, default=257, help="pixels")
     parser.add_argument("--channels", type=int, default=100, help="channels and clusters")
-    parser.add_argument("--processors", type=int, default=132, help="multiprocessors of the card")
+    parser.add_argument("--multiprocessors", type=int, default=132, help="multiprocessors of the card")
     parser.add_argument("--inside", action="store_true", help="run a small step to count the operators inside the ops")
     arguments = parser.parse_args()
     side, channels = arguments.side, arguments.channels
-    rows = rows_of(side, channels, processors=arguments.processors)
-    print(f"{side} x {side} pixels, C = K = {channels}, float32, {arguments.processors} multiprocessors\n")
+    rows = rows_of(side, channels, multiprocessors=arguments.multiprocessors)
+    print(f"{side} x {side} pixels, C = K = {channels}, float32, {arguments.multiprocessors} multiprocessors\n")
     print("| op | runs | launches | MB moved | MB floor | ratio |\n| --- | --- | --- | --- | --- | --- |")
     for row in rows:
         moved, floor = row.times * row.moved / 1e6, row.times * row.floor / 1e6
@@ -207,7 +207,7 @@ def main() -> None:
     print(f"| PyTorch's operators beside them | | {own} | {own_bytes / 1e6:.1f} | | |")
     if arguments.inside:
         print(f"| PyTorch's operators inside them | | {operators_inside(33, channels)[0]} | | | |")
-    in_strips = rows_of(side, channels, processors=arguments.processors, strips=True)
+    in_strips = rows_of(side, channels, multiprocessors=arguments.multiprocessors, strips=True)
     strip_bytes = sum(r.times * r.moved for r in in_strips)
     print(f"| all ops, wide maps in strips that stay in the cache | | {sum(r.launches for r in in_strips)} | ", end="")
     print(f"{strip_bytes / 1e6:.1f} | {floor / 1e6:.1f} | {strip_bytes / floor:.2f} |")

@@ -42,7 +42,7 @@ class OpBench:
         paper: the channels that the pixels are varied at; ``multiple``: what channels must be divisible by.
         truth_backend: the plain one, or ``"torch"`` where plain code takes minutes at these sizes; tests hold one to
             the other in float64.
-        kernels_of: (sizes, dtype, processors, target) to the kernels of each part.
+        kernels_of: (sizes, dtype, multiprocessors, target) to the kernels of each part.
         compiled: whether the plain code is timed under ``torch.compile``.
     """
 
@@ -153,10 +153,10 @@ class OpBench:
         names = ("forward", "backward") if part == "both" else (part,)
         return Floor(sum(moved[name] for name in names), sum(flops[name] for name in names))
 
-    def kernels(self, case: Case, part: str, processors: int, target: str) -> Kernels | None:
+    def kernels(self, case: Case, part: str, multiprocessors: int, target: str) -> Kernels | None:
         if self.kernels_of is None:
             return None
-        found = self.kernels_of(dict(case.sizes), case.torch_dtype, processors, target)
+        found = self.kernels_of(dict(case.sizes), case.torch_dtype, multiprocessors, target)
         if part != "both":
             return found[part]
         return {f"{name}, {half}": row for half in ("forward", "backward") for name, row in found[half].items()}

@@ -135,7 +135,7 @@ def _of_step(case: Case, halves: Iterable[str], card: Card) -> list[_Piece]:
     from msformer_fast.benchmarks.ledger import rows_of
 
     sizes = {name: case[name] for name in ("side", "channels", "depth", "patch")}
-    rows = rows_of(**sizes, processors=card.processors, target=card.target)
+    rows = rows_of(**sizes, multiprocessors=card.multiprocessors, target=card.target)
     return [
         _Piece.of(row.kernels, row.floor, row.flops).times(row.times)
         for row in rows
@@ -147,7 +147,7 @@ def _kernels(bench: Bench, case: Case, half: str, card: Card) -> Kernels | None:
     if not has_launch_tables():
         return None
     try:
-        return bench.kernels(case, half, card.processors, card.target)
+        return bench.kernels(case, half, card.multiprocessors, card.target)
     except ValueError:  # a launch table says that the case is wider than its kernels take
         return None
 

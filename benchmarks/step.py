@@ -73,11 +73,11 @@ class StepBench:
         from msformer_fast.benchmarks.ledger import rows_of
 
         names = ("forward", "backward") if part == "step" else (part,)
-        rows = rows_of(case["side"], case["channels"], processors=132, depth=case["depth"], patch=case["patch"])
+        rows = rows_of(case["side"], case["channels"], multiprocessors=132, depth=case["depth"], patch=case["patch"])
         rows = [row for row in rows if row.name.endswith(names)]
         return Floor(sum(row.times * row.floor for row in rows), sum(row.times * row.flops for row in rows))
 
-    def kernels(self, case: Case, part: str, processors: int, target: str) -> Kernels | None:
+    def kernels(self, case: Case, part: str, multiprocessors: int, target: str) -> Kernels | None:
         return None
 
 

@@ -21,7 +21,7 @@ from msformer_fast.kernels.cross_scale_attention_split_kernels import (
     query_gradient_kernel,
 )
 from msformer_fast.kernels.cross_scale_attention_table import EXPAND, TABLE_GRADIENT, Arguments, Tile, vector_of
-from msformer_fast.kernels.slot_sums import sum_slots
+from msformer_fast.kernels.partial_sums import add_partial_sums
 from msformer_fast.windows import Windows
 
 
@@ -278,7 +278,7 @@ def _key_gradients(
 def _sum_bias(parts: Tensor, tile: Tile, bias: Tensor, windows: Windows) -> Tensor:
     """Gradient of a bias from partial sums in tiles (slots, heads, ..., ...) of the windows of a group."""
     tiles = torch.empty_like(parts[0])
-    sum_slots(parts, None, tiles, None)
+    add_partial_sums(parts, None, tiles, None)
     queries, keys = windows.queries, windows.keys
     if bias.ndim == 3:
         found = [
@@ -313,5 +313,5 @@ def _sum_pads(parts: Tensor, pad_k: Tensor | None, pad_v: Tensor | None) -> list
     """Gradients of the vectors outside the map from partial sums (slots, 2, heads, d)."""
     shape = parts.shape[2:]
     both = [parts.new_empty(shape) if pad is None else pad.new_empty(shape) for pad in (pad_k, pad_v)]
-    sum_slots(parts, None, *both)
+    add_partial_sums(parts, None, *both)
     return [None if pad is None else found for pad, found in zip((pad_k, pad_v), both, strict=True)]

@@ -15,8 +15,8 @@ from msformer_fast.kernels.launch import (
     accumulator,
     choose,
     compile_options,
+    multiprocessors_of,
     padded,
-    processors_of,
     product_kind,
     target_of,
     vector_length,
@@ -188,13 +188,13 @@ def block_of(tokens: int, most: int) -> int:
     return min(blocks, key=lambda block: (-(-tokens // block) * block, -block))
 
 
-def chunks_of(groups: int, programs: int, share: bool, processors: int) -> tuple[int, int]:
+def chunks_of(groups: int, programs: int, share: bool, multiprocessors: int) -> tuple[int, int]:
     """Groups that a program goes through, and how many such chunks there are.
 
     Args:
         programs: of one chunk; share: whether a program has something to share among its groups.
     """
-    chunk = max(1, triton.cdiv(groups, max(1, PROGRAMS * processors // programs))) if share else 1
+    chunk = max(1, triton.cdiv(groups, max(1, PROGRAMS * multiprocessors // programs))) if share else 1
     return chunk, triton.cdiv(groups, chunk)
 
 
@@ -254,7 +254,7 @@ class Arguments:
 
     def chunks(self, groups: int, programs: int, share: bool) -> tuple[int, int]:
         """Groups that a program goes through, and how many such chunks there are."""
-        return chunks_of(groups, programs, share, processors_of(self.like.device))
+        return chunks_of(groups, programs, share, multiprocessors_of(self.like.device))
 
     def new(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=sum_dtype(self.like.dtype), device=self.like.device)

@@ -22,7 +22,7 @@ from msformer_fast.kernels.efficient_attention_table import (
     launch_settings,
     programs_of,
 )
-from msformer_fast.kernels.launch import accumulator, padded, processors_of, product_kind, target_of
+from msformer_fast.kernels.launch import accumulator, multiprocessors_of, padded, product_kind, target_of
 
 
 class _Call:
@@ -34,7 +34,7 @@ class _Call:
         self.x, self.shape = x, shape
         mixed = products.itemsize == 2 and {x.dtype, weight.dtype} != {products}
         self.kind = "mixed" if mixed else product_kind(products, precision)
-        self.target, self.processors = target_of(x.device), processors_of(x.device)
+        self.target, self.multiprocessors = target_of(x.device), multiprocessors_of(x.device)
         dot = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
         self.acc = accumulator(x.dtype)
         self.passes = dict(
@@ -52,7 +52,7 @@ class _Call:
         """Options, programs that share an image's tokens, and how many do each share."""
         settings = launch_settings(part, self.shape, self.kind, self.target)
         chunks = chunks_of(part, self.shape, settings)
-        return settings, programs_of(self.shape, settings, chunks, self.processors), chunks
+        return settings, programs_of(self.shape, settings, chunks, self.multiprocessors), chunks
 
     def new(self, *size: int) -> Tensor:
         return torch.empty(size, dtype=sum_dtype(self.x.dtype), device=self.x.device)

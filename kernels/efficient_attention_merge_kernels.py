@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from msformer_fast.kernels.efficient_attention_kernels import SIZES, load_rows, load_vector
-from msformer_fast.kernels.slot_sums import sum_of_slots
+from msformer_fast.kernels.partial_sums import sum_of_partials
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -122,7 +122,7 @@ def merge_gradients_kernel(
 def store_sum(p_out, p_parts, o, size, stride, slots, BLOCK_S: tl.constexpr, ACC: tl.constexpr):
     """Elements o of the parts' sum, to p_out unless that is None."""
     if p_out is not None:
-        b_sum = sum_of_slots(p_parts, o, size, stride, slots, BLOCK_S, ACC)
+        b_sum = sum_of_partials(p_parts, o, size, stride, slots, BLOCK_S, ACC)
         tl.store(p_out + o, b_sum.to(p_out.dtype.element_ty), mask=o < size)
 
 

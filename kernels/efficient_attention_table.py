@@ -131,7 +131,7 @@ def chunks_of(part: str, shape: Shape, settings: dict[str, int]) -> int:
     return triton.cdiv(shape.CK, settings["BLOCK_D"]) if part in ("context", "keys") else 1
 
 
-def programs_of(shape: Shape, settings: dict[str, int], chunks: int, processors: int) -> int:
+def programs_of(shape: Shape, settings: dict[str, int], chunks: int, multiprocessors: int) -> int:
     """How many share an image's tokens: with the others of the grid, about one a multiprocessor."""
-    share = processors // max(1, shape.B * chunks)
+    share = multiprocessors // max(1, shape.B * chunks)
     return max(1, min(share, triton.cdiv(shape.N, settings["BLOCK_N"])))

@@ -1,15 +1,35 @@
-"""What every launcher shares: names of cards, dtypes of sums, kinds of products, widths of accesses. No kernels."""
+"""What every launcher shares: the launch itself, names of cards, dtypes of sums, kinds of products. No kernels."""
 
 from __future__ import annotations
 
 import math
-from typing import TypeAlias
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 
 import torch
 import triton
 import triton.language as tl
 
 Row: TypeAlias = tuple[int, ...]
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *shared: Mapping[str, Any], **arguments: Any) -> None:
+    """Launch a kernel with every argument by its name.
+
+    Args:
+        kernel: a ``triton.jit`` function.
+        grid: programs along each axis. An empty grid launches nothing.
+        shared: arguments and options that several launches have in common; a kernel takes those that it knows.
+        arguments: of this launch. They go before shared ones of the same name.
+
+    Raises:
+        TypeError: an argument that the kernel lacks, or one that it needs and that is not given (Triton's).
+    """
+    if 0 in grid:
+        return
+    known = (*kernel.arg_names, *OPTIONS)
+    common = {name: value for mapping in shared for name, value in mapping.items() if name in known}
+    kernel[grid](**{**common, **arguments})
 
 
 def target_of(device: torch.device) -> str | None:
@@ -21,8 +41,8 @@ def target_of(device: torch.device) -> str | None:
     return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
 
 
-def processors_of(device: torch.device) -> int:
-    """Multiprocessors of a device; a few on the CPU, so that tests in the interpreter see several slots."""
+def multiprocessors_of(device: torch.device) -> int:
+    """Streaming multiprocessors of a device; a few on the CPU: tests in the interpreter see several programs."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
 
 
@@ -57,18 +77,22 @@ def compile_options(num_warps: int, num_stages: int = 1) -> dict[str, int]:
     return dict(num_warps=num_warps, num_stages=num_stages, enable_fp_fusion=True)
 
 
+OPTIONS = tuple(compile_options(1))
+
+
 def choose(rows: dict[tuple[str, int], Row], size: int, target: str | None) -> Row:
     """The row of a launch table ``{(targets, largest size): row}`` that serves a size on a card.
 
-    A row that names the target goes before one for any (``""``), then the narrowest that fits. ``"sm_90 before 3.7"``
-    serves these cards under older versions of Triton alone, and goes before a row of the same width for all versions.
+    The narrowest that fits; of rows of that width one that names the target goes before one for any (``""``).
+    ``"sm_90 before 3.8"`` serves these cards under older versions of Triton alone, and goes before a row of the same
+    width for all versions.
     """
     fits = []
     for (cards, limit), row in rows.items():
         targets, _, newer = cards.partition(" before ")
         serves = target in (targets.split() or [target]) and (not newer or version_of(newer) > TRITON)
         if serves and size <= limit:
-            fits.append((not targets, limit, not newer, row))
+            fits.append((limit, not targets, not newer, row))
     return min(fits)[-1]
 
 

@@ -9,7 +9,7 @@ Arguments beyond those of clustering_loss:
   D                      channels
   BLOCK_D, BLOCK_O       step of the products that sum over channels; channels that a program has a gradient of
   WVEC                   elements that one access to the weight (K, D) may take: a power of 2 that divides D
-  IP                     input_precision of float32 products: ieee, tf32 or tf32x3
+  PREC                     input_precision of float32 products: ieee, tf32 or tf32x3
 VEC and PIXELS_INNER say of features and channels what they say of logits and clusters.
 
 The logits stay in float32 here. A model that rounds them to 16 bits has other labels at pixels whose two largest logits
@@ -45,8 +45,8 @@ from msformer_fast.kernels.launch import (
     accumulator,
     choose,
     compile_options,
+    multiprocessors_of,
     padded,
-    processors_of,
     product_kind,
     target_of,
     vector_length,
@@ -67,7 +67,7 @@ def load_weight(p_weight, o_k, o_d, K, D, WVEC: tl.constexpr):
 @triton.jit
 def logits_of(p_features, p_weight, p_bias, b, h, o_w, m_w, o_k, stride_b, stride_h, stride_w, stride_k, K, D,
               BLOCK_D: tl.constexpr, VEC: tl.constexpr, WVEC: tl.constexpr, PIXELS_INNER: tl.constexpr,
-              HAS_BIAS: tl.constexpr, IP: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+              HAS_BIAS: tl.constexpr, PREC: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
     """Logits of a tile [BLOCK_P, BLOCK_K], minus infinity beyond K."""
     b_logits = tl.zeros((o_w.shape[0], o_k.shape[0]), ACC)
     for d in range(0, D, BLOCK_D):
@@ -76,7 +76,7 @@ def logits_of(p_features, p_weight, p_bias, b, h, o_w, m_w, o_k, stride_b, strid
             p_features, b, h, o_w, m_w, o_d, stride_b, stride_h, stride_w, stride_k, D, VEC, PIXELS_INNER, 0.0
         )
         b_weight = load_weight(p_weight, o_k, o_d, K, D, WVEC)
-        b_logits = tl.dot(b_x, tl.trans(b_weight), b_logits, input_precision=IP, out_dtype=ACC)
+        b_logits = tl.dot(b_x, tl.trans(b_weight), b_logits, input_precision=PREC, out_dtype=ACC)
     if HAS_BIAS:
         b_logits += tl.load(p_bias + o_k, mask=o_k < K, other=0.0).to(ACC)[None, :]
     return tl.where((o_k < K)[None, :], b_logits, NOTHING)
@@ -99,7 +99,7 @@ def gradient_of(b_logits, p_max, p_others, p_labels, p_grad, b, h, o_w, m_w, o_k
 def linear_loss_kernel(p_features, p_weight, p_bias, p_loss, p_labels, p_present, p_max, p_others, stride_b, stride_h,
                       stride_w, stride_k, H, W, K, D, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr,
                       BLOCK_D: tl.constexpr, VEC: tl.constexpr, WVEC: tl.constexpr, PIXELS_INNER: tl.constexpr,
-                      HAS_BIAS: tl.constexpr, PER_PIXEL: tl.constexpr, IP: tl.constexpr,
+                      HAS_BIAS: tl.constexpr, PER_PIXEL: tl.constexpr, PREC: tl.constexpr,
                       ACC: tl.constexpr):  # fmt: skip
     """Loss, labels, flags, and what the backward needs of each pixel: features read once. Grid: tiles."""
     W = whole(W, VEC) if PIXELS_INNER else W
@@ -111,7 +111,7 @@ def linear_loss_kernel(p_features, p_weight, p_bias, p_loss, p_labels, p_present
         o_k = k + tl.arange(0, BLOCK_K)
         b_logits = logits_of(
             p_features, p_weight, p_bias, b, h, o_w, m_w, o_k, stride_b, stride_h, stride_w, stride_k, K, D, BLOCK_D,
-            VEC, WVEC, PIXELS_INNER, HAS_BIAS, IP, ACC
+            VEC, WVEC, PIXELS_INNER, HAS_BIAS, PREC, ACC
         )  # fmt: skip
         b_max2, b_top2, _, b_others2 = top_and_others(b_logits, o_k)
         # The larger of the two maxima stays out of the sum, the other one enters it. Of equals the first stays.
@@ -134,7 +134,7 @@ def features_gradient_kernel(p_features, p_weight, p_bias, p_max, p_others, p_la
                           stride_w, stride_k, grad_b, grad_h, grad_w, out_b, out_h, out_w, out_k, divisor, H, W, K,
                           D, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
                           BLOCK_O: tl.constexpr, VEC: tl.constexpr, WVEC: tl.constexpr, PIXELS_INNER: tl.constexpr,
-                          HAS_BIAS: tl.constexpr, IP: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+                          HAS_BIAS: tl.constexpr, PREC: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
     """Gradient of the features. Grid: tiles, blocks of BLOCK_O channels."""
     W = whole(W, VEC) if PIXELS_INNER else W
     b, h, o_w, m_w = tile_of(tl.program_id(0), H, W, BLOCK_P)
@@ -144,13 +144,13 @@ def features_gradient_kernel(p_features, p_weight, p_bias, p_max, p_others, p_la
         o_k = k + tl.arange(0, BLOCK_K)
         b_logits = logits_of(
             p_features, p_weight, p_bias, b, h, o_w, m_w, o_k, stride_b, stride_h, stride_w, stride_k, K, D, BLOCK_D,
-            VEC, WVEC, PIXELS_INNER, HAS_BIAS, IP, ACC
+            VEC, WVEC, PIXELS_INNER, HAS_BIAS, PREC, ACC
         )  # fmt: skip
         b_dlogits = gradient_of(
             b_logits, p_max, p_others, p_labels, p_grad, b, h, o_w, m_w, o_k, grad_b, grad_h, grad_w, divisor, H, W, ACC
         )
         b_weight = load_weight(p_weight, o_k, o_d, K, D, WVEC)
-        b_out = tl.dot(b_dlogits.to(b_weight.dtype), b_weight, b_out, input_precision=IP, out_dtype=ACC)
+        b_out = tl.dot(b_dlogits.to(b_weight.dtype), b_weight, b_out, input_precision=PREC, out_dtype=ACC)
     p_out += offsets(b, h, o_w, o_d, out_b, out_h, out_w, out_k, VEC, PIXELS_INNER)
     tl.store(p_out, b_out.to(p_out.dtype.element_ty), mask=m_w[:, None] & inside(o_d, D, VEC, PIXELS_INNER)[None, :])
 
@@ -160,7 +160,7 @@ def weight_gradient_kernel(p_features, p_weight, p_bias, p_max, p_others, p_labe
                         stride_b, stride_h, stride_w, stride_k, grad_b, grad_h, grad_w, divisor, H, W, K, D, tiles,
                         programs, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
                         BLOCK_O: tl.constexpr, VEC: tl.constexpr, WVEC: tl.constexpr, PIXELS_INNER: tl.constexpr,
-                        HAS_BIAS: tl.constexpr, IP: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+                        HAS_BIAS: tl.constexpr, PREC: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
     """Gradients of weight and bias, in a slot of each program. Grid: programs, blocks of clusters, of channels."""
     W = whole(W, VEC) if PIXELS_INNER else W
     o_k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
@@ -170,7 +170,7 @@ def weight_gradient_kernel(p_features, p_weight, p_bias, p_max, p_others, p_labe
         b, h, o_w, m_w = tile_of(index, H, W, BLOCK_P)
         b_logits = logits_of(
             p_features, p_weight, p_bias, b, h, o_w, m_w, o_k, stride_b, stride_h, stride_w, stride_k, K, D, BLOCK_D,
-            VEC, WVEC, PIXELS_INNER, HAS_BIAS, IP, ACC
+            VEC, WVEC, PIXELS_INNER, HAS_BIAS, PREC, ACC
         )  # fmt: skip
         b_dlogits = gradient_of(
             b_logits, p_max, p_others, p_labels, p_grad, b, h, o_w, m_w, o_k, grad_b, grad_h, grad_w, divisor, H, W, ACC
@@ -178,7 +178,7 @@ def weight_gradient_kernel(p_features, p_weight, p_bias, p_max, p_others, p_labe
         b_x = load_tile(
             p_features, b, h, o_w, m_w, o_d, stride_b, stride_h, stride_w, stride_k, D, VEC, PIXELS_INNER, 0.0
         )
-        b_dweight = tl.dot(tl.trans(b_dlogits.to(b_x.dtype)), b_x, b_dweight, input_precision=IP, out_dtype=ACC)
+        b_dweight = tl.dot(tl.trans(b_dlogits.to(b_x.dtype)), b_x, b_dweight, input_precision=PREC, out_dtype=ACC)
         b_dbias += tl.sum(b_dlogits, 0)
     slot, D = tl.program_id(0).to(tl.int64), whole(D, WVEC)
     p_block = p_dweight + slot * K * D + (o_k.to(tl.int64) * D)[:, None] + o_d[None, :]
@@ -305,7 +305,7 @@ def linear_clustering_loss_backward(
     settings = launch_settings("weight", K, features.dtype, target, D, input_precision)
     tiles = rows.tiles(settings["BLOCK_P"])
     blocks = triton.cdiv(K, settings["BLOCK_K"]), triton.cdiv(D, settings["BLOCK_O"])
-    programs = max(1, min(triton.cdiv(2 * processors_of(device), math.prod(blocks)), tiles))
+    programs = max(1, min(triton.cdiv(2 * multiprocessors_of(device), math.prod(blocks)), tiles))
     dweight = torch.empty(programs, K, D, dtype=statistics.dtype, device=device)
     dbias = torch.empty(programs, K, dtype=statistics.dtype, device=device)
     weight_gradient_kernel[(programs, *blocks)](
@@ -334,6 +334,6 @@ def _constants(rows: Rows, weight: Tensor, bias: Tensor | None, input_precision:
         WVEC=vector_length(weight.dtype, weight.shape[1]),
         PIXELS_INNER=rows.pixels_inner,
         HAS_BIAS=bias is not None,
-        IP=input_precision,
+        PREC=input_precision,
         ACC=accumulator(weight.dtype),
     )

@@ -15,8 +15,8 @@ from msformer_fast.kernels.launch import (
     accumulator,
     choose,
     compile_options,
+    multiprocessors_of,
     padded,
-    processors_of,
     product_kind,
     target_of,
 )
@@ -150,9 +150,9 @@ def strip_rows(batch: int, height: int, width: int, hidden: int, itemsize: int) 
     return max(height, 1) if rows + 3 >= height else rows
 
 
-def programs_of(kernel: str, tiles: int, blocks: int, processors: int) -> int:
+def programs_of(kernel: str, tiles: int, blocks: int, multiprocessors: int) -> int:
     """Programs that share the tiles: a few waves; one, the blocks of wide channels included, where slots are large."""
-    return min(tiles, max(1, processors // blocks) if kernel == "product" else 4 * processors)
+    return min(tiles, max(1, multiprocessors // blocks) if kernel == "product" else 4 * multiprocessors)
 
 
 def output_dtype(t: Tensor, p: Parameters, options: Options) -> torch.dtype:
@@ -169,7 +169,11 @@ class _Call:
         self.D, self.dtype, self.device = p.fc1_weight.shape[0], p.fc1_weight.dtype, t.device
         self.strip, self.precision = min(strip, max(self.H, 1)), precision
         self.rows = self.H if self.strip == self.H else min(self.strip + halo, self.H)  # of a ring
-        self.sums, self.target, self.processors = sum_dtype(t.dtype), target_of(t.device), processors_of(t.device)
+        self.sums, self.target, self.multiprocessors = (
+            sum_dtype(t.dtype),
+            target_of(t.device),
+            multiprocessors_of(t.device),
+        )
         self.scalars = dict(
             H=self.H, W=self.W, R=self.rows, pixels=self.B * self.H * self.W, c_end=self.C, eps=options.eps
         )
@@ -199,7 +203,7 @@ class _Call:
     def programs(self, kernel: str, ahead: int = 0) -> int:
         """Slots of a kernel's sums: the programs that share the tiles of the largest strip."""
         most = max((self.tiles(kernel, rows)[0] for rows in self.strips(ahead)), default=0)
-        return programs_of(kernel, most, self.blocks(kernel), self.processors)
+        return programs_of(kernel, most, self.blocks(kernel), self.multiprocessors)
 
     def blocks(self, kernel: str) -> int:
         """Blocks of wide channels."""

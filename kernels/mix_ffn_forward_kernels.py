@@ -119,7 +119,7 @@ def contract_kernel(
 
     Two sweeps over the channels of a tile: the first gathers the inner norm's statistics, merging blocks without
     cancellation; the second makes v again, from taps that lie in the caches by then.
-    p_moments None or (programs, 4, C): moments of this program's pixels, see ``batch_statistics.merged_slots``. The
+    p_moments None or (programs, 4, C): moments of this program's pixels, see ``batch_statistics.merged_moments``. The
     shift is the mean of its first tile: a nearly constant channel far from 0 keeps its digits.
     """
     o_c = tl.arange(0, BC)

@@ -18,7 +18,7 @@ from msformer_fast.kernels.mix_ffn_kernels import (
     token_statistics,
     vector,
 )
-from msformer_fast.kernels.slot_sums import sum_of_slots
+from msformer_fast.kernels.partial_sums import sum_of_partials
 
 _jit = triton.jit(do_not_specialize=SIZES)
 
@@ -145,7 +145,7 @@ def finish_gradients_kernel(
     block, i = tl.program_id(0), tl.arange(0, BLOCK)
     if block < PRODUCT_BLOCKS:
         o = block * BLOCK + i
-        b_sum = sum_of_slots(p_product_sums, o, 2 * D * C + 11 * D, 2 * D * C + 11 * D, product_slots, BLOCK_S, ACC)
+        b_sum = sum_of_partials(p_product_sums, o, 2 * D * C + 11 * D, 2 * D * C + 11 * D, product_slots, BLOCK_S, ACC)
         _put(p_dw1, o, 0, D * C, b_sum)
         _put(p_dw2, o, D * C, D * C, b_sum)
         _put(p_ddw, o, 2 * D * C, 9 * D, b_sum)
@@ -154,13 +154,13 @@ def finish_gradients_kernel(
     elif block < PRODUCT_BLOCKS + WIDE_BLOCKS:
         if p_wide_sums is not None:
             o = (block - PRODUCT_BLOCKS) * BLOCK + i
-            b_sum = sum_of_slots(p_wide_sums, o, 2 * D, 2 * D, wide_slots, BLOCK_S, ACC)
+            b_sum = sum_of_partials(p_wide_sums, o, 2 * D, 2 * D, wide_slots, BLOCK_S, ACC)
             _put(p_dgamma2, o, 0, D, b_sum)
             _put(p_dbeta2, o, D, D, b_sum)
     else:
         if p_token_sums is not None:
             o = (block - PRODUCT_BLOCKS - WIDE_BLOCKS) * BLOCK + i
-            b_sum = sum_of_slots(p_token_sums, o, 3 * C, 3 * C, token_slots, BLOCK_S, ACC)
+            b_sum = sum_of_partials(p_token_sums, o, 3 * C, 3 * C, token_slots, BLOCK_S, ACC)
             _put(p_dgamma1, o, 0, C, b_sum)
             _put(p_dbeta1, o, C, C, b_sum)
             _put(p_dbias2, o, 2 * C, C, b_sum)

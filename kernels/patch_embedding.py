@@ -13,13 +13,13 @@ from msformer_fast.kernels.launch import (
     accumulator,
     choose,
     compile_options,
+    multiprocessors_of,
     padded,
-    processors_of,
     product_kind,
     target_of,
 )
+from msformer_fast.kernels.partial_sums import add_partial_sums
 from msformer_fast.kernels.patch_embedding_kernels import embed_kernel, logits_gradient_kernel, weight_gradient_kernel
-from msformer_fast.kernels.slot_sums import sum_slots
 
 LIMIT_C, LIMIT_K = 256, 1024
 
@@ -132,7 +132,7 @@ def patch_embedding_forward(
     tiles = triton.cdiv(total, options["BLOCK_R"]) * triton.cdiv(C, options["BLOCK_D"])
     if tiles:
         blocks = triton.cdiv(patch * patch, options["BLOCK_P"]) * triton.cdiv(K, options["BLOCK_K"])
-        parts = _new(logits, max(1, min(processors_of(logits.device) // tiles, blocks)), total, C)
+        parts = _new(logits, max(1, min(multiprocessors_of(logits.device) // tiles, blocks)), total, C)
         embed_kernel[len(parts), tiles](
             logits,
             *norm,
@@ -148,7 +148,7 @@ def patch_embedding_forward(
             C=C,
             **options,
         )
-        sum_slots(parts, bias, q, k)
+        add_partial_sums(parts, bias, q, k)
     return q, k
 
 
@@ -179,10 +179,10 @@ def patch_embedding_backward(
     C, grad, total = weight.shape[0], torch.stack((dq, dk)), 2 * B * rows * columns
     dbias, dgamma, dbeta = _new(logits, C), _new(logits, K), _new(logits, K)
     dweight, dlogits = torch.empty_like(weight, memory_format=torch.contiguous_format), torch.empty_like(logits)
-    sum_slots(grad.view(total, C), None, dbias, None)
+    add_partial_sums(grad.view(total, C), None, dbias, None)
     options = _options("weight_grads", logits, C, patch, input_precision)
     k_blocks, p_blocks = triton.cdiv(K, options["BLOCK_K"]), triton.cdiv(patch * patch, options["BLOCK_P"])
-    parts = _new(logits, max(1, min(2 * processors_of(logits.device) // k_blocks, p_blocks)), 2, K)
+    parts = _new(logits, max(1, min(2 * multiprocessors_of(logits.device) // k_blocks, p_blocks)), 2, K)
     weight_gradient_kernel[len(parts), k_blocks](
         logits,
         *norm,
@@ -201,7 +201,7 @@ def patch_embedding_backward(
         C=C,
         **options,
     )
-    sum_slots(parts, None, dbeta, dgamma)
+    add_partial_sums(parts, None, dbeta, dgamma)
     options = _options("logit_grads", logits, C, patch, input_precision)
     pixel_blocks = triton.cdiv(B * triton.cdiv(H, patch) * triton.cdiv(W, patch), options["BLOCK_R"])
     if B:

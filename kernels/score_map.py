@@ -9,7 +9,7 @@ import triton
 from torch import Tensor
 
 from msformer_fast.dtypes import label_dtype, sum_dtype
-from msformer_fast.kernels.launch import accumulator, padded, processors_of, target_of
+from msformer_fast.kernels.launch import accumulator, multiprocessors_of, padded, target_of
 from msformer_fast.kernels.score_map_gradient_kernels import (
     map_gradients_kernel,
     unfold_kernel,
@@ -124,7 +124,7 @@ def score_map_forward(
     logits = fine.new_empty((B, H, W, K))
     blocks = triton.cdiv(head.cells, settings["BLOCK_N"])
     k_blocks, tiles = triton.cdiv(K, settings["BLOCK_K"]), 4 * B * blocks
-    programs = min(tiles, triton.cdiv(2 * processors_of(fine.device), k_blocks))
+    programs = min(tiles, triton.cdiv(2 * multiprocessors_of(fine.device), k_blocks))
     labels, pixel, present, losses, moments = (logits,) * 5
     if gather:
         labels = torch.empty((B, H, W), dtype=label_dtype(K), device=fine.device)
@@ -210,7 +210,7 @@ def score_map_backward(
     grad, settings = grad.contiguous(), head.settings("weight_sums")
     sizes, widths = (H, W, coarse.shape[2], head.cells), dict(K=K, C=C)
     blocks, k_blocks = triton.cdiv(head.cells, settings["BLOCK_N"]), triton.cdiv(K, settings["BLOCK_K"])
-    programs = min(B * blocks, triton.cdiv(processors_of(fine.device), 4 * k_blocks))
+    programs = min(B * blocks, triton.cdiv(multiprocessors_of(fine.device), 4 * k_blocks))
     products, sums = head.new(programs, 4, 2, K, C), head.new(programs, 4, K)
     if programs:
         weight_sums_kernel[programs, 4 * k_blocks](

@@ -28,7 +28,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from msformer_fast.kernels.batch_statistics import add_block, merged_slots, store_moments
+from msformer_fast.kernels.batch_statistics import add_block, merged_moments, store_moments
 from msformer_fast.kernels.clustering_loss import NOTHING, count_and_sum, log1p, top_and_others
 
 SIZES = (
@@ -221,7 +221,7 @@ def gathered_kernel(
     k_blocks = (K + BLOCK_K - 1) // BLOCK_K
     if tl.program_id(0) < k_blocks:
         o_k = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
-        b_mean, b_var = merged_slots(p_moments, o_k, slots, K, BLOCK_S, BLOCK_K, ACC)
+        b_mean, b_var = merged_moments(p_moments, o_k, slots, K, BLOCK_S, BLOCK_K, ACC)
         tl.store(p_mean + o_k, b_mean, mask=o_k < K)
         tl.store(p_var + o_k, b_var, mask=o_k < K)
         tl.store(p_rstd + o_k, 1.0 / tl.sqrt(b_var + eps), mask=o_k < K)

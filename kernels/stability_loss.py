@@ -10,8 +10,11 @@ stored. Two numbers a row are enough for both directions, and they keep their di
     D_ij = A_ii (1 - A_ii) E_ij,  E_ij = exp(s_ij - others_i) for j != i,  E_ii = -1    (rows of E sum to 0)
     dq = c D k    dk = c D^T q    c = 2 / (scale T^2 B) dloss
 
-Shapes in comments: m patches that a program owns, n patches it loops over, c channels. `b_` value of a block, `p_`
-pointer, `o_` offsets, `m_` masks.
+`b_` value of a block, `p_` pointer, `o_` offsets, `m_` masks. Arguments that kernels share:
+    p_q, p_k (B, T, C), any strides    p_others, p_diagonal (B, T)    B, T, C: images, patches, channels
+    SCALE: divisor of the scores    BLOCK_M: patches that a program owns    BLOCK_N: patches that it loops over
+    BLOCK_K: channels that a product of scores takes at a time    BLOCK_C: power of 2 >= C
+    ACC: dtype of sums    PREC: input_precision of products
 """
 
 from __future__ import annotations
@@ -24,42 +27,41 @@ import triton.language as tl
 from torch import Tensor
 
 from msformer_fast.dtypes import sum_dtype
-from msformer_fast.kernels.launch import accumulator, choose, compile_options, padded, product_kind, target_of
+from msformer_fast.kernels.blocks import load_block, store_block
+from msformer_fast.kernels.launch import (
+    accumulator,
+    choose,
+    compile_options,
+    launch,
+    padded,
+    product_kind,
+    target_of,
+)
 
-SIZES = ("B", "T", "slots")  # never specialised: a new size runs the code of the old one
+SIZES = ("B", "T", "partials")  # never specialised: a new size runs the code of the old one
 LIMIT_C = 256
 
 
 @triton.jit
-def _rows(p, o_row, o_c, T, C, stride_row, stride_c):
-    """Some channels of some patches (row, c), 0 outside."""
-    o = (o_row.to(tl.int64) * stride_row)[:, None] + (o_c.to(tl.int64) * stride_c)[None, :]
-    return tl.load(p + o, mask=(o_row < T)[:, None] & (o_c < C)[None, :], other=0.0)
+def _load_patches(p, o_row, o_c, T, C, stride_t, stride_c):
+    """Some channels of some patches [rows, channels], 0 outside."""
+    return load_block(p, o_row.to(tl.int64) * stride_t, o_c.to(tl.int64) * stride_c, o_row < T, o_c < C)
 
 
 @triton.jit
 def _scores(
-    p_a,
-    p_b,
-    o_m,
-    o_n,
-    T,
-    C,
-    stride_am,
-    stride_ac,
-    stride_bn,
-    stride_bc,
-    SCALE: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    ACC: tl.constexpr,
-    PREC: tl.constexpr,
-):
-    """a b^T / scale (m, n)."""
+    p_a, p_b, o_m, o_n,
+    T, C, stride_at, stride_ac, stride_bt, stride_bc,
+    SCALE: tl.constexpr, BLOCK_K: tl.constexpr, ACC: tl.constexpr, PREC: tl.constexpr,
+):  # fmt: skip
+    """a b^T / scale [BLOCK_M, BLOCK_N] of patches o_m of a and o_n of b."""
     b_s = tl.zeros((o_m.shape[0], o_n.shape[0]), ACC)
+
     for start in range(0, C, BLOCK_K):
         o_c = start + tl.arange(0, BLOCK_K)
-        b_a = _rows(p_a, o_m, o_c, T, C, stride_am, stride_ac)
-        b_b = _rows(p_b, o_n, o_c, T, C, stride_bn, stride_bc)
+        b_a = _load_patches(p_a, o_m, o_c, T, C, stride_at, stride_ac)  # [BLOCK_M, BLOCK_K]
+        b_b = _load_patches(p_b, o_n, o_c, T, C, stride_bt, stride_bc)  # [BLOCK_N, BLOCK_K]
+
         b_s = tl.dot(b_a, tl.trans(b_b), b_s, input_precision=PREC, out_dtype=ACC)
 
     # An fma with 0: a product alone would go into the subtraction that follows it in some kernels and not in others,
@@ -69,106 +71,88 @@ def _scores(
 
 @triton.jit(do_not_specialize=SIZES)
 def stability_kernel(
-    p_q,
-    p_k,
-    p_others,
-    p_diagonal,
-    p_parts,
-    T,
-    C,
-    stride_qb,
-    stride_qt,
-    stride_qc,
-    stride_kb,
-    stride_kt,
-    stride_kc,
-    SCALE: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    ACC: tl.constexpr,
+    p_q, p_k, p_others, p_diagonal, p_partials,
+    T, C, stride_qb, stride_qt, stride_qc, stride_kb, stride_kt, stride_kc,
+    SCALE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, ACC: tl.constexpr,
     PREC: tl.constexpr,
-):
-    """others and diagonal (B, T), and this program's sum of 1 - A_ii. Grid: B * blocks of rows.
+):  # fmt: skip
+    """others and diagonal, and this program's sum of 1 - A_ii. Grid: B * blocks of rows.
 
-    p_q, p_k: (B, T, C)    p_parts: one slot a program    BLOCK_K: channels a product takes at a time
+    p_partials: one sum a program
     """
     blocks = tl.cdiv(T, BLOCK_M)
     image = (tl.program_id(0) // blocks).to(tl.int64)
     o_m = tl.program_id(0) % blocks * BLOCK_M + tl.arange(0, BLOCK_M)
     p_q += image * stride_qb
     p_k += image * stride_kb
-    b_max = tl.full((BLOCK_M,), -1e30, ACC)  # not -inf: a row may have no others (T = 1), or none in its first block
+
+    # The maximum is not -inf: a row may have no others (T = 1), or none in its first block.
+    b_max = tl.full((BLOCK_M,), -1e30, ACC)
     b_sum = tl.zeros((BLOCK_M,), ACC)
     b_diagonal = tl.zeros((BLOCK_M,), ACC)
+
     for start in range(0, T, BLOCK_N):
         o_n = start + tl.arange(0, BLOCK_N)
-        m_self = o_m[:, None] == o_n[None, :]
+        m_self = o_m[:, None] == o_n[None, :]  # [BLOCK_M, BLOCK_N]
         b_s = _scores(p_q, p_k, o_m, o_n, T, C, stride_qt, stride_qc, stride_kt, stride_kc, SCALE, BLOCK_K, ACC, PREC)
-        # from the same product as its rivals, so that its rounding is theirs
+
+        # From the same product as its rivals, so that its rounding is theirs.
         b_diagonal += tl.sum(tl.where(m_self, b_s, 0.0), 1)
+
+        # Online softmax of the others: rescale what was summed so far to the new maximum.
         b_s = tl.where(m_self | (o_n >= T)[None, :], float("-inf"), b_s)
-        b_new = tl.maximum(b_max, tl.max(b_s, 1))
+        b_new = tl.maximum(b_max, tl.max(b_s, 1))  # [BLOCK_M]
         b_sum = b_sum * tl.exp(b_max - b_new) + tl.sum(tl.exp(b_s - b_new[:, None]), 1)
         b_max = b_new
+
+    # 1 - A_ii = sigmoid(x), without overflow.
     b_others = b_max + tl.log(b_sum)
     b_x = b_others - b_diagonal
     b_e = tl.exp(-tl.abs(b_x))
-    b_loss = tl.where(b_x < 0, b_e, 1.0) / (1.0 + b_e)  # sigmoid(x), no overflow
+    b_loss = tl.where(b_x < 0, b_e, 1.0) / (1.0 + b_e)
+
     o_out = image * T + o_m
     tl.store(p_others + o_out, b_others, mask=o_m < T)
     tl.store(p_diagonal + o_out, b_diagonal, mask=o_m < T)
-    tl.store(p_parts + tl.program_id(0), tl.sum(tl.where(o_m < T, b_loss, 0.0), 0))
+    tl.store(p_partials + tl.program_id(0), tl.sum(tl.where(o_m < T, b_loss, 0.0), 0))
 
 
 @triton.jit(do_not_specialize=SIZES)
-def mean_loss_kernel(p_parts, p_loss, slots, B, T, BLOCK: tl.constexpr, ACC: tl.constexpr):
-    """2 / (B T^2) times the sum of the slots, in an order that depends on their number alone. One program."""
+def mean_loss_kernel(
+    p_partials, p_loss,
+    partials, B, T,
+    BLOCK: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """2 / (B T^2) times the partial sums, in an order that depends on their number alone. One program."""
     b_sum = tl.zeros((BLOCK,), ACC)
-    for start in range(0, slots, BLOCK):
+
+    for start in range(0, partials, BLOCK):
         o_s = start + tl.arange(0, BLOCK)
-        b_sum += tl.load(p_parts + o_s, mask=o_s < slots, other=0.0)
+        b_sum += tl.load(p_partials + o_s, mask=o_s < partials, other=0.0)
+
     tl.store(p_loss, tl.sum(b_sum, 0) * (2.0 / T.to(ACC) / T.to(ACC) / B.to(ACC)))
 
 
 @triton.jit
-def _statistics(p_others, p_diagonal, o_t, T, ACC: tl.constexpr):
+def _row_statistics(p_others, p_diagonal, o_t, T, ACC: tl.constexpr):
     """others and A_ii (1 - A_ii) of some rows; 0 outside."""
     b_others = tl.load(p_others + o_t, mask=o_t < T, other=0.0)
     b_x = b_others - tl.load(p_diagonal + o_t, mask=o_t < T, other=0.0)
+
     b_e = tl.exp(-tl.abs(b_x))
     return b_others, tl.where(o_t < T, b_e / ((1.0 + b_e) * (1.0 + b_e)), 0.0)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def gradient_kernel(
-    p_a,
-    p_b,
-    p_others,
-    p_diagonal,
-    p_grad_loss,
-    p_da,
-    B,
-    T,
-    C,
-    stride_ab,
-    stride_at,
-    stride_ac,
-    stride_bb,
-    stride_bt,
-    stride_bc,
-    SCALE: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    ACC: tl.constexpr,
-    PREC: tl.constexpr,
-):
+    p_a, p_b, p_others, p_diagonal, p_grad_loss, p_da,
+    B, T, C, stride_ab, stride_at, stride_ac, stride_bb, stride_bt, stride_bc,
+    SCALE: tl.constexpr, ROWS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_C: tl.constexpr, ACC: tl.constexpr, PREC: tl.constexpr,
+):  # fmt: skip
     """Gradient of a. ROWS: a = q, b = k, dq = c D k; otherwise a = k, b = q, dk = c D^T q. Grid: B * blocks of a.
 
-    p_grad_loss: the loss's gradient, one number    p_da: (B, T, C), contiguous    BLOCK_C: power of 2 >= C
+    p_grad_loss: the loss's gradient, one number    p_da: (B, T, C), contiguous
     """
     blocks = tl.cdiv(T, BLOCK_M)
     image = (tl.program_id(0) // blocks).to(tl.int64)
@@ -178,30 +162,34 @@ def gradient_kernel(
     p_b += image * stride_bb
     p_others += image * T
     p_diagonal += image * T
+
     b_da = tl.zeros((BLOCK_M, BLOCK_C), ACC)
-    b_others, b_factor = _statistics(p_others, p_diagonal, o_m, T, ACC)
+    b_others, b_factor = _row_statistics(p_others, p_diagonal, o_m, T, ACC)
+
     for start in range(0, T, BLOCK_N):
         o_n = start + tl.arange(0, BLOCK_N)
-        b_e = _scores(
-            p_a, p_b, o_m, o_n, T, C, stride_at, stride_ac, stride_bt, stride_bc, SCALE, BLOCK_K, ACC, PREC
-        )  # (m, n)
+        b_s = _scores(p_a, p_b, o_m, o_n, T, C, stride_at, stride_ac, stride_bt, stride_bc, SCALE, BLOCK_K, ACC, PREC)
+
+        # E [BLOCK_M, BLOCK_N], or its transpose.
         m_self = o_m[:, None] == o_n[None, :]
-        if ROWS:  # the factor belongs to the rows of the result: apply it once, at the end
-            b_e = tl.where(m_self, -1.0, tl.exp(b_e - b_others[:, None]))
+        if ROWS:  # the factor belongs to the rows of the result: it is applied once, at the end
+            b_e = tl.where(m_self, -1.0, tl.exp(b_s - b_others[:, None]))
         else:
-            b_others_n, b_factor_n = _statistics(p_others, p_diagonal, o_n, T, ACC)
-            b_e = tl.where(m_self, -1.0, tl.exp(b_e - b_others_n[None, :])) * b_factor_n[None, :]
+            b_others_n, b_factor_n = _row_statistics(p_others, p_diagonal, o_n, T, ACC)
+            b_e = tl.where(m_self, -1.0, tl.exp(b_s - b_others_n[None, :])) * b_factor_n[None, :]
         b_e = tl.where((o_n < T)[None, :], b_e, 0.0)
-        # float32 even for 16-bit inputs: the factor may be 1e-20, which float16 does not hold
-        b_b = _rows(p_b, o_n, o_c, T, C, stride_bt, stride_bc).to(ACC)
+
+        # In float32 even for 16-bit inputs: the factor may be 1e-20, which float16 does not hold.
+        b_b = _load_patches(p_b, o_n, o_c, T, C, stride_bt, stride_bc).to(ACC)  # [BLOCK_N, BLOCK_C]
         b_da = tl.dot(b_e, b_b, b_da, input_precision=PREC, out_dtype=ACC)
+
     b_c = tl.load(p_grad_loss).to(ACC) * (2.0 / SCALE) / T.to(ACC) / T.to(ACC) / B.to(ACC)
     if ROWS:
         b_da *= (b_c * b_factor)[:, None]
     else:
         b_da *= b_c
-    o_out = ((image * T + o_m) * C)[:, None] + o_c[None, :]
-    tl.store(p_da + o_out, b_da.to(p_da.dtype.element_ty), mask=(o_m < T)[:, None] & (o_c < C)[None, :])
+
+    store_block(p_da, (image * T + o_m) * C, o_c, o_m < T, o_c < C, b_da)
 
 
 # (part, kind of product): {(targets, largest padded C): (BLOCK_M, BLOCK_N, BLOCK_K, num_warps, num_stages)}; "" is any.
@@ -236,6 +224,11 @@ def _options(part: str, q: Tensor, scale: float, input_precision: str) -> dict[s
     return dict(settings, SCALE=float(scale), ACC=accumulator(q.dtype), PREC=precision)
 
 
+def _strides(name: str, x: Tensor) -> dict[str, int]:
+    """Strides of a tensor (B, T, C) as kernels name them."""
+    return {f"stride_{name}{axis}": stride for axis, stride in zip("btc", x.stride(), strict=True)}
+
+
 def stability_loss_forward(
     q: Tensor, k: Tensor, scale: float, input_precision: str = "ieee"
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -252,12 +245,18 @@ def stability_loss_forward(
     """
     (B, T, C), wide = q.shape, sum_dtype(q.dtype)
     options = _options("forward", q, scale, input_precision)
-    slots = B * triton.cdiv(T, options["BLOCK_M"])
-    loss, parts = (torch.empty(shape, dtype=wide, device=q.device) for shape in ((), (slots,)))
+    partials = B * triton.cdiv(T, options["BLOCK_M"])
+    loss, sums = (torch.empty(shape, dtype=wide, device=q.device) for shape in ((), (partials,)))
     others, diagonal = (torch.empty(B, T, dtype=wide, device=q.device) for _ in range(2))
-    if slots:
-        stability_kernel[(slots,)](q, k, others, diagonal, parts, T, C, *q.stride(), *k.stride(), **options)
-    mean_loss_kernel[(1,)](parts, loss, slots, B, T, ACC=options["ACC"], **MEAN)
+
+    launch(
+        stability_kernel, (partials,), options, _strides("q", q), _strides("k", k),
+        p_q=q, p_k=k, p_others=others, p_diagonal=diagonal, p_partials=sums, T=T, C=C,
+    )  # fmt: skip
+    launch(
+        mean_loss_kernel, (1,), MEAN,
+        p_partials=sums, p_loss=loss, partials=partials, B=B, T=T, ACC=options["ACC"],
+    )  # fmt: skip
     return loss, others, diagonal
 
 
@@ -280,9 +279,11 @@ def stability_loss_backward(
     B, T, C = q.shape
     options = _options("backward", q, scale, input_precision)
     dq, dk = (torch.empty((B, T, C), dtype=q.dtype, device=q.device) for _ in range(2))
-    grid = (B * triton.cdiv(T, options["BLOCK_M"]),)
-    if B:
-        for rows, a, b, da in ((True, q, k, dq), (False, k, q, dk)):
-            strides = *a.stride(), *b.stride()
-            gradient_kernel[grid](a, b, others, diagonal, grad_loss, da, B, T, C, *strides, ROWS=rows, **options)
+
+    for rows, a, b, da in ((True, q, k, dq), (False, k, q, dk)):
+        launch(
+            gradient_kernel, (B * triton.cdiv(T, options["BLOCK_M"]),), options, _strides("a", a), _strides("b", b),
+            p_a=a, p_b=b, p_others=others, p_diagonal=diagonal, p_grad_loss=grad_loss, p_da=da, B=B, T=T, C=C,
+            ROWS=rows,
+        )  # fmt: skip
     return dq, dk

@@ -22,7 +22,7 @@ def test_every_launch_of_a_step_is_in_it() -> None:
     with count_traffic() as counted:
         self_guiding_losses(model(torch.rand(1, 3, side, side)), backend="triton").total.backward()
     predicted: collections.Counter[str] = collections.Counter()
-    for row in rows_of(side, channels, processors=3, depth=depth, patch=patch):
+    for row in rows_of(side, channels, multiprocessors=3, depth=depth, patch=patch):
         for name, (launches, _, _) in row.kernels.items():
             predicted[name] += row.times * launches
     assert dict(predicted) == {name: kernel.launches for name, kernel in counted.kernels.items()}
@@ -33,8 +33,8 @@ def test_the_goal_for_strips_that_stay_in_the_cache() -> None:
     from msformer_fast.benchmarks.ledger import rows_of
 
     whole, strips = (
-        sum(row.times * row.moved for row in rows_of(257, 100, processors=132, strips=strips))
+        sum(row.times * row.moved for row in rows_of(257, 100, multiprocessors=132, strips=strips))
         for strips in (False, True)
     )
-    floor = sum(row.times * row.floor for row in rows_of(257, 100, processors=132))
+    floor = sum(row.times * row.floor for row in rows_of(257, 100, multiprocessors=132))
     assert floor < strips < 1.7 * floor < whole < 2.8 * floor

@@ -40,7 +40,7 @@ def programs_of(pixels: int, clusters: int, dtype: torch.dtype, target: str | No
     return -(-pixels // launch_settings("loss", clusters, dtype, target)["BLOCK_P"])
 
 
-def of_call(sizes: Sizes, dtype: torch.dtype, processors: int, target: str | None) -> dict[str, Kernels]:
+def of_call(sizes: Sizes, dtype: torch.dtype, multiprocessors: int, target: str | None) -> dict[str, Kernels]:
     """Of the call that ``benchmarks/clustering_loss.py`` times."""
     pixels, clusters = sizes["side"] ** 2, sizes["channels"]
     programs = programs_of(pixels, clusters, dtype, target)

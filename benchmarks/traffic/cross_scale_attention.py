@@ -63,7 +63,7 @@ def backward(
     windows: Windows,
     dtype: torch.dtype,
     *,
-    processors: int,
+    multiprocessors: int,
     bias: str | None = None,
     input_precision: str = "ieee",
     target: str | None = None,
@@ -79,7 +79,7 @@ def backward(
     together = bias is not None and key_tiles == 1
     programs = heads * (1 if fused else tiles)
     share = together or bool(fused and windows.pads)
-    _, chunks = chunks_of(-(-call.count // tile.N), programs, share, processors)
+    _, chunks = chunks_of(-(-call.count // tile.N), programs, share, multiprocessors)
     pad = 2 * heads * channels * call.wide * windows.pads
     kernels: Kernels = {}
     if fused:
@@ -98,7 +98,7 @@ def backward(
         if bias and not together:
             tile = call.tile("bias", input_precision, target)
             programs = heads * -(-windows.queries // tile.BLOCK_M) * -(-windows.keys // tile.BLOCK_N)
-            _, chunks = chunks_of(call.count, programs, True, processors)
+            _, chunks = chunks_of(call.count, programs, True, multiprocessors)
             slots = chunks * call.scores(tile)
             kernels["bias_gradient_kernel"] = (1, loaded, slots)
         key, y, x = call.tile("key", input_precision, target), windows.y, windows.x
@@ -115,7 +115,7 @@ def backward(
     if windows.pads:
         sums.update(launches=1, loaded=pad_slots, stored=call.pads)
     if sums:
-        kernels["sum_slots_kernel"] = (sums["launches"], sums["loaded"], sums["stored"])
+        kernels["add_partial_sums_kernel"] = (sums["launches"], sums["loaded"], sums["stored"])
     return kernels
 
 
@@ -142,11 +142,11 @@ def usual_chain(images: int, heads: int, channels: int, windows: Windows, dtype:
     }
 
 
-def of_call(sizes: Sizes, dtype: torch.dtype, processors: int, target: str | None) -> dict[str, Kernels]:
+def of_call(sizes: Sizes, dtype: torch.dtype, multiprocessors: int, target: str | None) -> dict[str, Kernels]:
     """Of the call that ``benchmarks/cross_scale_attention.py`` times."""
     from msformer_fast.benchmarks.cross_scale_attention import WIDTH, heads, windows
 
     call = 1, heads(sizes), WIDTH, windows(sizes), dtype
     precision = input_precision(dtype)
-    gradients = backward(*call, processors=processors, bias="table", input_precision=precision, target=target)
+    gradients = backward(*call, multiprocessors=multiprocessors, bias="table", input_precision=precision, target=target)
     return {"forward": forward(*call, bias="table"), "backward": gradients}

@@ -119,7 +119,7 @@ def backward(
 
 
 def programs_of(
-    images: int, tokens: int, channels: int, dtype: torch.dtype, processors: int, target: str | None
+    images: int, tokens: int, channels: int, dtype: torch.dtype, multiprocessors: int, target: str | None
 ) -> dict[str, int]:
     """How many share an image's tokens, by part of the launch table; one head, keys and values of x's width.
 
@@ -135,14 +135,14 @@ def programs_of(
     programs = {}
     for part in ("context", "queries", "tokens", "keys"):
         settings = table.launch_settings(part, shape, kind, target)
-        programs[part] = table.programs_of(shape, settings, table.chunks_of(part, shape, settings), processors)
+        programs[part] = table.programs_of(shape, settings, table.chunks_of(part, shape, settings), multiprocessors)
     return programs
 
 
-def of_call(sizes: Sizes, dtype: torch.dtype, processors: int, target: str | None) -> dict[str, Kernels]:
+def of_call(sizes: Sizes, dtype: torch.dtype, multiprocessors: int, target: str | None) -> dict[str, Kernels]:
     """Of the call that ``benchmarks/efficient_attention.py`` times: nobody asks for the context."""
     side, channels = sizes["side"], sizes["channels"]
-    programs = programs_of(1, side * side, channels, dtype, processors, target)
+    programs = programs_of(1, side * side, channels, dtype, multiprocessors, target)
     call = 1, side, side, channels, dtype
     return {
         "forward": forward(*call, programs=programs),

@@ -43,7 +43,7 @@ def backward(pixels: int, clusters: int, channels: int, dtype: torch.dtype, *, p
 
 
 def programs_of(
-    pixels: int, clusters: int, channels: int, dtype: torch.dtype, processors: int, target: str | None
+    pixels: int, clusters: int, channels: int, dtype: torch.dtype, multiprocessors: int, target: str | None
 ) -> Programs:
     """Of one image, channels of a pixel side by side in memory; ``target`` None: in the interpreter."""
     from msformer_fast.kernels.linear_clustering_loss import launch_settings
@@ -52,13 +52,13 @@ def programs_of(
     tiles = -(-pixels // launch_settings("loss", *options)["BLOCK_P"])
     settings = launch_settings("weight", *options)
     blocks = -(-clusters // settings["BLOCK_K"]) * -(-channels // settings["BLOCK_O"])
-    return Programs(tiles, max(1, min(-(-2 * processors // blocks), -(-pixels // settings["BLOCK_P"]))))
+    return Programs(tiles, max(1, min(-(-2 * multiprocessors // blocks), -(-pixels // settings["BLOCK_P"]))))
 
 
-def of_call(sizes: Sizes, dtype: torch.dtype, processors: int, target: str | None) -> dict[str, Kernels]:
+def of_call(sizes: Sizes, dtype: torch.dtype, multiprocessors: int, target: str | None) -> dict[str, Kernels]:
     """Of the call that ``benchmarks/linear_clustering_loss.py`` times: as many clusters as channels."""
     call = sizes["side"] ** 2, sizes["channels"], sizes["channels"], dtype
-    programs = programs_of(*call, processors, target)
+    programs = programs_of(*call, multiprocessors, target)
     return {
         "forward": forward(*call, programs=programs.forward),
         "backward": backward(*call, programs=programs.weight),

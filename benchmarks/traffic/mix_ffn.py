@@ -121,7 +121,7 @@ def programs_of(
     channels: int,
     hidden: int,
     dtype: torch.dtype,
-    processors: int,
+    multiprocessors: int,
     target: str | None,
 ) -> dict[str, int]:
     """How many share the tiles of whole maps, by part of the launch table; ``target`` None: in the interpreter."""
@@ -131,12 +131,12 @@ def programs_of(
     for part in ("contract", "wide", "token", "product"):
         settings = kernels.launch_settings(part, channels, hidden, dtype, input_precision(dtype), target)
         tiles = images * -(-height // settings["TH"]) * -(-width // settings["TW"])
-        programs[part] = kernels.programs_of(part, tiles, -(-hidden // settings["BD"]), processors)
+        programs[part] = kernels.programs_of(part, tiles, -(-hidden // settings["BD"]), multiprocessors)
     return programs
 
 
-def of_call(sizes: Sizes, dtype: torch.dtype, processors: int, target: str | None) -> dict[str, Kernels]:
+def of_call(sizes: Sizes, dtype: torch.dtype, multiprocessors: int, target: str | None) -> dict[str, Kernels]:
     """Of the call that ``benchmarks/mix_ffn.py`` times with ``memory="fast"``."""
     call = 1, sizes["side"], sizes["side"], sizes["channels"], 4 * sizes["channels"], dtype
-    programs = programs_of(*call, processors, target)
+    programs = programs_of(*call, multiprocessors, target)
     return {"forward": forward(*call, programs=programs), "backward": backward(*call, programs=programs)}

@@ -31,7 +31,7 @@ def forward(
     slots = programs * s.embedded * s.wide
     return {
         "embed_kernel": (1, s.weight + s.windows + s.norm, slots),
-        "sum_slots_kernel": (1, slots + channels * s.size, s.embedded * s.size),
+        "add_partial_sums_kernel": (1, slots + channels * s.size, s.embedded * s.size),
     }
 
 
@@ -54,19 +54,21 @@ def backward(
     loss = pixels * (2 * s.wide + label_dtype(clusters).itemsize) + s.wide if clustering else 0
     channel_sums, cluster_sums = channels * s.wide, 2 * clusters * s.wide
     return {
-        "sum_slots_kernel": (2, grad + slots, channel_sums + cluster_sums),
+        "add_partial_sums_kernel": (2, grad + slots, channel_sums + cluster_sums),
         "weight_gradient_kernel": (1, s.weight + s.windows + grad + s.norm + channel_sums, s.weight + slots),
         "logits_gradient_kernel": (1, s.weight + grad + logits + s.norm + cluster_sums + loss, logits),
     }
 
 
-def statistics(images: int, clusters: int, height: int, width: int, dtype: torch.dtype, *, processors: int) -> Kernels:
+def statistics(
+    images: int, clusters: int, height: int, width: int, dtype: torch.dtype, *, multiprocessors: int
+) -> Kernels:
     """Of the batch norm, of logits whose rows follow one another in memory."""
     from msformer_fast.kernels.batch_statistics import BLOCK_K, BLOCK_N
     from msformer_fast.kernels.launch import padded
 
     wide, blocks = sum_dtype(dtype).itemsize, -(-clusters // min(BLOCK_K, padded(clusters)))
-    programs = max(1, min(2 * processors // blocks, images * -(-height * width // BLOCK_N)))
+    programs = max(1, min(2 * multiprocessors // blocks, images * -(-height * width // BLOCK_N)))
     logits, slots = images * clusters * height * width * dtype.itemsize, programs * 4 * clusters * wide
     return {"moments_kernel": (1, logits, slots), "merge_moments_kernel": (1, slots, 2 * clusters * wide)}
 
@@ -79,7 +81,7 @@ def programs_of(
     channels: int,
     patch: int,
     dtype: torch.dtype,
-    processors: int,
+    multiprocessors: int,
     target: str | None,
 ) -> dict[str, int]:
     """Of "forward" and "backward", clusters of a pixel side by side in memory; ``target`` None: in the interpreter."""
@@ -89,18 +91,19 @@ def programs_of(
     settings, rows = launch_settings("embed", *options), 2 * images * ((height - 1) // patch) * ((width - 1) // patch)
     tiles = -(-rows // settings["BLOCK_R"]) * -(-channels // settings["BLOCK_D"])
     blocks = -(-(patch**2) // settings["BLOCK_P"]) * -(-clusters // settings["BLOCK_K"])
-    embed = max(1, min(processors // tiles, blocks))
+    embed = max(1, min(multiprocessors // tiles, blocks))
     settings = launch_settings("weight_grads", *options)
-    shared = 2 * processors // -(-clusters // settings["BLOCK_K"])
+    shared = 2 * multiprocessors // -(-clusters // settings["BLOCK_K"])
     return {"forward": embed, "backward": max(1, min(shared, -(-(patch**2) // settings["BLOCK_P"])))}
 
 
-def of_call(sizes: Sizes, dtype: torch.dtype, processors: int, target: str | None) -> dict[str, Kernels]:
+def of_call(sizes: Sizes, dtype: torch.dtype, multiprocessors: int, target: str | None) -> dict[str, Kernels]:
     """Of the call that ``benchmarks/patch_embedding.py`` times: statistics first, as many clusters as channels."""
     side, width = sizes["side"], sizes["channels"]
     call = 1, width, side, side, width, sizes["patch"], dtype
-    programs = programs_of(*call, processors, target)
+    programs = programs_of(*call, multiprocessors, target)
     return {
-        "forward": statistics(*call[:4], dtype, processors=processors) | forward(*call, programs=programs["forward"]),
+        "forward": statistics(*call[:4], dtype, multiprocessors=multiprocessors)
+        | forward(*call, programs=programs["forward"]),
         "backward": backward(*call, programs=programs["backward"], clustering=False),
     }

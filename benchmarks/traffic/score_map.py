@@ -82,7 +82,7 @@ def programs_of(
     channels: int,
     clusters: int,
     dtype: torch.dtype,
-    processors: int,
+    multiprocessors: int,
     target: str | None,
     *,
     gather: bool,
@@ -96,16 +96,16 @@ def programs_of(
         settings = launch_settings(kernel, *options)
         tiles, blocks = images * -(-cells // settings["BLOCK_N"]), -(-clusters // settings["BLOCK_K"])
         if part == "forward":
-            found[part] = min(4 * tiles, -(-2 * processors // blocks))
+            found[part] = min(4 * tiles, -(-2 * multiprocessors // blocks))
         else:
-            found[part] = min(tiles, -(-processors // (4 * blocks)))
+            found[part] = min(tiles, -(-multiprocessors // (4 * blocks)))
     return found
 
 
-def of_call(sizes: Sizes, dtype: torch.dtype, processors: int, target: str | None) -> dict[str, Kernels]:
+def of_call(sizes: Sizes, dtype: torch.dtype, multiprocessors: int, target: str | None) -> dict[str, Kernels]:
     """Of the call that ``benchmarks/score_map.py`` times: no batch norm, nothing gathered."""
     call = 1, sizes["side"], sizes["side"], sizes["channels"], sizes["channels"], dtype
-    programs = programs_of(*call, processors, target, gather=False)
+    programs = programs_of(*call, multiprocessors, target, gather=False)
     return {
         "forward": forward(*call, norms=False, gather=False, programs=programs["forward"]),
         "backward": backward(*call, norms=False, programs=programs["backward"]),

@@ -10,13 +10,13 @@ from msformer_fast.dtypes import sum_dtype
 from msformer_fast.ops.precision import input_precision
 
 
-def forward(images: int, patches: int, channels: int, dtype: torch.dtype, *, slots: int) -> Kernels:
-    """``slots``: programs."""
+def forward(images: int, patches: int, channels: int, dtype: torch.dtype, *, partials: int) -> Kernels:
+    """``partials``: programs."""
     wide, pair = sum_dtype(dtype).itemsize, 2 * images * patches * channels * dtype.itemsize
     rows = 2 * images * patches * wide
     return {
-        "stability_kernel": (1, pair, rows + slots * wide),
-        "mean_loss_kernel": (1, slots * wide, wide),
+        "stability_kernel": (1, pair, rows + partials * wide),
+        "mean_loss_kernel": (1, partials * wide, wide),
     }
 
 
@@ -28,16 +28,16 @@ def backward(images: int, patches: int, channels: int, dtype: torch.dtype) -> Ke
 
 
 def programs_of(images: int, patches: int, channels: int, dtype: torch.dtype, target: str | None) -> int:
-    """Of the forward, each with a slot of the loss; ``target`` None: in the interpreter."""
+    """Of the forward, each with a partial sum of the loss; ``target`` None: in the interpreter."""
     from msformer_fast.kernels.stability_loss import launch_settings
 
     settings = launch_settings("forward", channels, dtype, input_precision(dtype), target)
     return images * -(-patches // settings["BLOCK_M"])
 
 
-def of_call(sizes: Sizes, dtype: torch.dtype, processors: int, target: str | None) -> dict[str, Kernels]:
+def of_call(sizes: Sizes, dtype: torch.dtype, multiprocessors: int, target: str | None) -> dict[str, Kernels]:
     """Of the call that ``benchmarks/stability_loss.py`` times."""
     from msformer_fast.benchmarks.stability_loss import tokens
 
     call = 1, tokens(sizes), sizes["channels"], dtype
-    return {"forward": forward(*call, slots=programs_of(*call, target)), "backward": backward(*call)}
+    return {"forward": forward(*call, partials=programs_of(*call, target)), "backward": backward(*call)}

@@ -26,7 +26,7 @@ def cases(target: str, small: bool) -> list[Case]:
             layout = f"{'channels last' if unit == 'stride_lk' else 'planes'}, {stride}"
             name = f"moments, {short(dtype)}, {layout}"
             found.append(
-                Case.of(name, kernels.moments_kernel, kernels.MOMENTS, dtype, constexprs, p_parts="*fp32", **types)
+                Case.of(name, kernels.moments_kernel, kernels.MOMENTS, dtype, constexprs, p_moments="*fp32", **types)
             )
     merge = kernels.merge_moments_kernel, kernels.MERGE, torch.float32
     return [*found, Case.of("merge", *merge, {"ACC": tl.float32})]

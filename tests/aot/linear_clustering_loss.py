@@ -37,7 +37,7 @@ def fused_cases(
                 WVEC=vector_length(dtype, D),
                 PIXELS_INNER=pixels_inner,
                 HAS_BIAS=True,
-                IP=input_precision,
+                PREC=input_precision,
                 ACC=tl.float32,
             )
             layout = f"{'pixels' if pixels_inner else 'channels'} inner, VEC {VEC}"

@@ -37,6 +37,6 @@ def loss_case(C: int, contiguous: bool, product: tuple[torch.dtype, str], part: 
     # A launch specialises the width and strides on divisibility by 16, the sizes never.
     size = "i32:16" if C % 16 == 0 and contiguous else "i32"
     types = {name: size for name in kernel.arg_names if name == "C" or name.startswith("stride")}
-    types |= {name: "*fp32" for name in ("p_others", "p_diagonal", "p_parts", "p_grad_loss")}
+    types |= {name: "*fp32" for name in ("p_others", "p_diagonal", "p_partials", "p_grad_loss")}
     layout = "contiguous" if contiguous else "strided"
     return Case.of(f"{part}, C {C}, {short(dtype)} {precision}, {layout}", kernel, settings, dtype, constexprs, **types)

@@ -198,7 +198,7 @@ def time_of(table: Table, part: str, kind: str, case: Any, made: Made, stages: i
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if kind == "tf32" else "highest")
     try:
-        found = bench.kernels_of(sizes, dtype, CARD.processors, TARGET)  # type: ignore[attr-defined]
+        found = bench.kernels_of(sizes, dtype, CARD.multiprocessors, TARGET)  # type: ignore[attr-defined]
     finally:
         torch.set_float32_matmul_precision(before)
     _, loaded, stored = (found["forward"] | found["backward"])[name]
@@ -215,7 +215,7 @@ def time_of(table: Table, part: str, kind: str, case: Any, made: Made, stages: i
     rate = REACHED * CARD.operations("float32" if kind != "half" else "bfloat16", precision)
     memory, product = (loaded + stored) / CARD.bandwidth, flops / rate
     cache = steps * (m + n) * k * size / L2
-    wait = steps / CARD.processors * STEP
+    wait = steps / CARD.multiprocessors * STEP
     overlapped = max(made.blocks, 1) * min(stages, 2)
     return max(memory, cache, product, (memory + product + wait) / overlapped)
 

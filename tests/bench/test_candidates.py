@@ -57,7 +57,7 @@ def test_what_a_table_says_of_kernels_and_grids_is_there(table: Any) -> None:
     for path in table.kernels.values():
         assert callable(candidate_rows.kernel_of(path).run)
     for name in table.grids:
-        assert hasattr(importlib.import_module(f"msformer_fast.kernels.{name}"), "processors_of")
+        assert hasattr(importlib.import_module(f"msformer_fast.kernels.{name}"), "multiprocessors_of")
     assert set(table.shared) <= set(table.parts) and bool(table.shared) == bool(table.grids)
     if "stages" not in table.columns:
         assert set(table.kernels) == set(table.parts)
@@ -90,12 +90,12 @@ def test_stages_are_forced_where_the_launcher_says_one_and_given_back_after_a_fa
 def test_grids_follow_the_number_of_multiprocessors_that_is_forced() -> None:
     module = importlib.import_module("msformer_fast.kernels.efficient_attention")
     device = torch.device("cpu")
-    with mock.patch.object(module, "processors_of", return_value=132):
+    with mock.patch.object(module, "multiprocessors_of", return_value=132):
         with candidate_rows.scaled_grids(module, 2.0):
-            assert module.processors_of(device) == 264
+            assert module.multiprocessors_of(device) == 264
         with candidate_rows.scaled_grids(module, 1e-9):
-            assert module.processors_of(device) == 1
-        assert module.processors_of(device) == 132
+            assert module.multiprocessors_of(device) == 1
+        assert module.multiprocessors_of(device) == 132
 
 
 def test_a_candidate_in_force_is_what_is_launched(monkeypatch: pytest.MonkeyPatch) -> None:

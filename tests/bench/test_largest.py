@@ -158,9 +158,9 @@ def test_launchers_know_where_they_are_again() -> None:
         "from msformer_fast.benchmarks import largest\n"
         "with largest.as_on_a_card():\n"
         "    from msformer_fast.kernels import mix_ffn\n"
-        "    assert mix_ffn.processors_of(torch.device('cpu')) == largest.PROCESSORS\n"
+        "    assert mix_ffn.multiprocessors_of(torch.device('cpu')) == largest.MULTIPROCESSORS\n"
         "kernels = [m for n, m in sys.modules.items() if n.startswith('msformer_fast.kernels.')]\n"
-        "found = [m for m in kernels if hasattr(m, 'processors_of')]\n"
-        "assert len(found) > 5 and all(m.processors_of(torch.device('cpu')) == 3 for m in found)\n"
+        "found = [m for m in kernels if hasattr(m, 'multiprocessors_of')]\n"
+        "assert len(found) > 5 and all(m.multiprocessors_of(torch.device('cpu')) == 3 for m in found)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)

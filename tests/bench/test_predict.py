@@ -51,7 +51,7 @@ class Halves:
     def floor(self, case: Case, part: str) -> Floor:
         return {"forward": Floor(3_350_000, 0), "backward": Floor(0, 134_000_000)}[part]
 
-    def kernels(self, case: Case, part: str, processors: int, target: str) -> Kernels | None:
+    def kernels(self, case: Case, part: str, multiprocessors: int, target: str) -> Kernels | None:
         return None
 
 
@@ -96,7 +96,7 @@ def test_a_step_is_the_ledgers() -> None:
 
     sizes = dict(side=257, channels=100, depth=2, patch=32)
     found = of("step", **sizes)
-    rows = rows_of(**sizes, processors=132)
+    rows = rows_of(**sizes, multiprocessors=132)
     assert found["step"].launches == 84
     assert found["step"].seconds == pytest.approx(sum(row.seconds(3350e9, 67e12) for row in rows))
     assert found["step"].seconds == pytest.approx(found["forward"].seconds + found["backward"].seconds)
@@ -169,7 +169,7 @@ def test_an_unknown_card_is_refused() -> None:
 def test_tables_of_the_compilers() -> None:
     """Found where the gate looks and where the package looks, with the same figures."""
     modules = sorted(path.stem for path in FOLDER.glob("*.csv"))
-    assert {"stability_loss", "mix_ffn", "slot_sums"} <= set(modules)
+    assert {"stability_loss", "mix_ffn", "partial_sums"} <= set(modules)
     for module in modules:
         _, rows = read_table(module)
         reports = compiler_reports.reports_of(module)
@@ -187,7 +187,7 @@ def test_the_worst_kernel() -> None:
     assert worst("stability_loss", "bfloat16", "ieee", "sm_90") == worst("stability_loss", "bfloat16", "tf32", "sm_90")
     assert worst("stability_loss", "float32", "ieee", "sm_10") == (None, None)
     # Small kernels alone, of which there are tables in this dtype, say nothing of the op.
-    assert worst("slot_sums", "float16", "ieee", "sm_90") == (56, "36/64")
+    assert worst("partial_sums", "float16", "ieee", "sm_90") == (56, "36/64")
     assert worst("cross_scale_attention", "float16", "ieee", "sm_90") == (None, None)
     of_parts = [worst(op, "float32", "ieee", "gfx942")[0] or 0 for op in ("score_map", "patch_embedding")]
     assert worst("guided_score_map", "float32", "ieee", "gfx942")[0] == max(of_parts)

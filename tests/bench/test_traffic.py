@@ -20,7 +20,7 @@ pytestmark = [
 ]
 
 #: Multiprocessors that launchers assume on the CPU.
-PROCESSORS = 3
+MULTIPROCESSORS = 3
 
 
 def counted(traffic: Any) -> Kernels:
@@ -62,7 +62,7 @@ def test_linear_clustering_loss(dtype: torch.dtype, clusters: int, channels: int
         loss.backward()
     sizes = images * height * width, clusters, channels, dtype
     tiles = forward.kernels["linear_loss_kernel"].programs
-    made = linear_clustering_loss.programs_of(height * width, clusters, channels, dtype, PROCESSORS, None)
+    made = linear_clustering_loss.programs_of(height * width, clusters, channels, dtype, MULTIPROCESSORS, None)
     assert tiles == images * made.forward
     assert counted(forward) == linear_clustering_loss.forward(*sizes, programs=tiles, images=images)
     slots = 2  # a tile of each image; 3 programs would be allowed for 2 blocks of channels, 2 for 5 of clusters
@@ -93,11 +93,11 @@ def test_the_call_that_is_timed(name: str) -> None:
         subject.before[part]()
         with count_traffic() as traffic:
             subject.parts[part]()
-        predicted, found = bench.kernels(case, part, PROCESSORS, None), counted(traffic)
+        predicted, found = bench.kernels(case, part, MULTIPROCESSORS, None), counted(traffic)
         assert predicted is not None
         both |= {f"{kernel}, {part}": figures for kernel, figures in predicted.items()}
         for kernel, (launches, loaded, stored) in predicted.items():
             predicted[kernel] = launches, loaded, stored - ABSENT.get((name, kernel), 0)
         assert found == predicted
-    assert bench.kernels(case, "both", PROCESSORS, None) == both
+    assert bench.kernels(case, "both", MULTIPROCESSORS, None) == both
     subject.close()

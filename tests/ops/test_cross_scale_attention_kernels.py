@@ -246,7 +246,7 @@ def test_launches_and_bytes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes, bias = (options["batch"], 2, 16, call.windows, torch.float32), options.get("bias", "table")
     for counted, predicted in (
         (ahead, traffic.forward(*sizes, bias=bias)),
-        (back, traffic.backward(*sizes, bias=bias, processors=3)),
+        (back, traffic.backward(*sizes, bias=bias, multiprocessors=3)),
     ):
         assert counted.kernels.keys() == predicted.keys()
         for kernel, (launches, loaded, stored) in predicted.items():

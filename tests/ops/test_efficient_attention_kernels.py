@@ -42,7 +42,7 @@ def tokens(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 def test_bytes_and_launches(normed: bool, heads: int, dtype: torch.dtype) -> None:
     """As the formulas have them; three launches forward, five backward, one more for a batch norm's gradient."""
     from msformer_fast.kernels import efficient_attention_table as table
-    from msformer_fast.kernels.launch import processors_of
+    from msformer_fast.kernels.launch import multiprocessors_of
     from tests.harness.traffic import count_traffic
 
     images, height, width, c, ck, cv = 1, 15, 35, 20, 24, 12
@@ -57,7 +57,7 @@ def test_bytes_and_launches(normed: bool, heads: int, dtype: torch.dtype) -> Non
     for part in ("context", "queries", "tokens", "keys"):
         settings = table.launch_settings(part, shape, "half" if dtype.itemsize == 2 else "ieee")
         chunks = table.chunks_of(part, shape, settings)
-        programs[part] = table.programs_of(shape, settings, chunks, processors_of(x.device))
+        programs[part] = table.programs_of(shape, settings, chunks, multiprocessors_of(x.device))
     sizes = dict(key_channels=ck, value_channels=cv, heads=heads, batch_norm=normed, programs=programs)
     for counted, formula in ((forward, traffic.forward), (backward, traffic.backward)):
         predicted = formula(images, height, width, c, dtype, **sizes)

@@ -36,7 +36,7 @@ def grads_of(outputs: tuple[Tensor, ...], inputs: Inputs) -> tuple[Tensor, ...]:
 def many_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a card with more multiprocessors than there are tiles: several slots for every sum."""
     for module in ("score_map", "patch_embedding"):
-        monkeypatch.setattr(f"msformer_fast.kernels.{module}.processors_of", lambda device: 40)
+        monkeypatch.setattr(f"msformer_fast.kernels.{module}.multiprocessors_of", lambda device: 40)
 
 
 @interpreted

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import triton.language as tl
 
-from msformer_fast.kernels import slot_sums as kernels
+from msformer_fast.kernels import partial_sums as kernels
 from tests.harness.aot import Case, short
 
 
@@ -14,11 +14,11 @@ def cases(target: str, small: bool) -> list[Case]:
     return [
         Case.of(
             f"sum, {short(dtype)}{', bias' * bias}",
-            kernels.sum_slots_kernel,
+            kernels.add_partial_sums_kernel,
             kernels.SUMS,
             dtype,
             {"HAS_BIAS": bias, "ACC": tl.float32},
-            p_parts="*fp32",
+            p_partials="*fp32",
         )
         for dtype in (torch.float32, torch.bfloat16, torch.float16)
         for bias in (True, False)
