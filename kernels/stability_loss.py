@@ -37,9 +37,9 @@ from msformer_fast.kernels.launch import (
     product_kind,
     target_of,
 )
+from msformer_fast.limits import STABILITY_LOSS_CHANNELS
 
 SIZES = ("B", "T", "partials")  # never specialised: a new size runs the code of the old one
-LIMIT_C = 256
 
 
 @triton.jit
@@ -209,8 +209,8 @@ def launch_settings(
     part: str, C: int, dtype: torch.dtype, input_precision: str = "ieee", target: str | None = None
 ) -> dict[str, int]:
     """Launch options of a part, "forward" or "backward". A card that the table does not name gets those of any."""
-    if C > LIMIT_C:
-        raise ValueError(f"stability_loss: {C} channels, at most {LIMIT_C} are supported")
+    if C > STABILITY_LOSS_CHANNELS:
+        raise ValueError(f"stability_loss: {C} channels, at most {STABILITY_LOSS_CHANNELS} are supported")
     rows = TABLE[part, product_kind(dtype, input_precision)]
     block_m, block_n, block_k, warps, stages = choose(rows, padded(C), target)
     blocks = dict(BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=min(block_k, padded(C)))

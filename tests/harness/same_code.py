@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import hashlib
 import importlib
+import itertools
 import json
 import os
 import re
@@ -92,14 +93,20 @@ def in_order(text: Text) -> str:
 def by_meaning(text: Text) -> str:
     """Values named by how they are computed: the same whatever the order of what has no side effects."""
     names = {name: f"%argument{index}" for index, name in enumerate(text.arguments)} | text.constants
-    body = list(text.arguments.values())
+    body, others = list(text.arguments.values()), itertools.count()
+
+    def named(value: str) -> str:
+        if value not in names:
+            names[value] = f"%{next(others)}"
+        return names[value]
+
     for line in text.lines:
         result, _, operation = line.partition(" = ")
         if operation and not EFFECT.search(operation) and VALUE.fullmatch(result):
             meaning = VALUE.sub(lambda match: names[match[1]], operation)
             names[result[1:]] = "%" + hashlib.sha256(meaning.encode()).hexdigest()[:16]
         else:
-            body.append(VALUE.sub(lambda match: names.setdefault(match[1], f"%{len(names)}"), line))
+            body.append(VALUE.sub(lambda match: named(match[1]), line))
     return "\n".join(body)
 
 
