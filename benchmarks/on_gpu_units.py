@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import subprocess
@@ -26,6 +25,7 @@ from msformer_fast.benchmarks.run import Runner
 from msformer_fast.benchmarks.suite import bench_of
 from msformer_fast.benchmarks.tune import tune
 from msformer_fast.benchmarks.tune_tables import TABLES, Table
+from msformer_fast.process import cudnn_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "dim8_img65.npz"
@@ -292,7 +292,7 @@ def _graphs(device: str, dry: bool, seconds: float) -> dict[str, Any]:
     width, side, count = (8, 33, 5) if dry else (100, 129, 12)
     image = torch.rand(1, 3, side, side, device=device)
     found = []
-    with products("float32"), _deterministic():
+    with products("float32"), cudnn_settings(deterministic=True):
         for capture in ("never", "never" if device == "cpu" else "always"):
             model = MSFormer(3, width, width, 2, 8 if dry else 32, seed=1, backend="torch" if dry else "triton")
             guided = self_guide(model.to(device), image, max_iterations=count, min_labels=0, capture=capture)
@@ -305,17 +305,6 @@ def _graphs(device: str, dry: bool, seconds: float) -> dict[str, Any]:
         "parameters": all(map(torch.equal, states, late_states)),
     }
     return {"ok": all(same.values()) and len(losses) == count, "same": same, "losses": losses, "late": late_losses}
-
-
-@contextlib.contextmanager
-def _deterministic() -> Iterator[None]:
-    """cuDNN's convolutions, the only part that need not be."""
-    before = torch.backends.cudnn.deterministic
-    torch.backends.cudnn.deterministic = True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.deterministic = before
 
 
 def _launch_tests(device: str) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import torch
 
+from msformer_fast.process import cudnn_settings
+
 
 @contextlib.contextmanager
 def products(dtype: str) -> Iterator[None]:
@@ -24,9 +26,5 @@ def products(dtype: str) -> Iterator[None]:
 def convolutions_as_products() -> Iterator[None]:
     """Inside, cuDNN rounds convolutions to tf32 where products may be, and only there. Its own default is that it does,
     whatever :func:`torch.set_float32_matmul_precision` was told."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.get_float32_matmul_precision() != "highest"
-    try:
+    with cudnn_settings(allow_tf32=torch.get_float32_matmul_precision() != "highest"):
         yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from msformer_fast import ops
 from msformer_fast.errors import InputError
 from msformer_fast.losses import LossWeights, self_guiding_losses
 from msformer_fast.model import MSFormer
+from msformer_fast.process import cudnn_settings
 from msformer_fast.self_guiding import self_guide
 
 #: Largest relative error that passes, by dtype. The float32 bounds leave room for the loop's own amplification
@@ -43,19 +42,7 @@ class Comparison:
         return self.bound is None or self.error <= self.bound
 
 
-@contextlib.contextmanager
-def _exact_convolutions() -> Iterator[None]:
-    """Inside, cuDNN rounds no operand of a float32 convolution to tf32, which is its default whatever the precision of
-    products is."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
-
-
-@_exact_convolutions()
+@cudnn_settings(allow_tf32=False)
 def compare(
     path: str | Path,
     *,

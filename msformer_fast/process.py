@@ -1,12 +1,14 @@
-"""Settings of a whole process: what its allocator keeps, and how many threads it uses. Nothing here runs unasked: the
-command line, whose process is its own, calls both; a library's caller decides for theirs."""
+"""Settings of a whole process: what its allocator keeps, how many threads it uses, how cuDNN computes. Nothing here runs
+unasked: the command line, whose process is its own, calls the first two; a library's caller decides for theirs."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from msformer_fast.errors import InputError
@@ -102,3 +104,23 @@ def _quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
         return None if quota <= 0 else quota / int((root / "cpu" / "cpu.cfs_period_us").read_text())
     except (OSError, ValueError):
         return None
+
+
+@contextlib.contextmanager
+def cudnn_settings(**settings: bool) -> Iterator[None]:
+    """Settings of cuDNN's convolutions inside a block, or a function that this decorates; outside, what they were.
+
+    Args:
+        settings: attributes of ``torch.backends.cudnn``, such as ``deterministic`` or ``allow_tf32``. Its own default is
+            that float32 operands are rounded to tf32, whatever :func:`torch.set_float32_matmul_precision` was told.
+    """
+    from torch.backends import cudnn
+
+    before = {name: getattr(cudnn, name) for name in settings}
+    try:
+        for name, value in settings.items():
+            setattr(cudnn, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(cudnn, name, value)
