@@ -1,5 +1,5 @@
-"""Settings of a whole process: what its allocator keeps, how many threads it uses, how cuDNN computes. Nothing here runs
-unasked: the command line, whose process is its own, calls the first two; a library's caller decides for theirs."""
+"""Settings of a whole process: what its allocator keeps, how many threads it uses, how cuDNN computes. Nothing here
+runs unasked: the command line, whose process is its own, calls the first two; a library's caller decides for theirs."""
 
 from __future__ import annotations
 
@@ -111,8 +111,8 @@ def cudnn_settings(**settings: bool) -> Iterator[None]:
     """Settings of cuDNN's convolutions inside a block, or a function that this decorates; outside, what they were.
 
     Args:
-        settings: attributes of ``torch.backends.cudnn``, such as ``deterministic`` or ``allow_tf32``. Its own default is
-            that float32 operands are rounded to tf32, whatever :func:`torch.set_float32_matmul_precision` was told.
+        settings: attributes of ``torch.backends.cudnn``, such as ``deterministic`` or ``allow_tf32``. Its own default
+            is that float32 operands are rounded to tf32, whatever :func:`torch.set_float32_matmul_precision` was told.
     """
     from torch.backends import cudnn
 
