@@ -76,8 +76,9 @@ def rows_of(
     """Every op of a step on one square image, with C channels and as many clusters.
 
     Args:
-        multiprocessors, target: of the card, multiprocessors and architecture.
-        strips: the Mix-FFN of ``memory="lean"``, on a card whose last cache keeps a strip of both wide maps.
+        multiprocessors, target: of the card.
+        strips: the Mix-FFN of ``memory="lean"``, on a card whose last cache keeps a strip of the hidden activations
+            and of their gradient.
 
     Returns:
         The rows; without kernels, the floors alone, where no launch table can be read.
@@ -132,8 +133,8 @@ def _embedding_statistics(side: int, channels: int, multiprocessors: int) -> lis
     """Of the two embeddings' batch norms, which the attention applies."""
     rows = []
     for branch, size in (("fine", side), ("coarse", (side + 1) // 2)):
-        loaded, slots = size * size * channels * 4, 2 * multiprocessors // 2 * 4 * channels * 4
-        kernels = {"moments_kernel": (1, loaded, slots), "merge_moments_kernel": (1, slots, 2 * channels * 4)}
+        loaded, partials = size * size * channels * 4, 2 * multiprocessors // 2 * 4 * channels * 4
+        kernels = {"moments_kernel": (1, loaded, partials), "merge_moments_kernel": (1, partials, 2 * channels * 4)}
         rows.append(Row(f"statistics of the embedding, {branch}, forward", 1, kernels, loaded))
     return rows
 
@@ -153,7 +154,7 @@ def _head(side: int, channels: int, multiprocessors: int, patch: int) -> list[Ro
     ]
     floor, flops = stability_floor.bytes_moved(1, patches, channels, DTYPE), stability_floor.flops(1, patches, channels)
     found = {
-        "forward": stability_loss.forward(1, patches, channels, DTYPE, slots=-(-patches // 16)),
+        "forward": stability_loss.forward(1, patches, channels, DTYPE, partials=-(-patches // 16)),
         "backward": stability_loss.backward(1, patches, channels, DTYPE),
     }
     return rows + [Row(f"stability loss, {part}", 1, found[part], floor[part], flops[part]) for part in found]
@@ -209,7 +210,8 @@ def main() -> None:
         print(f"| PyTorch's operators inside them | | {operators_inside(33, channels)[0]} | | | |")
     in_strips = rows_of(side, channels, multiprocessors=arguments.multiprocessors, strips=True)
     strip_bytes = sum(r.times * r.moved for r in in_strips)
-    print(f"| all ops, wide maps in strips that stay in the cache | | {sum(r.launches for r in in_strips)} | ", end="")
+    launches = sum(r.launches for r in in_strips)
+    print(f"| all ops, hidden activations in strips that stay in the cache | | {launches} | ", end="")
     print(f"{strip_bytes / 1e6:.1f} | {floor / 1e6:.1f} | {strip_bytes / floor:.2f} |")
     plain, plain_bytes = operators("reference", side, channels)
     more = [plain_bytes / (total + own_bytes) for total in (moved, strip_bytes)]

@@ -34,7 +34,7 @@ def floor(s: Sizes, dtype: torch.dtype) -> tuple[dict[str, int], dict[str, int]]
 
 BENCH = OpBench(
     "mix_ffn",
-    "t + FFN(LN(t)) with a 3 x 3 depthwise convolution, a skip and a norm on the wide map",
+    "t + FFN(LN(t)) with a 3 x 3 depthwise convolution, a skip and a norm on the hidden activations",
     draw,
     call,
     floor,

@@ -50,7 +50,7 @@ class Saved(NamedTuple):
     Attributes:
         log_sum: (B, Ck), logarithm of the keys' softmax denominator.
         gathered: (B, Ck, C), ``p^T n``.
-        keys, queries: (B, H * W, Ck), the raw keys and the queries' softmax; empty where they are to be made again.
+        keys, queries: (B, H * W, Ck), the raw keys and the queries' softmax; empty where they are to be recomputed.
     """
 
     log_sum: Tensor

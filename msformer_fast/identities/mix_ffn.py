@@ -1,7 +1,7 @@
 """Mix-FFN through its identities: an expression for autograd, and strips of rows for the CPU.
 
-In strips the 4C-wide map is made, convolved, normed and projected while it is in the cache. For the backward it is kept
-once (``keep``) or made again; the rest is always made again.
+In strips the hidden activations (4C channels) are computed, convolved, normed and projected while they are in the cache.
+The backward finds them kept (``keep``) or recomputes them; the rest is always recomputed.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _convolve(u: Tensor, weight: Tensor, bias: Tensor | None, padding: int | tup
 
 
 class _Strips:
-    """What forward and backward in strips share: the wide map of one image, made row by row."""
+    """What forward and backward in strips share: the hidden activations of one image, row by row."""
 
     def __init__(self, t: Tensor, parameters: Parameters, options: Options) -> None:
         self.dtype = sum_dtype(t.dtype)
@@ -77,8 +77,8 @@ class _Strips:
             # The skip is one more on the middle tap.
             self.taps = self.taps.clone()
             self.taps[:, 0, 1, 1] += 1
-        # The bias of fc1 is one more column of its weight, for one of 1 in the tokens: it costs no pass over the wide
-        # map. Columns to a multiple of 8, for aligned rows.
+        # The bias of fc1 is one more column of its weight, for one of 1 in the tokens: it costs no pass over the
+        # hidden activations. Columns to a multiple of 8, for aligned rows.
         self.columns = -(-(self.channels + 1) // 8) * 8
         self.fc1 = t.new_zeros((self.hidden, self.columns), dtype=self.dtype)
         self.fc1[:, : self.channels] = self.p.fc1_weight
@@ -108,7 +108,7 @@ class _Strips:
         rows[:, : self.channels] = z
         return rows
 
-    def wide_rows(self, t: Tensor, strip: int, full: Tensor | None = None) -> HaloRows:
+    def hidden_rows(self, t: Tensor, strip: int, full: Tensor | None = None) -> HaloRows:
         """``fc1(norm(t))`` of one image (H, W, C), row by row."""
 
         def fill(first: int, last: int, out: Tensor) -> None:
@@ -127,13 +127,13 @@ class _Strips:
 
 
 def mix_ffn_forward(t: Tensor, parameters: Parameters, options: Options, keep: bool) -> tuple[Tensor, Tensor]:
-    """The result, and the wide map (B, H + 2, W, D) with a row of zeros above and below, empty unless ``keep``."""
+    """The result, and the hidden activations (B, H + 2, W, D), a row of zeros above and below; empty unless ``keep``."""
     s = _Strips(t, parameters, options)
     t = t.contiguous()
     y = torch.empty_like(t)
-    wide = t.new_empty((s.batch, s.height + 2, s.width, s.hidden) if keep else (0,), dtype=s.dtype)
+    hidden = t.new_empty((s.batch, s.height + 2, s.width, s.hidden) if keep else (0,), dtype=s.dtype)
     for image in range(s.batch):
-        rows = s.wide_rows(t[image], s.strip, wide[image] if keep else None)
+        rows = s.hidden_rows(t[image], s.strip, hidden[image] if keep else None)
         for first, last in s.ranges():
             v, _, _ = s.inner_normed(s.convolved(rows.advance(first, last)))
             out = torch.ops.aten.gelu.out(v, out=v) @ s.p.fc2_weight.t()
@@ -142,11 +142,11 @@ def mix_ffn_forward(t: Tensor, parameters: Parameters, options: Options, keep: b
             if options.residual:
                 out += s.rows(t[image, first:last])
             y[image, first:last].view(-1, s.channels).copy_(out)
-    return y, wide
+    return y, hidden
 
 
 def mix_ffn_backward(
-    grad: Tensor, t: Tensor, parameters: Parameters, options: Options, wide: Tensor
+    grad: Tensor, t: Tensor, parameters: Parameters, options: Options, hidden: Tensor
 ) -> tuple[Tensor, Parameters]:
     """Gradients of ``t`` and of every parameter, in the dtypes that these have."""
     s = _Strips(t, parameters, options)
@@ -156,7 +156,7 @@ def mix_ffn_backward(
     d_fc1 = torch.zeros_like(s.fc1)
     flipped = s.taps.flip(2, 3)
     for image in range(s.batch):
-        kept = wide[image] if wide.numel() else None
+        kept = hidden[image] if hidden.numel() else None
         d_rows = HaloRows(s.height, s.strip, s.row, _gradient_of_convolved(s, t[image], grad[image], kept, sums))
         for first, last in s.ranges():
             d_u = _convolve(d_rows.advance(first, last)[None], flipped, None, (0, 1)).reshape(-1, s.hidden)
@@ -181,7 +181,7 @@ def _gradient_of_convolved(
 ) -> Callable[[int, int, Tensor], None]:
     """Writes rows of the gradient of what the convolution (with its skip) gives; adds to the sums on the way."""
     # One row more than a strip: the first range that is asked for reaches one row beyond it.
-    made = s.wide_rows(t, s.strip + 1) if kept is None else None
+    made = s.hidden_rows(t, s.strip + 1) if kept is None else None
 
     def fill(first: int, last: int, out: Tensor) -> None:
         window = made.advance(first, last) if made is not None else kept[first : last + 2]  # type: ignore[index]
@@ -189,11 +189,11 @@ def _gradient_of_convolved(
         a, mean, rstd = s.inner_normed(v)
         d_y = s.rows(grad[first:last])
         add_to(sums.fc2_bias, d_y.sum(0))
-        wide = F.gelu(a)
-        sums.fc2_weight.addmm_(d_y.t(), wide)
+        hidden = F.gelu(a)
+        sums.fc2_weight.addmm_(d_y.t(), hidden)
         # From here on its memory holds the gradient: fewer maps of a strip share the cache.
-        torch.mm(d_y, s.p.fc2_weight, out=wide)
-        d_v = torch.ops.aten.gelu_backward.grad_input(wide, a, grad_input=wide)
+        torch.mm(d_y, s.p.fc2_weight, out=hidden)
+        d_v = torch.ops.aten.gelu_backward.grad_input(hidden, a, grad_input=hidden)
         if mean is not None and rstd is not None:
             p = s.p
             d_v, d_weight, d_bias = layer_norm_backward(d_v, v, mean, rstd, p.inner_norm_weight, p.inner_norm_bias)
