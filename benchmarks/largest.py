@@ -35,7 +35,7 @@ from msformer_fast.benchmarks.case import check_names
 from msformer_fast.benchmarks.step import PROVIDERS, training_step
 from msformer_fast.errors import InputError
 
-#: Card that the kernels' launchers are told of: multiprocessors and architecture of an H100, for the number of partial sums.
+#: Card that the kernels' launchers are told of: multiprocessors and architecture of an H100.
 MULTIPROCESSORS, TARGET = 132, "sm_90"
 
 #: What a table has a line for: device, memory in GB, providers.

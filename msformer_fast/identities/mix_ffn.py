@@ -1,6 +1,6 @@
 """Mix-FFN through its identities: an expression for autograd, and strips of rows for the CPU.
 
-In strips the hidden activations (4C channels) are computed, convolved, normed and projected while they are in the cache.
+In strips the hidden activations (4C channels) are computed, convolved, normed, projected while they are in the cache.
 The backward finds them kept (``keep``) or recomputes them; the rest is always recomputed.
 """
 
@@ -127,7 +127,7 @@ class _Strips:
 
 
 def mix_ffn_forward(t: Tensor, parameters: Parameters, options: Options, keep: bool) -> tuple[Tensor, Tensor]:
-    """The result, and the hidden activations (B, H + 2, W, D), a row of zeros above and below; empty unless ``keep``."""
+    """The result, and the hidden activations (B, H + 2, W, D), a row of zeros above and below; none unless ``keep``."""
     s = _Strips(t, parameters, options)
     t = t.contiguous()
     y = torch.empty_like(t)
