@@ -40,9 +40,9 @@ TABLES = (
         "mix_ffn",
         "mix_ffn",
         (_B, _B, _B, _B, _W, _S),
-        dict(expand="forward", contract="forward", wide="backward", token="backward", product="backward"),
+        dict(expand="forward", contract="forward", hidden="backward", token="backward", product="backward"),
         grids=("mix_ffn",),
-        shared=("wide", "token", "product"),
+        shared=("hidden", "token", "product"),
     ),
     Table(
         "efficient_attention",

@@ -1,4 +1,4 @@
-"""Launchers of mix_ffn (kernels: ``mix_ffn_kernels`` and those that it names)."""
+"""Launchers of mix_ffn, and its launch table."""
 
 from __future__ import annotations
 
@@ -15,26 +15,31 @@ from msformer_fast.kernels.launch import (
     accumulator,
     choose,
     compile_options,
+    launch,
     multiprocessors_of,
     padded,
     product_kind,
     target_of,
 )
-from msformer_fast.kernels.mix_ffn_backward_kernels import token_gradient_kernel, wide_gradient_kernel
-from msformer_fast.kernels.mix_ffn_forward_kernels import contract_kernel, expand_kernel
-from msformer_fast.kernels.mix_ffn_weight_kernels import finish_gradients_kernel, product_gradient_kernel
+from msformer_fast.kernels.mix_ffn_backward_kernels import (
+    finish_gradients_kernel,
+    hidden_gradient_kernel,
+    product_gradient_kernel,
+    token_gradient_kernel,
+)
+from msformer_fast.kernels.mix_ffn_kernels import contract_kernel, expand_kernel
+from msformer_fast.limits import MIX_FFN_CHANNELS, MIX_FFN_HIDDEN
 
 if TYPE_CHECKING:
     from msformer_fast.identities.mix_ffn import Options, Parameters
 
-LIMIT_C, LIMIT_D = 256, 2048
-RING_BYTES, LEAST_ROWS = 24 << 20, 16
+BUFFER_BYTES, LEAST_ROWS = 24 << 20, 16  # of a row buffer
 FINISH = dict(BLOCK_S=32, BLOCK=128, **compile_options(num_warps=8))
 
 INTERPRETER = (16, 16, 512, 0, 4, 1)  # few and large blocks, for an operation costs the same whatever its size
 
-# (kernel, kind of product): {(targets, largest padded C): (TH, TW, BD, BK, num_warps, num_stages)}; "" is any target, a
-# step of 0 channels is all of them. Found by compiling ahead of time: no spill. Nobody has timed them.
+# (kernel, kind of product): {(targets, largest padded C): (TILE_H, TILE_W, BLOCK_D, BLOCK_K, num_warps, num_stages)};
+# "" is any target, a BLOCK_K of 0 is all channels. Found by compiling ahead of time: no spill. Not timed on a card.
 TABLE = {
     ("expand", "ieee"): {("", 256): (8, 8, 64, 16, 8, 1)},
     ("expand", "tf32"): {
@@ -59,19 +64,19 @@ TABLE = {
         ("sm_100", 128): (4, 4, 32, 0, 4, 1),
         ("sm_100 sm_120", 256): (4, 8, 32, 0, 4, 1),
     },
-    ("wide", "ieee"): {
+    ("hidden", "ieee"): {
         ("", 256): (8, 8, 64, 16, 8, 1),
         ("sm_80 gfx942", 256): (8, 8, 32, 32, 8, 1),
         ("sm_90", 128): (8, 8, 64, 16, 8, 1),
         ("sm_90", 256): (4, 8, 32, 32, 4, 1),
     },
-    ("wide", "tf32"): {
+    ("hidden", "tf32"): {
         ("", 256): (4, 8, 32, 32, 8, 1),
         ("sm_80", 64): (8, 8, 32, 32, 8, 1),
         ("sm_80", 128): (4, 8, 32, 32, 8, 1),
         ("sm_80 sm_90 gfx942", 256): (8, 8, 32, 32, 8, 1),
     },
-    ("wide", "half"): {
+    ("hidden", "half"): {
         ("", 256): (8, 8, 32, 32, 8, 1),
         ("sm_86 sm_89", 128): (8, 8, 32, 32, 8, 1),
         ("sm_86 sm_89", 256): (4, 8, 32, 32, 8, 1),
@@ -112,46 +117,47 @@ TABLE = {
     },
 }
 
-# Above 1024 wide channels the sums that "wide" keeps in registers leave less room for a tile on these.
+# Above 1024 hidden channels the sums that "hidden" keeps in registers leave less room for a tile on these.
 MANY_CHANNELS = {("ieee", "sm_80"): (4, 8, 32, 16, 8, 1), ("tf32", "sm_120"): (4, 8, 32, 16, 8, 1)}
 
 
 def launch_settings(
     kernel: str, C: int, D: int, dtype: torch.dtype, input_precision: str = "ieee", target: str | None = None
 ) -> dict[str, int]:
-    """Launch options of a kernel: "expand", "contract", "wide", "token", "product". Other cards get those of any.
+    """Launch options of a kernel: "expand", "contract", "hidden", "token", "product". Other cards get those of any.
 
     Args:
-        C, D: narrow and wide channels.
+        C, D: channels, hidden channels.
         dtype: of the operands of products.
         input_precision: of float32 products.
         target: name of the card; None is the interpreter.
     """
-    if C > LIMIT_C or D > LIMIT_D:
-        raise ValueError(f"mix_ffn: C = {C}, D = {D}; at most {LIMIT_C} and {LIMIT_D} are supported")
+    if C > MIX_FFN_CHANNELS or D > MIX_FFN_HIDDEN:
+        raise ValueError(f"mix_ffn: C = {C}, D = {D}; at most {MIX_FFN_CHANNELS} and {MIX_FFN_HIDDEN} are supported")
     kind = product_kind(dtype, input_precision)
     row = INTERPRETER if target is None else choose(TABLE[kernel, kind], padded(C), target)
-    if kernel == "wide" and padded(D) > 1024 and (kind, target) in MANY_CHANNELS:
+    if kernel == "hidden" and padded(D) > 1024 and (kind, target) in MANY_CHANNELS:
         row = MANY_CHANNELS[kind, target or ""]
     height, width, block_d, block_k, warps, stages = row
-    settings = dict(TH=height, TW=width, BD=min(block_d, padded(D)), **compile_options(warps, stages))
-    if kernel != "wide":
-        settings["BC"] = padded(C)
+
+    settings = dict(TILE_H=height, TILE_W=width, BLOCK_D=min(block_d, padded(D)), **compile_options(warps, stages))
+    if kernel != "hidden":
+        settings["BLOCK_C"] = padded(C)
     else:
-        settings["BLOCKS"] = triton.next_power_of_2(triton.cdiv(D, settings["BD"]))
-    if kernel in ("expand", "wide"):
-        settings["BK"] = min(block_k or padded(C), padded(C))
+        settings["BLOCKS"] = triton.next_power_of_2(triton.cdiv(D, settings["BLOCK_D"]))
+    if kernel in ("expand", "hidden"):
+        settings["BLOCK_K"] = min(block_k or padded(C), padded(C))
     return settings
 
 
 def strip_rows(batch: int, height: int, width: int, hidden: int, itemsize: int) -> int:
-    """Rows of a strip so that a ring of the wide map holds about ``RING_BYTES``; all of them where the map is small."""
-    rows = max(RING_BYTES // max(batch * width * hidden * itemsize, 1) // 8 * 8, LEAST_ROWS)
+    """Rows of a strip so that a row buffer holds about ``BUFFER_BYTES``; all of them where the map is small."""
+    rows = max(BUFFER_BYTES // max(batch * width * hidden * itemsize, 1) // 8 * 8, LEAST_ROWS)
     return max(height, 1) if rows + 3 >= height else rows
 
 
 def programs_of(kernel: str, tiles: int, blocks: int, multiprocessors: int) -> int:
-    """Programs that share the tiles: a few waves; one, the blocks of wide channels included, where slots are large."""
+    """Programs that share the tiles: a few waves; one, all blocks of channels counted, where partial sums are large."""
     return min(tiles, max(1, multiprocessors // blocks) if kernel == "product" else 4 * multiprocessors)
 
 
@@ -162,28 +168,28 @@ def output_dtype(t: Tensor, p: Parameters, options: Options) -> torch.dtype:
 
 
 class _Call:
-    """What the launches of a call share: sizes, strips of rows, and the slots that programs add to."""
+    """What the launches of a call share: sizes, strips of rows, parameters, and which programs leave partial sums."""
 
     def __init__(self, t: Tensor, p: Parameters, options: Options, precision: str, strip: int, halo: int) -> None:
         self.B, self.H, self.W, self.C = t.shape
         self.D, self.dtype, self.device = p.fc1_weight.shape[0], p.fc1_weight.dtype, t.device
         self.strip, self.precision = min(strip, max(self.H, 1)), precision
-        self.rows = self.H if self.strip == self.H else min(self.strip + halo, self.H)  # of a ring
-        self.sums, self.target, self.multiprocessors = (
-            sum_dtype(t.dtype),
-            target_of(t.device),
-            multiprocessors_of(t.device),
-        )
-        self.scalars = dict(
-            H=self.H, W=self.W, R=self.rows, pixels=self.B * self.H * self.W, c_end=self.C, eps=options.eps
-        )
-        self.constants = dict(**options._asdict(), C=self.C, D=self.D, PREC=precision, ACC=accumulator(t.dtype))
-        self.constants = {name.upper(): value for name, value in self.constants.items() if name != "eps"}
+        self.rows = self.H if self.strip == self.H else min(self.strip + halo, self.H)  # of a row buffer
+        self.sums, self.target = sum_dtype(t.dtype), target_of(t.device)
+        self.multiprocessors = multiprocessors_of(t.device)
+        flags = {name.upper(): flag for name, flag in options._asdict().items() if name != "eps"}
+        self.shared = dict(
+            **flags, eps=options.eps, H=self.H, W=self.W, R=self.rows, pixels=self.B * self.H * self.W, c_end=self.C,
+            C=self.C, D=self.D, PREC=precision, ACC=accumulator(t.dtype),
+            p_gamma1=p.norm_weight, p_beta1=p.norm_bias, p_w1=p.fc1_weight, p_bias1=p.fc1_bias,
+            p_dw=p.depthwise_weight, p_bias_dw=p.depthwise_bias, p_gamma2=p.inner_norm_weight,
+            p_beta2=p.inner_norm_bias, p_w2=p.fc2_weight, p_bias2=p.fc2_bias,
+        )  # fmt: skip
 
     def new(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.sums, device=self.device)
 
-    def wide(self) -> Tensor:
+    def row_buffer(self) -> Tensor:
         return torch.empty((self.B, self.rows, self.W, self.D), dtype=self.dtype, device=self.device)
 
     def strips(self, ahead: int) -> Iterator[tuple[int, int]]:
@@ -197,28 +203,30 @@ class _Call:
     def tiles(self, kernel: str, rows: tuple[int, int]) -> tuple[int, int, int]:
         """Tiles of these rows of all images, down an image, and across."""
         settings = self.settings(kernel)
-        down, across = triton.cdiv(rows[1] - rows[0], settings["TH"]), triton.cdiv(self.W, settings["TW"])
+        down, across = triton.cdiv(rows[1] - rows[0], settings["TILE_H"]), triton.cdiv(self.W, settings["TILE_W"])
         return self.B * down * across, down, across
 
     def programs(self, kernel: str, ahead: int = 0) -> int:
-        """Slots of a kernel's sums: the programs that share the tiles of the largest strip."""
+        """Programs of a kernel that leave partial sums: those that share the tiles of the largest strip."""
         most = max((self.tiles(kernel, rows)[0] for rows in self.strips(ahead)), default=0)
         return programs_of(kernel, most, self.blocks(kernel), self.multiprocessors)
 
     def blocks(self, kernel: str) -> int:
-        """Blocks of wide channels."""
-        return triton.cdiv(self.D, self.settings(kernel)["BD"])
+        """Blocks of hidden channels."""
+        return triton.cdiv(self.D, self.settings(kernel)["BLOCK_D"])
 
-    def __call__(self, name: str, kernel: Any, rows: tuple[int, int], programs: int | None, *tensors: Any) -> None:
+    def __call__(
+        self, name: str, kernel: Any, rows: tuple[int, int], programs: int | None, **tensors: Tensor | None
+    ) -> None:
         """Run a kernel on some rows. programs: that share the tiles, or None for one a tile."""
         tiles, down, across = self.tiles(name, rows)
         if not tiles:
             return
-        known = dict(row_begin=rows[0], row_end=rows[1], tiles_y=down, tiles_x=across, tiles=tiles)
-        known |= dict(first=int(rows[0] == 0), **self.scalars, **self.constants)
-        names = [argument for argument in kernel.arg_names if argument in known]
         grid = (self.blocks(name), programs) if name == "product" else (tiles if programs is None else programs,)
-        kernel[grid](*tensors, **{argument: known[argument] for argument in names}, **self.settings(name))
+        of_rows = dict(
+            row_begin=rows[0], row_end=rows[1], tiles_y=down, tiles_x=across, tiles=tiles, first=int(rows[0] == 0)
+        )
+        launch(kernel, grid, self.settings(name), self.shared, of_rows, **tensors)
 
 
 def _contiguous(p: Parameters) -> Parameters:
@@ -234,30 +242,31 @@ def mix_ffn_forward(
     statistics: bool = False,
     strip: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """y; the wide map u if kept; the inner norm's mean and rstd; mean and biased variance of y. (0) for what is not.
+    """y; the hidden activations u if kept; the inner norm's mean and rstd; mean and biased variance of y.
+
+    What is not there is an empty tensor (0).
 
     Args:
         t: (B, H, W, C), any strides; of the weights' dtype, or of another under autocast.
         p: of the op; weights and biases of products in one dtype, that u has too.
         options: of the op.
         input_precision: of float32 products: ``"ieee"`` or ``"tf32"``.
-        keep: the wide map (B, H, W, D), for the backward. Then there is one strip.
+        keep: the hidden activations (B, H, W, D), for the backward. Then there is one strip.
         statistics: gather mean and variance of every channel of y as it is stored, (2, C), float32 or better.
-        strip: rows that share a ring of the wide map; None for all.
+        strip: rows that share a row buffer of hidden activations; None for all.
     """
     t, p = t.contiguous(), _contiguous(p)
     run = _Call(t, p, options, input_precision, max(t.shape[1], 1) if keep or strip is None else strip, halo=2)
     y = torch.empty(t.shape, dtype=output_dtype(t, p, options), device=t.device)
-    u = run.wide()
+    u = run.row_buffer()
     inner = run.new(2, run.B, run.H, run.W) if options.inner_norm else None
     programs = run.programs("contract") if statistics else None
     moments = run.new(programs, 4, run.C) if programs is not None else None
-    norm1, fc1 = (p.norm_weight, p.norm_bias), (p.fc1_weight, p.fc1_bias)
-    depthwise, norm2 = (p.depthwise_weight, p.depthwise_bias), (p.inner_norm_weight, p.inner_norm_bias)
+
     for expanded, rows in zip(run.strips(1), run.strips(0), strict=True):
-        run("expand", expand_kernel, expanded, None, t, *norm1, *fc1, u)
-        tensors = t, u, *depthwise, *norm2, p.fc2_weight, p.fc2_bias, y, inner, moments
-        run("contract", contract_kernel, rows, programs, *tensors)
+        run("expand", expand_kernel, expanded, None, p_t=t, p_u=u)
+        run("contract", contract_kernel, rows, programs, p_t=t, p_u=u, p_y=y, p_inner=inner, p_moments=moments)
+
     mean_var = run.new(0)
     if moments is not None:
         mean_var = run.new(2, run.C)
@@ -280,50 +289,48 @@ def mix_ffn_backward(
     Args:
         dy: (B, H, W, C), of y's dtype, any strides.
         t, p, options, input_precision: as they went into the forward.
-        u, inner: as they came out of it; an empty u is made again, in rings for strips.
-        strip: rows that share a ring of either wide map; None for all.
+        u, inner: as they came out of it; an empty u is recomputed, in row buffers for strips.
+        strip: rows that share a row buffer of u and one of its gradient; None for all.
     """
     t, dy, given, p = t.contiguous(), dy.contiguous(), p, _contiguous(p)
     kept = u.numel() > 0
     run = _Call(t, p, options, input_precision, max(t.shape[1], 1) if kept or strip is None else strip, halo=3)
-    u, dv, dt = u if kept else run.wide(), run.wide(), torch.empty_like(t)
+    u, dv, dt = u if kept else run.row_buffer(), run.row_buffer(), torch.empty_like(t)
     statistics = inner if options.inner_norm else None
-    slots = {"product": run.programs("product"), "wide": run.programs("wide", 1), "token": run.programs("token")}
-    product_sums = run.new(slots["product"], 2 * run.D * run.C + 11 * run.D)
+
+    # Partial sums of each kernel, where there is a parameter that wants them.
+    programs = {"product": run.programs("product"), "hidden": run.programs("hidden", 1), "token": run.programs("token")}
+    product_sums = run.new(programs["product"], 2 * run.D * run.C + 11 * run.D)
     norm1, norm2 = (p.norm_weight, p.norm_bias), (p.inner_norm_weight, p.inner_norm_bias)
-    wide_sums = run.new(slots["wide"], 2 * run.D) if any(v is not None for v in norm2) else None
-    token_sums = run.new(slots["token"], 3 * run.C) if any(v is not None for v in (*norm1, p.fc2_bias)) else None
-    inner_part = (p.depthwise_weight, p.depthwise_bias, *norm2)
+    hidden_sums = run.new(programs["hidden"], 2 * run.D) if any(v is not None for v in norm2) else None
+    token_sums = run.new(programs["token"], 3 * run.C) if any(v is not None for v in (*norm1, p.fc2_bias)) else None
+
     for expanded, widened, rows in zip(run.strips(2), run.strips(1), run.strips(0), strict=True):
         if not kept:
-            run("expand", expand_kernel, expanded, None, t, *norm1, p.fc1_weight, p.fc1_bias, u)
-        tensors = dy, u, *inner_part, p.fc2_weight, statistics, dv, wide_sums
-        run("wide", wide_gradient_kernel, widened, slots["wide"], *tensors)
-        tensors = dy, t, dv, p.depthwise_weight, p.norm_weight, p.fc1_weight, dt, token_sums
-        run("token", token_gradient_kernel, rows, slots["token"], *tensors)
-        tensors = dy, t, u, dv, *norm1, *inner_part, statistics, product_sums
-        run("product", product_gradient_kernel, rows, slots["product"], *tensors)
+            run("expand", expand_kernel, expanded, None, p_t=t, p_u=u)
+        run(
+            "hidden", hidden_gradient_kernel, widened, programs["hidden"],
+            p_dy=dy, p_u=u, p_inner=statistics, p_dv=dv, p_partials=hidden_sums,
+        )  # fmt: skip
+        run(
+            "token", token_gradient_kernel, rows, programs["token"],
+            p_dy=dy, p_t=t, p_dv=dv, p_dt=dt, p_partials=token_sums,
+        )  # fmt: skip
+        run(
+            "product", product_gradient_kernel, rows, programs["product"],
+            p_dy=dy, p_t=t, p_u=u, p_dv=dv, p_inner=statistics, p_partials=product_sums,
+        )  # fmt: skip
+
     found = type(p)(*(None if v is None else torch.empty(v.shape, dtype=v.dtype, device=v.device) for v in given))
-    sums = [part for part in (product_sums, wide_sums, token_sums) if part is not None]
-    blocks = sum(triton.cdiv(part.shape[1], FINISH["BLOCK"]) for part in sums)
-    finish_gradients_kernel[(blocks,)](
-        product_sums,
-        wide_sums,
-        token_sums,
-        found.fc1_weight,
-        found.fc2_weight,
-        found.depthwise_weight,
-        found.depthwise_bias,
-        found.fc1_bias,
-        found.inner_norm_weight,
-        found.inner_norm_bias,
-        found.norm_weight,
-        found.norm_bias,
-        found.fc2_bias,
-        **{f"{name}_slots": count for name, count in slots.items()},
-        C=run.C,
-        D=run.D,
-        ACC=accumulator(t.dtype),
-        **FINISH,
-    )
+    sums = [part for part in (product_sums, hidden_sums, token_sums) if part is not None]
+    launch(
+        finish_gradients_kernel, (sum(triton.cdiv(part.shape[1], FINISH["BLOCK"]) for part in sums),), FINISH,
+        p_product_partials=product_sums, p_hidden_partials=hidden_sums, p_token_partials=token_sums,
+        p_dw1=found.fc1_weight, p_dbias1=found.fc1_bias, p_dw2=found.fc2_weight, p_dbias2=found.fc2_bias,
+        p_ddw=found.depthwise_weight, p_dbias_dw=found.depthwise_bias,
+        p_dgamma1=found.norm_weight, p_dbeta1=found.norm_bias,
+        p_dgamma2=found.inner_norm_weight, p_dbeta2=found.inner_norm_bias,
+        **{f"{name}_programs": count for name, count in programs.items()},
+        C=run.C, D=run.D, ACC=accumulator(t.dtype),
+    )  # fmt: skip
     return dt, found

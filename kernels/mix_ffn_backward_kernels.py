@@ -1,7 +1,7 @@
-"""Backward kernels of mix_ffn: maths, shapes and shared arguments stand in ``mix_ffn_kernels``.
+"""Backward kernels of mix_ffn: the math and the arguments that kernels share stand in ``mix_ffn_kernels``.
 
 Three passes, u given: (dy, u) -> dv; (dv, t, dy) -> dt; (u, dv, t, dy) -> gradients of both products and of the
-convolution. Gradients of vectors come from the pass that has their terms. A last kernel adds the slots of all three.
+convolution. Gradients of vectors come from the pass that has their terms. A last kernel adds the partial sums of all.
 """
 
 from __future__ import annotations
@@ -9,26 +9,49 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from msformer_fast.kernels.blocks import load_vector, store_block
 from msformer_fast.kernels.mix_ffn_kernels import (
     SIZES,
-    add_to_slot,
-    factor,
-    gelu_slope,
+    buffer_pixels_of,
+    convolved,
     inner_norm,
-    matrix,
-    rows_of,
+    load_channels,
+    load_scale,
+    load_weight,
+    normal_cdf,
+    normed_tokens,
+    pixels_of,
     stencil,
+    tap,
+    tap_weight,
     tile_of,
     token_statistics,
-    vector,
 )
+from msformer_fast.kernels.partial_sums import sum_of_partials
 
 _jit = triton.jit(do_not_specialize=SIZES)
 
 
 @triton.jit
-def _inner_statistics(p_inner, o_p, m_p, pixels, INNER_NORM: tl.constexpr, ACC: tl.constexpr):
-    """Mean and rstd (p) of the inner norm, 0 outside and without it."""
+def gelu_slope(b_h):
+    """GELU'(h)."""
+    return normal_cdf(b_h) + b_h * tl.exp(-0.5 * b_h * b_h) * 0.3989422804014327
+
+
+@triton.jit
+def add_partial(p, m, b_sum, first):
+    """Add to this program's partial sums, or begin them. Each launch writes an entry once."""
+    m_old = m & (tl.zeros(m.shape, tl.int32) + first == 0)
+    b_old = tl.load(p, mask=m_old, other=0.0)
+
+    # Several warps may hold a copy of the block, of which one stores: none may load after that.
+    tl.debug_barrier()
+    tl.store(p, b_sum + b_old, mask=m)
+
+
+@triton.jit
+def inner_statistics(p_inner, o_p, m_p, pixels, INNER_NORM: tl.constexpr, ACC: tl.constexpr):
+    """Mean and rstd [P] of the inner norm, 0 outside and without it."""
     b_mean, b_rstd = tl.zeros((o_p.shape[0],), ACC), tl.zeros((o_p.shape[0],), ACC)
     if INNER_NORM:
         b_mean = tl.load(p_inner + o_p, mask=m_p, other=0.0)
@@ -37,195 +60,246 @@ def _inner_statistics(p_inner, o_p, m_p, pixels, INNER_NORM: tl.constexpr, ACC: 
 
 
 @triton.jit
-def _gradient_of_h(
-    p_dy,
-    p_u,
-    p_dw,
-    p_bias_dw,
-    p_gamma2,
-    p_beta2,
-    p_w2,
-    image,
-    o_y,
-    o_x,
-    o_p,
-    m_p,
-    o_d,
-    b_mean,
-    b_rstd,
-    H,
-    W,
-    R,
-    c_end,
-    C: tl.constexpr,
-    D: tl.constexpr,
-    BK: tl.constexpr,
-    INNER_NORM: tl.constexpr,
-    INNER_SKIP: tl.constexpr,
-    PREC: tl.constexpr,
-    ACC: tl.constexpr,
-):
-    """n and dh (p, d), both made from u and dy."""
-    b_v = stencil(p_u, p_dw, image, o_y, o_x, m_p, o_d, H, W, R, D, False, INNER_SKIP, ACC)
-    b_v += vector(p_bias_dw, o_d, D, ACC)[None, :]
+def gradient_of_h(
+    p_dy, p_u, p_dw, p_bias_dw, p_gamma2, p_beta2, p_w2, tile, o_p, o_d, b_mean, b_rstd,
+    H, W, R, c_end,
+    C: tl.constexpr, D: tl.constexpr, BLOCK_K: tl.constexpr, INNER_NORM: tl.constexpr, INNER_SKIP: tl.constexpr,
+    PREC: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """n and dh [P, BLOCK_D], both recomputed from u and dy."""
+    b_v = convolved(p_u, p_dw, p_bias_dw, tile, o_d, H, W, R, D, INNER_SKIP, ACC)
     b_n, b_h = inner_norm(b_v, b_mean, b_rstd, p_gamma2, p_beta2, o_d, D, INNER_NORM, ACC)
+
     b_da = tl.zeros((o_p.shape[0], o_d.shape[0]), ACC)
-    for c in range(0, c_end, BK):
-        o_k = c + tl.arange(0, BK)
-        b_dy = rows_of(p_dy, o_p * C, m_p, o_k, C).to(p_w2.dtype.element_ty)
-        b_da = tl.dot(b_dy, matrix(p_w2, o_k, o_d, D, 1, C, D), b_da, input_precision=PREC, out_dtype=ACC)
+    for c in range(0, c_end, BLOCK_K):
+        o_k = c + tl.arange(0, BLOCK_K)
+        b_dy = load_channels(p_dy, o_p * C, tile[3], o_k, C).to(p_w2.dtype.element_ty)  # [P, BLOCK_K]
+        b_w = load_weight(p_w2, o_k, o_d, D, 1, C, D)  # [BLOCK_K, BLOCK_D]
+        b_da = tl.dot(b_dy, b_w, b_da, input_precision=PREC, out_dtype=ACC)
+
     return b_n, b_da * gelu_slope(b_h)
 
 
 @_jit
-def wide_gradient_kernel(
-    p_dy,
-    p_u,
-    p_dw,
-    p_bias_dw,
-    p_gamma2,
-    p_beta2,
-    p_w2,
-    p_inner,
-    p_dv,
-    p_sums,
-    row_begin,
-    row_end,
-    H,
-    W,
-    R,
-    tiles_y,
-    tiles_x,
-    tiles,
-    pixels,
-    first,
-    c_end,
-    C: tl.constexpr,
-    D: tl.constexpr,
-    BD: tl.constexpr,
-    BK: tl.constexpr,
-    TH: tl.constexpr,
-    TW: tl.constexpr,
-    BLOCKS: tl.constexpr,
-    INNER_NORM: tl.constexpr,
-    INNER_SKIP: tl.constexpr,
-    PREC: tl.constexpr,
-    ACC: tl.constexpr,
-):
-    """dv, and this program's share of dgamma2 and dbeta2. Grid: programs that share the tiles.
+def hidden_gradient_kernel(
+    p_dy, p_u, p_dw, p_bias_dw, p_gamma2, p_beta2, p_w2, p_inner, p_dv, p_partials,
+    row_begin, row_end, H, W, R, tiles_y, tiles_x, tiles, pixels, first, c_end,
+    C: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr, BLOCKS: tl.constexpr,
+    TILE_H: tl.constexpr, TILE_W: tl.constexpr, INNER_NORM: tl.constexpr, INNER_SKIP: tl.constexpr,
+    PREC: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """dv, and this program's partial sums of dgamma2 and dbeta2. Grid: programs that share the tiles.
 
-    Two sweeps over the channels of a tile: the first gathers c1 and c2, the second makes dh again. One without norm.
-    p_sums None or (programs, 2, D)    BLOCKS: power of 2, BLOCKS BD >= D: both sums stay in registers, a row a block
+    Two sweeps over the hidden channels of a tile: the first gathers c1 and c2, the second recomputes dh. Without the
+    norm there is one.
+    p_partials None or (programs, 2, D)
+    BLOCKS: power of 2, BLOCKS BLOCK_D >= D: both sums stay in registers, a row a block of channels
     """
     o_b = tl.arange(0, BLOCKS)
-    s_gamma, s_beta = tl.zeros((BLOCKS, BD), ACC), tl.zeros((BLOCKS, BD), ACC)
-    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
-        image, o_y, o_x, m_p = tile_of(tile, row_begin, row_end, W, tiles_y, tiles_x, TH, TW)
-        o_p = (image * H + o_y) * W + o_x
-        b_mean, b_rstd = _inner_statistics(p_inner, o_p, m_p, pixels, INNER_NORM, ACC)
-        b_c1, b_c2 = tl.zeros((TH * TW,), ACC), tl.zeros((TH * TW,), ACC)
+    s_gamma, s_beta = tl.zeros((BLOCKS, BLOCK_D), ACC), tl.zeros((BLOCKS, BLOCK_D), ACC)
+
+    for index in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        tile = tile_of(index, row_begin, row_end, W, tiles_y, tiles_x, TILE_H, TILE_W)
+        o_p, m_p = pixels_of(tile, H, W), tile[3]
+        b_mean, b_rstd = inner_statistics(p_inner, o_p, m_p, pixels, INNER_NORM, ACC)
+
+        # First sweep: means of dn and dn n over D.
+        b_c1, b_c2 = tl.zeros((TILE_H * TILE_W,), ACC), tl.zeros((TILE_H * TILE_W,), ACC)
         if INNER_NORM:
-            for d in range(0, D, BD):
-                o_d = d + tl.arange(0, BD)
-                b_n, b_dh = _gradient_of_h(
-                    *(p_dy, p_u, p_dw, p_bias_dw, p_gamma2, p_beta2, p_w2),
-                    *(image, o_y, o_x, o_p, m_p, o_d, b_mean, b_rstd, H, W, R, c_end),
-                    *(C, D, BK, INNER_NORM, INNER_SKIP, PREC, ACC),
-                )
-                b_dn = b_dh * factor(p_gamma2, o_d, D, ACC)[None, :]  # 0 beyond D
+            for d in range(0, D, BLOCK_D):
+                o_d = d + tl.arange(0, BLOCK_D)
+                b_n, b_dh = gradient_of_h(
+                    p_dy, p_u, p_dw, p_bias_dw, p_gamma2, p_beta2, p_w2, tile, o_p, o_d, b_mean, b_rstd,
+                    H, W, R, c_end, C, D, BLOCK_K, INNER_NORM, INNER_SKIP, PREC, ACC,
+                )  # fmt: skip
+                b_dn = b_dh * load_scale(p_gamma2, o_d, D, ACC)[None, :]  # 0 beyond D
                 b_c1 += tl.sum(b_dn, 1)
                 b_c2 += tl.sum(b_dn * b_n, 1)
             b_c1, b_c2 = b_c1 / D, b_c2 / D
-        o_dv = ((image * R + o_y % R) * W + o_x) * D
-        for d in range(0, D, BD):
-            o_d = d + tl.arange(0, BD)
-            b_n, b_dh = _gradient_of_h(
-                *(p_dy, p_u, p_dw, p_bias_dw, p_gamma2, p_beta2, p_w2),
-                *(image, o_y, o_x, o_p, m_p, o_d, b_mean, b_rstd, H, W, R, c_end),
-                *(C, D, BK, INNER_NORM, INNER_SKIP, PREC, ACC),
-            )
+
+        # Second sweep: dv.
+        o_dv = buffer_pixels_of(tile, R, W) * D
+        for d in range(0, D, BLOCK_D):
+            o_d = d + tl.arange(0, BLOCK_D)
+            b_n, b_dh = gradient_of_h(
+                p_dy, p_u, p_dw, p_bias_dw, p_gamma2, p_beta2, p_w2, tile, o_p, o_d, b_mean, b_rstd,
+                H, W, R, c_end, C, D, BLOCK_K, INNER_NORM, INNER_SKIP, PREC, ACC,
+            )  # fmt: skip
             b_dv = b_dh
             if INNER_NORM:
-                b_dv = b_dh * factor(p_gamma2, o_d, D, ACC)[None, :] - b_c1[:, None] - b_n * b_c2[:, None]
+                b_dv = b_dh * load_scale(p_gamma2, o_d, D, ACC)[None, :] - b_c1[:, None] - b_n * b_c2[:, None]
                 b_dv *= b_rstd[:, None]
-            m_dv = m_p[:, None] & (o_d < D)[None, :]
-            tl.store(p_dv + o_dv[:, None] + o_d[None, :], b_dv.to(p_dv.dtype.element_ty), mask=m_dv)
-            if p_sums is not None:
-                m_b = (o_b == d // BD)[:, None]
+
+            store_block(p_dv, o_dv, o_d, m_p, o_d < D, b_dv)
+
+            if p_partials is not None:
+                m_b = (o_b == d // BLOCK_D)[:, None]
                 s_gamma += tl.where(m_b, tl.sum(b_dh * b_n, 0)[None, :], 0.0)
                 s_beta += tl.where(m_b, tl.sum(b_dh, 0)[None, :], 0.0)
-    if p_sums is not None:
-        o_s = o_b[:, None] * BD + tl.arange(0, BD)[None, :]
-        p_sums += tl.program_id(0).to(tl.int64) * 2 * D + o_s
-        add_to_slot(p_sums, o_s < D, s_gamma, first)
-        add_to_slot(p_sums + D, o_s < D, s_beta, first)
+
+    if p_partials is not None:
+        o_s = o_b[:, None] * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+        p_partials += tl.program_id(0).to(tl.int64) * 2 * D + o_s
+        add_partial(p_partials, o_s < D, s_gamma, first)
+        add_partial(p_partials + D, o_s < D, s_beta, first)
 
 
 @_jit
 def token_gradient_kernel(
-    p_dy,
-    p_t,
-    p_dv,
-    p_dw,
-    p_gamma1,
-    p_w1,
-    p_dt,
-    p_sums,
-    row_begin,
-    row_end,
-    H,
-    W,
-    R,
-    tiles_y,
-    tiles_x,
-    tiles,
-    first,
-    eps,
-    C: tl.constexpr,
-    D: tl.constexpr,
-    BC: tl.constexpr,
-    BD: tl.constexpr,
-    TH: tl.constexpr,
-    TW: tl.constexpr,
-    NORM: tl.constexpr,
-    INNER_SKIP: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    PREC: tl.constexpr,
-    ACC: tl.constexpr,
-):
-    """dt, and this program's share of dgamma1, dbeta1 and dbias2. Grid: programs that share the tiles.
+    p_dy, p_t, p_dv, p_dw, p_gamma1, p_w1, p_dt, p_partials,
+    row_begin, row_end, H, W, R, tiles_y, tiles_x, tiles, first, eps,
+    C: tl.constexpr, D: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, TILE_H: tl.constexpr,
+    TILE_W: tl.constexpr, NORM: tl.constexpr, INNER_SKIP: tl.constexpr, RESIDUAL: tl.constexpr,
+    PREC: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """dt, and this program's partial sums of dgamma1, dbeta1 and dbias2. Grid: programs that share the tiles.
 
-    p_sums None or (programs, 3, C)
+    p_partials None or (programs, 3, C)
     """
-    o_c = tl.arange(0, BC)
-    s_gamma, s_beta, s_bias2 = tl.zeros((BC,), ACC), tl.zeros((BC,), ACC), tl.zeros((BC,), ACC)
-    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
-        image, o_y, o_x, m_p = tile_of(tile, row_begin, row_end, W, tiles_y, tiles_x, TH, TW)
-        o_t = ((image * H + o_y) * W + o_x) * C
-        b_dt = tl.zeros((TH * TW, BC), ACC)
-        for d in range(0, D, BD):
-            o_d = d + tl.arange(0, BD)
-            b_du = stencil(p_dv, p_dw, image, o_y, o_x, m_p, o_d, H, W, R, D, True, INNER_SKIP, ACC)
-            b_w = matrix(p_w1, o_d, o_c, C, 1, D, C)
-            b_dt = tl.dot(b_du.to(p_w1.dtype.element_ty), b_w, b_dt, input_precision=PREC, out_dtype=ACC)  # dz
+    o_c = tl.arange(0, BLOCK_C)
+    s_gamma, s_beta, s_bias2 = tl.zeros((BLOCK_C,), ACC), tl.zeros((BLOCK_C,), ACC), tl.zeros((BLOCK_C,), ACC)
+
+    for index in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        tile = tile_of(index, row_begin, row_end, W, tiles_y, tiles_x, TILE_H, TILE_W)
+        o_t, m_p = pixels_of(tile, H, W) * C, tile[3]
+
+        # dz [P, BLOCK_C], the product over D.
+        b_dt = tl.zeros((TILE_H * TILE_W, BLOCK_C), ACC)
+        for d in range(0, D, BLOCK_D):
+            o_d = d + tl.arange(0, BLOCK_D)
+            b_du = stencil(p_dv, p_dw, tile, o_d, H, W, R, D, True, INNER_SKIP, ACC)  # [P, BLOCK_D]
+            b_w = load_weight(p_w1, o_d, o_c, C, 1, D, C)  # [BLOCK_D, BLOCK_C]
+            b_dt = tl.dot(b_du.to(p_w1.dtype.element_ty), b_w, b_dt, input_precision=PREC, out_dtype=ACC)
+
         if NORM:
-            b_mean, b_rstd = token_statistics(p_t, o_t, m_p, eps, C, BC, NORM, ACC)
-            b_n = (rows_of(p_t, o_t, m_p, o_c, C).to(ACC) - b_mean[:, None]) * b_rstd[:, None]
+            b_mean, b_rstd = token_statistics(p_t, o_t, m_p, eps, C, BLOCK_C, NORM, ACC)
+            b_n = (load_channels(p_t, o_t, m_p, o_c, C).to(ACC) - b_mean[:, None]) * b_rstd[:, None]
             b_n = tl.where((o_c < C)[None, :], b_n, 0.0)
+
             s_gamma += tl.sum(b_dt * b_n, 0)
             s_beta += tl.sum(b_dt, 0)
-            b_dn = b_dt * factor(p_gamma1, o_c, C, ACC)[None, :]
+            b_dn = b_dt * load_scale(p_gamma1, o_c, C, ACC)[None, :]
             b_c1, b_c2 = tl.sum(b_dn, 1) / C, tl.sum(b_dn * b_n, 1) / C
             b_dt = (b_dn - b_c1[:, None] - b_n * b_c2[:, None]) * b_rstd[:, None]
-        if RESIDUAL or p_sums is not None:
-            b_dy = rows_of(p_dy, o_t, m_p, o_c, C).to(ACC)
+
+        if RESIDUAL or p_partials is not None:
+            b_dy = load_channels(p_dy, o_t, m_p, o_c, C).to(ACC)
             s_bias2 += tl.sum(b_dy, 0)
             if RESIDUAL:
                 b_dt += b_dy
-        m_t = m_p[:, None] & (o_c < C)[None, :]
-        tl.store(p_dt + o_t[:, None] + o_c[None, :], b_dt.to(p_dt.dtype.element_ty), mask=m_t)
-    if p_sums is not None:
-        p_sums += tl.program_id(0).to(tl.int64) * 3 * C + o_c
-        add_to_slot(p_sums, o_c < C, s_gamma, first)
-        add_to_slot(p_sums + C, o_c < C, s_beta, first)
-        add_to_slot(p_sums + 2 * C, o_c < C, s_bias2, first)
+
+        store_block(p_dt, o_t, o_c, m_p, o_c < C, b_dt)
+
+    if p_partials is not None:
+        p_partials += tl.program_id(0).to(tl.int64) * 3 * C + o_c
+        add_partial(p_partials, o_c < C, s_gamma, first)
+        add_partial(p_partials + C, o_c < C, s_beta, first)
+        add_partial(p_partials + 2 * C, o_c < C, s_bias2, first)
+
+
+@_jit
+def product_gradient_kernel(
+    p_dy, p_t, p_u, p_dv, p_gamma1, p_beta1, p_dw, p_bias_dw, p_gamma2, p_beta2, p_inner, p_partials,
+    row_begin, row_end, H, W, R, tiles_y, tiles_x, tiles, pixels, first, eps,
+    C: tl.constexpr, D: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, TILE_H: tl.constexpr,
+    TILE_W: tl.constexpr, NORM: tl.constexpr, INNER_NORM: tl.constexpr, INNER_SKIP: tl.constexpr,
+    PREC: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Partial sums of dw1, dw2, ddw, dbias_dw and dbias1. Grid: blocks of BLOCK_D channels, programs.
+
+    p_partials (programs, 2 D C + 11 D): dw1 (D, C), dw2 (C, D), ddw (D, 9), dbias_dw, dbias1
+    Sums of the convolution stay [P, BLOCK_D] until the end: nothing is reduced across threads inside the loop.
+    """
+    o_d, o_c = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_C)
+    zero = tl.zeros((TILE_H * TILE_W, BLOCK_D), ACC)
+    s_dw1, s_dw2, s_du, s_dv = tl.zeros((BLOCK_D, BLOCK_C), ACC), tl.zeros((BLOCK_D, BLOCK_C), ACC), zero, zero
+    s = (zero, zero, zero, zero, zero, zero, zero, zero, zero)
+
+    for index in range(tl.program_id(1), tiles, tl.num_programs(1)):
+        tile = tile_of(index, row_begin, row_end, W, tiles_y, tiles_x, TILE_H, TILE_W)
+        o_p, m_p = pixels_of(tile, H, W), tile[3]
+        b_dv = load_channels(p_dv, buffer_pixels_of(tile, R, W) * D, m_p, o_d, D).to(ACC)  # [P, BLOCK_D]
+
+        # v, du and the sums of ddw from one walk over the taps.
+        b_du, b_v = zero, zero + load_vector(p_bias_dw, o_d, D, 0.0, ACC)[None, :]
+        for k in range(9):  # not unrolled, as in stencil; after nine turns every sum is in its place again
+            b_w = tap_weight(p_dw, o_d, k, D, INNER_SKIP, ACC)
+            b_u = tap(p_u, tile, o_d, k, H, W, R, D, ACC)
+            b_v += b_u * b_w[None, :]
+            b_du += tap(p_dv, tile, o_d, 8 - k, H, W, R, D, ACC) * b_w[None, :]
+            s = (s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[0] + b_u * b_dv)
+        s_dv += b_dv
+        s_du += b_du
+
+        # dw2 = dy^T a.
+        b_mean, b_rstd = inner_statistics(p_inner, o_p, m_p, pixels, INNER_NORM, ACC)
+        _, b_h = inner_norm(b_v, b_mean, b_rstd, p_gamma2, p_beta2, o_d, D, INNER_NORM, ACC)
+        b_a = (b_h * normal_cdf(b_h)).to(p_dv.dtype.element_ty)
+        b_dy = load_channels(p_dy, o_p * C, m_p, o_c, C).to(p_dv.dtype.element_ty)  # 0 outside, where a is not
+        s_dw2 = tl.dot(tl.trans(b_a), b_dy, s_dw2, input_precision=PREC, out_dtype=ACC)
+
+        # dw1 = du^T z.
+        b_mean, b_rstd = token_statistics(p_t, o_p * C, m_p, eps, C, BLOCK_C, NORM, ACC)
+        b_z = normed_tokens(p_t, p_gamma1, p_beta1, o_p * C, m_p, o_c, b_mean, b_rstd, C, NORM, ACC)
+        b_du = tl.trans(b_du.to(p_dv.dtype.element_ty))  # 0 outside, where z is not
+        s_dw1 = tl.dot(b_du, b_z.to(p_dv.dtype.element_ty), s_dw1, input_precision=PREC, out_dtype=ACC)
+
+    p_partials += tl.program_id(1).to(tl.int64) * (2 * D * C + 11 * D)
+    m_dc, m_d = (o_d < D)[:, None] & (o_c < C)[None, :], o_d < D
+    add_partial(p_partials + o_d[:, None] * C + o_c[None, :], m_dc, s_dw1, first)
+    add_partial(p_partials + D * C + o_d[:, None] + o_c[None, :] * D, m_dc, s_dw2, first)
+    p_partials += 2 * D * C
+    for k in tl.static_range(9):
+        add_partial(p_partials + o_d * 9 + k, m_d, tl.sum(s[k], 0), first)
+    add_partial(p_partials + 9 * D + o_d, m_d, tl.sum(s_dv, 0), first)
+    add_partial(p_partials + 10 * D + o_d, m_d, tl.sum(s_du, 0), first)
+
+
+@triton.jit
+def store_gradient(p, o, begin, size, b_sum):
+    """Sums from number `begin` on to a gradient of `size` entries, where there is one. o: numbers of the sums."""
+    if p is not None:
+        tl.store(p + (o - begin), b_sum.to(p.dtype.element_ty), mask=(o >= begin) & (o < begin + size))
+
+
+@_jit
+def finish_gradients_kernel(
+    p_product_partials, p_hidden_partials, p_token_partials,
+    p_dw1, p_dw2, p_ddw, p_dbias_dw, p_dbias1, p_dgamma2, p_dbeta2, p_dgamma1, p_dbeta1, p_dbias2,
+    product_programs, hidden_programs, token_programs,
+    C: tl.constexpr, D: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Every gradient of a parameter, in its layout and dtype: partial sums of all kernels, added in order.
+
+    Grid: blocks of the first kernel's sums, then of the second's, then of the third's; those absent have none.
+    p_d*: gradients of the parameters, None if absent    *_programs: how many left partial sums
+    BLOCK: sums of a program    BLOCK_S: partial sums at a time
+    """
+    PRODUCT_SUMS: tl.constexpr = 2 * D * C + 11 * D
+    PRODUCT_BLOCKS: tl.constexpr = (PRODUCT_SUMS + BLOCK - 1) // BLOCK
+    HIDDEN_BLOCKS: tl.constexpr = 0 if p_hidden_partials is None else (2 * D + BLOCK - 1) // BLOCK
+    block, i = tl.program_id(0), tl.arange(0, BLOCK)
+
+    if block < PRODUCT_BLOCKS:
+        o = block * BLOCK + i
+        b_sum = sum_of_partials(p_product_partials, o, PRODUCT_SUMS, PRODUCT_SUMS, product_programs, BLOCK_S, ACC)
+        store_gradient(p_dw1, o, 0, D * C, b_sum)
+        store_gradient(p_dw2, o, D * C, D * C, b_sum)
+        store_gradient(p_ddw, o, 2 * D * C, 9 * D, b_sum)
+        store_gradient(p_dbias_dw, o, 2 * D * C + 9 * D, D, b_sum)
+        store_gradient(p_dbias1, o, 2 * D * C + 10 * D, D, b_sum)
+
+    elif block < PRODUCT_BLOCKS + HIDDEN_BLOCKS:
+        if p_hidden_partials is not None:
+            o = (block - PRODUCT_BLOCKS) * BLOCK + i
+            b_sum = sum_of_partials(p_hidden_partials, o, 2 * D, 2 * D, hidden_programs, BLOCK_S, ACC)
+            store_gradient(p_dgamma2, o, 0, D, b_sum)
+            store_gradient(p_dbeta2, o, D, D, b_sum)
+
+    else:
+        if p_token_partials is not None:
+            o = (block - PRODUCT_BLOCKS - HIDDEN_BLOCKS) * BLOCK + i
+            b_sum = sum_of_partials(p_token_partials, o, 3 * C, 3 * C, token_programs, BLOCK_S, ACC)
+            store_gradient(p_dgamma1, o, 0, C, b_sum)
+            store_gradient(p_dbeta1, o, C, C, b_sum)
+            store_gradient(p_dbias2, o, 2 * C, C, b_sum)

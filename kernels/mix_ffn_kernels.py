@@ -1,4 +1,4 @@
-"""Parts that the kernels of mix_ffn share, and the maths that they all follow.
+"""Kernels of mix_ffn: the math that they all follow, what they share, and the forward.
 
     z = LayerNorm_C(t)    u = z w1^T + bias1    v = u + depthwise3x3(u) + bias_dw
     n = (v - mean) rstd over D    h = n gamma2 + beta2    a = GELU(h)    y = t + a w2^T + bias2
@@ -10,22 +10,29 @@ inner norm h = v. The skip is one more on the middle tap. Backward, from dy:
     du = dv + depthwise3x3^T(dv)    dz = du w1    dt = dy + LayerNorm_C's backward of dz
     dw2 = dy^T a    ddw[k] = sum over pixels p of u[p + k] dv[p]    dw1 = du^T z    vectors: sums over pixels
 
-Maps are channels last and contiguous: t, y, dy, dt (B, H, W, C); the wide maps u, dv (B, R, W, D) are rings of rows.
-Row y of an image lies in slot y % R, so that a strip of rows can be worked on with little memory; R = H holds all.
+Two passes forward: t -> u, which goes to memory once, and (u, t) -> y. The second can gather mean and variance of every
+channel of y on the way, for a batch norm that follows.
 
-A program takes tiles of TH x TW pixels. Sums over channels (norms, products over D) stay in a program that walks along
-the channels of its tiles; sums over pixels (gradients of weights) in one that owns BD channels and walks along tiles.
-Sums across programs go to one slot a program, which a last kernel adds in order.
+Feature maps are channels last and contiguous: t, y, dy, dt (B, H, W, C). The hidden activations u and their gradient dv
+(B, R, W, D) are row buffers: row y of an image lies at y % R, so that a strip of rows can be worked on with little
+memory; R = H holds all rows.
 
-Shapes in comments: p pixels of a tile, c narrow and d wide channels. `b_` value of a block, `p_` pointer, `o_` offsets,
-`m_` masks. Arguments that kernels share:
-    row_begin, row_end: rows of every image to compute    H, W: of an image    R: slots of a ring
-    tiles_y, tiles_x: tiles that cover those rows, and the columns    tiles: of all images
-    first: 1 where slots hold nothing yet (the first strip), else 0    eps: LayerNorm's
-    c_end: C at run time; a loop with a constant bound is unrolled, and spills
+A program takes tiles of TILE_H x TILE_W pixels. Sums over channels (norms, products over D) stay in a program that
+walks along the channels of its tiles; sums over pixels (gradients of weights) in one that owns BLOCK_D channels and
+walks along tiles. Sums across programs are stored as partial sums, which a last kernel adds in order.
+
+`b_` value of a block, `p_` pointer, `o_` offsets, `m_` masks. P = TILE_H TILE_W in the shapes of comments.
+Arguments that kernels share:
+    p_t, p_y, p_dy, p_dt, p_u, p_dv: the feature maps above    p_inner (2, B, H, W): mean and rstd of the inner norm
     p_w1 (D, C), p_w2 (C, D), p_dw (D, 9), contiguous: in the dtype of products, which u and dv have too
-    p_inner (2, B, H, W): mean and rstd of the inner norm    pixels: B H W
-    C, D: constexpr, so that rows are read wide    BC: power of 2 >= C    BK: step of sums over C
+    p_bias1, p_bias_dw (D), p_bias2 (C): biases    p_gamma1, p_beta1 (C), p_gamma2, p_beta2 (D): norms; None if absent
+    row_begin, row_end: rows of every image to compute    H, W: of an image    R: rows of a row buffer
+    tiles_y, tiles_x: tiles that cover those rows, and the columns    tiles: of all images    pixels: B H W
+    first: 1 where partial sums hold nothing yet (the first strip), else 0    eps: of the norms
+    c_end: C at run time; a loop with a constant bound is unrolled, and spills
+    C, D: channels, hidden channels; constexpr, so that rows are read wide
+    BLOCK_C: power of 2 >= C    BLOCK_D: hidden channels at a time    BLOCK_K: channels of a product over C at a time
+    TILE_H, TILE_W: rows and columns of a tile    NORM, INNER_NORM, INNER_SKIP, RESIDUAL: which of them there are
     PREC: input_precision of float32 products    ACC: dtype of sums
 """
 
@@ -34,35 +41,60 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from msformer_fast.kernels.batch_statistics import add_block, store_moments
+from msformer_fast.kernels.blocks import load_block, load_vector, store_block
+
 # never specialised: a new size runs the code of the old one
 SIZES = (
     *("row_begin", "row_end", "H", "W", "R", "tiles_y", "tiles_x", "tiles", "pixels", "first", "c_end"),
-    *("product_slots", "wide_slots", "token_slots", "slots"),
+    *("product_programs", "hidden_programs", "token_programs"),
 )
+_jit = triton.jit(do_not_specialize=SIZES)
 
 
 @triton.jit
-def tile_of(index, row_begin, row_end, W, tiles_y, tiles_x, TH: tl.constexpr, TW: tl.constexpr):
-    """Image (int64), rows, columns and validity (p) of a tile's pixels."""
-    i = tl.arange(0, TH * TW)
+def tile_of(index, row_begin, row_end, W, tiles_y, tiles_x, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
+    """A tile: image (int64), and rows, columns and validity [P] of its pixels."""
+    i = tl.arange(0, TILE_H * TILE_W)
     in_image = index % (tiles_y * tiles_x)
-    o_y = row_begin + in_image // tiles_x * TH + i // TW
-    o_x = in_image % tiles_x * TW + i % TW
+    o_y = row_begin + in_image // tiles_x * TILE_H + i // TILE_W
+    o_x = in_image % tiles_x * TILE_W + i % TILE_W
     return (index // (tiles_y * tiles_x)).to(tl.int64), o_y, o_x, (o_y < row_end) & (o_x < W)
 
 
 @triton.jit
-def vector(p, o, N: tl.constexpr, ACC: tl.constexpr):
-    """Some entries of a bias; 0 beyond N, and everywhere if it is absent."""
-    b = tl.zeros((o.shape[0],), ACC)
-    if p is not None:
-        b = tl.load(p + o, mask=o < N, other=0.0).to(ACC)
-    return b
+def pixels_of(tile, H, W):
+    """Offsets [P] of a tile's pixels in a feature map, in pixels."""
+    image, o_y, o_x, _ = tile
+    return (image * H + o_y) * W + o_x
 
 
 @triton.jit
-def factor(p, o, N: tl.constexpr, ACC: tl.constexpr):
-    """Some entries of a norm's weight; 0 beyond N, and 1 below if it is absent."""
+def buffer_pixels_of(tile, R, W):
+    """Offsets [P] of a tile's pixels in a row buffer, in pixels."""
+    image, o_y, o_x, _ = tile
+    return (image * R + o_y % R) * W + o_x
+
+
+@triton.jit
+def load_channels(p_map, o_p, m_p, o_c, N: tl.constexpr):
+    """Some of N channels of some pixels [P, channels], 0 outside. o_p: offsets of the pixels' first channels."""
+    return load_block(p_map, o_p, o_c, m_p, o_c < N)
+
+
+@triton.jit
+def load_weight(
+    p, o_row, o_col,
+    stride_row: tl.constexpr, stride_col: tl.constexpr, N_ROW: tl.constexpr, N_COL: tl.constexpr,
+):  # fmt: skip
+    """A block [rows, columns] of a weight of N_ROW x N_COL, 0 outside; its transpose by its strides."""
+    m_w = (o_row < N_ROW)[:, None] & (o_col < N_COL)[None, :]
+    return tl.load(p + o_row[:, None] * stride_row + o_col[None, :] * stride_col, mask=m_w, other=0.0)
+
+
+@triton.jit
+def load_scale(p, o, N: tl.constexpr, ACC: tl.constexpr):
+    """Some of the N entries of a norm's weight; 0 beyond N, and 1 below if it is absent."""
     b = tl.where(o < N, 1.0, 0.0).to(ACC)
     if p is not None:
         b = tl.load(p + o, mask=o < N, other=0.0).to(ACC)
@@ -70,57 +102,36 @@ def factor(p, o, N: tl.constexpr, ACC: tl.constexpr):
 
 
 @triton.jit
-def rows_of(p, o_p, m_p, o_c, N: tl.constexpr):
-    """Some channels of some pixels (p, c), 0 outside."""
-    return tl.load(p + o_p[:, None] + o_c[None, :], mask=m_p[:, None] & (o_c < N)[None, :], other=0.0)
-
-
-@triton.jit
-def matrix(
-    p,
-    o_row,
-    o_col,
-    stride_row: tl.constexpr,
-    stride_col: tl.constexpr,
-    N_ROW: tl.constexpr,
-    N_COL: tl.constexpr,
-):
-    """A block of a weight (rows, columns), 0 outside."""
-    return tl.load(
-        p + o_row[:, None] * stride_row + o_col[None, :] * stride_col,
-        mask=(o_row < N_ROW)[:, None] & (o_col < N_COL)[None, :],
-        other=0.0,
-    )
-
-
-@triton.jit
-def token_statistics(p_t, o_t, m_p, eps, C: tl.constexpr, BC: tl.constexpr, NORM: tl.constexpr, ACC: tl.constexpr):
-    """Mean and 1 / standard deviation of each token (p), two passes in registers; 0 and 1 without the norm."""
+def token_statistics(p_t, o_t, m_p, eps, C: tl.constexpr, BLOCK_C: tl.constexpr, NORM: tl.constexpr, ACC: tl.constexpr):
+    """Mean and 1 / standard deviation [P] of each token, two passes in registers; 0 and 1 without the norm."""
     b_mean, b_rstd = tl.zeros((o_t.shape[0],), ACC), tl.zeros((o_t.shape[0],), ACC) + 1.0
     if NORM:
-        o_c = tl.arange(0, BC)
-        b_t = rows_of(p_t, o_t, m_p, o_c, C).to(ACC)
+        o_c = tl.arange(0, BLOCK_C)
+        b_t = load_channels(p_t, o_t, m_p, o_c, C).to(ACC)  # [P, BLOCK_C]
+
         b_mean = tl.sum(b_t, 1) / C
         b_t = tl.where((o_c < C)[None, :], b_t - b_mean[:, None], 0.0)
         b_rstd = 1.0 / tl.sqrt(tl.sum(b_t * b_t, 1) / C + eps)
+
     return b_mean, b_rstd
 
 
 @triton.jit
 def normed_tokens(
-    p_t, p_gamma1, p_beta1, o_t, m_p, o_c, b_mean, b_rstd, C: tl.constexpr, NORM: tl.constexpr, ACC: tl.constexpr
-):
-    """z (p, c), 0 beyond C."""
-    b_z = rows_of(p_t, o_t, m_p, o_c, C).to(ACC)
+    p_t, p_gamma1, p_beta1, o_t, m_p, o_c, b_mean, b_rstd,
+    C: tl.constexpr, NORM: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Some channels of z [P, channels], 0 beyond C."""
+    b_z = load_channels(p_t, o_t, m_p, o_c, C).to(ACC)
     if NORM:
-        b_z = (b_z - b_mean[:, None]) * (b_rstd[:, None] * factor(p_gamma1, o_c, C, ACC)[None, :])
-        b_z += vector(p_beta1, o_c, C, ACC)[None, :]
+        b_z = (b_z - b_mean[:, None]) * (b_rstd[:, None] * load_scale(p_gamma1, o_c, C, ACC)[None, :])
+        b_z += load_vector(p_beta1, o_c, C, 0.0, ACC)[None, :]
     return b_z
 
 
 @triton.jit
 def tap_weight(p_dw, o_d, k, D: tl.constexpr, INNER_SKIP: tl.constexpr, ACC: tl.constexpr):
-    """Tap k of the depthwise convolution, the skip included (d)."""
+    """Tap k of the depthwise convolution [BLOCK_D], the skip included."""
     b_w = tl.load(p_dw + o_d * 9 + k, mask=o_d < D, other=0.0).to(ACC)
     if INNER_SKIP:
         b_w += tl.where(k == 4, 1.0, 0.0)
@@ -128,50 +139,52 @@ def tap_weight(p_dw, o_d, k, D: tl.constexpr, INNER_SKIP: tl.constexpr, ACC: tl.
 
 
 @triton.jit
-def tap(p_map, image, o_y, o_x, m_p, o_d, k, H, W, R, D: tl.constexpr, ACC: tl.constexpr):
-    """The neighbours (o_y + k // 3 - 1, o_x + k % 3 - 1) of some pixels (p, d); 0 outside the image."""
+def tap(p_map, tile, o_d, k, H, W, R, D: tl.constexpr, ACC: tl.constexpr):
+    """The neighbours (o_y + k // 3 - 1, o_x + k % 3 - 1) of some pixels [P, BLOCK_D]; 0 outside the image."""
+    image, o_y, o_x, m_p = tile
     o_row, o_column = o_y + (k // 3 - 1), o_x + (k % 3 - 1)
     m_tap = m_p & (o_row >= 0) & (o_row < H) & (o_column >= 0) & (o_column < W)
     o_tap = ((image * R + (o_row + R) % R) * W + o_column) * D
-    m_tap = m_tap[:, None] & (o_d < D)[None, :]
-    return tl.load(p_map + o_tap[:, None] + o_d[None, :], mask=m_tap, other=0.0).to(ACC)
+    return load_block(p_map, o_tap, o_d, m_tap, o_d < D).to(ACC)
 
 
 @triton.jit
 def stencil(
-    p_map,
-    p_dw,
-    image,
-    o_y,
-    o_x,
-    m_p,
-    o_d,
-    H,
-    W,
-    R,
-    D: tl.constexpr,
-    FLIP: tl.constexpr,
-    INNER_SKIP: tl.constexpr,
-    ACC: tl.constexpr,
-):
-    """The depthwise convolution with the skip (p, d), without its bias; FLIP: its transpose."""
-    b_sum = tl.zeros((o_y.shape[0], o_d.shape[0]), ACC)
-    # Not unrolled here: the compiler would convert every tap, not their sum, to the layout of a product.
+    p_map, p_dw, tile, o_d, H, W, R,
+    D: tl.constexpr, FLIP: tl.constexpr, INNER_SKIP: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """The depthwise convolution with the skip [P, BLOCK_D], without its bias; FLIP: its transpose."""
+    b_sum = tl.zeros((tile[1].shape[0], o_d.shape[0]), ACC)
+
+    # Not unrolled: the compiler would convert every tap, not their sum, to the layout of a product.
     for k in range(9):
         b_w = tap_weight(p_dw, o_d, (8 - k) if FLIP else k, D, INNER_SKIP, ACC)
-        b_sum += tap(p_map, image, o_y, o_x, m_p, o_d, k, H, W, R, D, ACC) * b_w[None, :]
+        b_sum += tap(p_map, tile, o_d, k, H, W, R, D, ACC) * b_w[None, :]
+
     return b_sum
 
 
 @triton.jit
+def convolved(
+    p_u, p_dw, p_bias_dw, tile, o_d, H, W, R,
+    D: tl.constexpr, INNER_SKIP: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """v [P, BLOCK_D] from u."""
+    b_v = stencil(p_u, p_dw, tile, o_d, H, W, R, D, False, INNER_SKIP, ACC)
+    b_v += load_vector(p_bias_dw, o_d, D, 0.0, ACC)[None, :]
+    return b_v
+
+
+@triton.jit
 def inner_norm(
-    b_v, b_mean, b_rstd, p_gamma2, p_beta2, o_d, D: tl.constexpr, INNER_NORM: tl.constexpr, ACC: tl.constexpr
-):
-    """n and h (p, d) from v; both are v without the norm."""
+    b_v, b_mean, b_rstd, p_gamma2, p_beta2, o_d,
+    D: tl.constexpr, INNER_NORM: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """n and h [P, BLOCK_D] from v; both are v without the norm."""
     b_n, b_h = b_v, b_v
     if INNER_NORM:
         b_n = (b_v - b_mean[:, None]) * b_rstd[:, None]
-        b_h = b_n * factor(p_gamma2, o_d, D, ACC)[None, :] + vector(p_beta2, o_d, D, ACC)[None, :]
+        b_h = b_n * load_scale(p_gamma2, o_d, D, ACC)[None, :] + load_vector(p_beta2, o_d, D, 0.0, ACC)[None, :]
     return b_n, b_h
 
 
@@ -181,18 +194,115 @@ def normal_cdf(b_h):
     return 0.5 + 0.5 * tl.erf(b_h * 0.7071067811865476)
 
 
-@triton.jit
-def gelu_slope(b_h):
-    """GELU'(h)."""
-    return normal_cdf(b_h) + b_h * tl.exp(-0.5 * b_h * b_h) * 0.3989422804014327
+@_jit
+def expand_kernel(
+    p_t, p_gamma1, p_beta1, p_w1, p_bias1, p_u,
+    row_begin, row_end, H, W, R, tiles_y, tiles_x, c_end, eps,
+    C: tl.constexpr, D: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
+    TILE_H: tl.constexpr, TILE_W: tl.constexpr, NORM: tl.constexpr, PREC: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """u: t read once, u written once. Grid: tiles."""
+    tile = tile_of(tl.program_id(0), row_begin, row_end, W, tiles_y, tiles_x, TILE_H, TILE_W)
+    m_p = tile[3]
+    o_t, o_u = pixels_of(tile, H, W) * C, buffer_pixels_of(tile, R, W) * D
+    b_mean, b_rstd = token_statistics(p_t, o_t, m_p, eps, C, BLOCK_C, NORM, ACC)
+
+    # Where a product takes all channels at once, the tokens stay in registers; else they are read again in pieces.
+    if BLOCK_K >= C:
+        o_c = tl.arange(0, BLOCK_K)
+        b_z = normed_tokens(p_t, p_gamma1, p_beta1, o_t, m_p, o_c, b_mean, b_rstd, C, NORM, ACC)  # [P, BLOCK_K]
+        b_z = b_z.to(p_u.dtype.element_ty)
+
+    for d in range(0, D, BLOCK_D):
+        o_d = d + tl.arange(0, BLOCK_D)
+        b_u = tl.zeros((TILE_H * TILE_W, BLOCK_D), ACC) + load_vector(p_bias1, o_d, D, 0.0, ACC)[None, :]
+
+        if BLOCK_K >= C:
+            b_w = load_weight(p_w1, tl.arange(0, BLOCK_K), o_d, 1, C, C, D)  # [BLOCK_K, BLOCK_D]
+            b_u = tl.dot(b_z, b_w, b_u, input_precision=PREC, out_dtype=ACC)
+        else:
+            for c in range(0, c_end, BLOCK_K):
+                o_k = c + tl.arange(0, BLOCK_K)
+                b_k = normed_tokens(p_t, p_gamma1, p_beta1, o_t, m_p, o_k, b_mean, b_rstd, C, NORM, ACC)
+                b_w = load_weight(p_w1, o_k, o_d, 1, C, C, D)
+                b_u = tl.dot(b_k.to(p_u.dtype.element_ty), b_w, b_u, input_precision=PREC, out_dtype=ACC)
+
+        store_block(p_u, o_u, o_d, m_p, o_d < D, b_u)
 
 
-@triton.jit
-def add_to_slot(p, m, b_sum, first):
-    """Add to sums in a program's own slot, or begin them. Each launch writes a slot's entry once."""
-    m_old = m & (tl.zeros(m.shape, tl.int32) + first == 0)
-    b_old = tl.load(p, mask=m_old, other=0.0)
+@_jit
+def contract_kernel(
+    p_t, p_u, p_dw, p_bias_dw, p_gamma2, p_beta2, p_w2, p_bias2, p_y, p_inner, p_moments,
+    row_begin, row_end, H, W, R, tiles_y, tiles_x, tiles, pixels, first, eps,
+    C: tl.constexpr, D: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, TILE_H: tl.constexpr,
+    TILE_W: tl.constexpr, INNER_NORM: tl.constexpr, INNER_SKIP: tl.constexpr, RESIDUAL: tl.constexpr,
+    PREC: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """y, the inner norm's statistics for the backward, and the moments of y. Grid: programs that share the tiles.
 
-    # Several warps may hold a copy of the block, of which one stores: none may load after that.
-    tl.debug_barrier()
-    tl.store(p, b_sum + b_old, mask=m)
+    Two sweeps over the hidden channels of a tile: the first gathers the inner norm's statistics, merging blocks without
+    cancellation; the second recomputes v, from taps that lie in the caches by then.
+    p_moments None or (programs, 4, C): moments of this program's pixels, see ``batch_statistics``; the shift is the
+    mean of its first tile
+    """
+    o_c = tl.arange(0, BLOCK_C)
+
+    # Moments of the strips before.
+    n = tl.zeros((), ACC)
+    b_shift, b_mean_y, b_m2_y = tl.zeros((BLOCK_C,), ACC), tl.zeros((BLOCK_C,), ACC), tl.zeros((BLOCK_C,), ACC)
+    if p_moments is not None:
+        p_old, m_old = p_moments + tl.program_id(0).to(tl.int64) * 4 * C + o_c, o_c < C * (1 - first)
+        n += tl.max(tl.load(p_old, mask=m_old, other=0.0), 0)  # the same in all
+        b_shift += tl.load(p_old + C, mask=m_old, other=0.0)
+        b_mean_y += tl.load(p_old + 2 * C, mask=m_old, other=0.0)
+        b_m2_y += tl.load(p_old + 3 * C, mask=m_old, other=0.0)
+
+    for index in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        tile = tile_of(index, row_begin, row_end, W, tiles_y, tiles_x, TILE_H, TILE_W)
+        o_p, m_p = pixels_of(tile, H, W), tile[3]
+
+        # First sweep: mean and variance of v over D.
+        b_mean, b_rstd = tl.zeros((TILE_H * TILE_W,), ACC), tl.zeros((TILE_H * TILE_W,), ACC)
+        if INNER_NORM:
+            for d in range(0, D, BLOCK_D):
+                o_d = d + tl.arange(0, BLOCK_D)
+                b_v = convolved(p_u, p_dw, p_bias_dw, tile, o_d, H, W, R, D, INNER_SKIP, ACC)  # [P, BLOCK_D]
+
+                count = tl.minimum(D - d, BLOCK_D).to(ACC)
+                b_delta = tl.sum(b_v, 1) / count - b_mean
+                b_v = tl.where((o_d < D)[None, :], b_v - (b_mean + b_delta)[:, None], 0.0)
+                b_rstd += tl.sum(b_v * b_v, 1) + b_delta * b_delta * (count * d / (d + count))
+                b_mean += b_delta * (count / (d + count))
+
+            b_rstd = 1.0 / tl.sqrt(b_rstd / D + eps)
+            tl.store(p_inner + o_p, b_mean, mask=m_p)
+            tl.store(p_inner + pixels.to(tl.int64) + o_p, b_rstd, mask=m_p)
+
+        # Second sweep: norm, GELU and the product over D.
+        b_y = tl.zeros((TILE_H * TILE_W, BLOCK_C), ACC)
+        for d in range(0, D, BLOCK_D):
+            o_d = d + tl.arange(0, BLOCK_D)
+            b_v = convolved(p_u, p_dw, p_bias_dw, tile, o_d, H, W, R, D, INNER_SKIP, ACC)
+
+            _, b_h = inner_norm(b_v, b_mean, b_rstd, p_gamma2, p_beta2, o_d, D, INNER_NORM, ACC)
+            b_a = (b_h * normal_cdf(b_h)).to(p_w2.dtype.element_ty)  # [P, BLOCK_D]
+            b_w = load_weight(p_w2, o_d, o_c, 1, D, D, C)  # [BLOCK_D, BLOCK_C]
+            b_y = tl.dot(b_a, b_w, b_y, input_precision=PREC, out_dtype=ACC)
+
+        b_y += load_vector(p_bias2, o_c, C, 0.0, ACC)[None, :]
+        if RESIDUAL:
+            b_y += load_channels(p_t, o_p * C, m_p, o_c, C).to(ACC)
+
+        b_out, m_y = b_y.to(p_y.dtype.element_ty), m_p[:, None] & (o_c < C)[None, :]
+        tl.store(p_y + (o_p * C)[:, None] + o_c[None, :], b_out, mask=m_y)
+
+        # Of y as it is stored.
+        if p_moments is not None:
+            b_out = tl.where(m_y, b_out.to(ACC), 0.0)
+            more = tl.sum(m_p.to(ACC), 0)
+            b_shift = tl.where(n > 0, b_shift, tl.sum(b_out, 0) / more)
+            b_mean_y, b_m2_y = add_block(n, b_shift, b_mean_y, b_m2_y, b_out, m_y, more)
+            n += more
+
+    if p_moments is not None:
+        store_moments(p_moments, o_c, C, n, b_shift, b_mean_y, b_m2_y, BLOCK_C, ACC)

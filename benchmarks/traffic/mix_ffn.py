@@ -28,11 +28,11 @@ class _Sizes:
     ) -> None:
         self.height, self.strip, size, wide = height, strip or height, dtype.itemsize, sum_dtype(dtype).itemsize
         self.row = images * width * channels * size
-        self.wide_row = 0 if resident else images * width * hidden * size
+        self.hidden_row = 0 if resident else images * width * hidden * size
         self.inner_row = 2 * images * width * wide
         self.c, self.d, self.weight = channels * size, hidden * size, channels * hidden * size
         self.parameters = 2 * self.weight + 13 * self.d + 3 * self.c
-        # one slot, in the dtype of sums
+        # a program's partial sums, in their dtype
         self.moments, self.sums_c, self.sums_d = 4 * channels * wide, 3 * channels * wide, 2 * hidden * wide
         self.products = (2 * channels + 11) * hidden * wide
 
@@ -46,7 +46,7 @@ class _Sizes:
     def expand(self, ahead: int) -> tuple[int, int, int]:
         rows = [r for r, _ in self.strips(ahead)]
         loaded = sum(rows) * self.row + len(rows) * (2 * self.c + self.weight + self.d)
-        return len(rows), loaded, sum(rows) * self.wide_row
+        return len(rows), loaded, sum(rows) * self.hidden_row
 
 
 def forward(
@@ -68,16 +68,16 @@ def forward(
         programs: by part of the launch table, how many share the tiles (``programs_of``).
         statistics: of the result are gathered too.
         strip: rows of a strip; None for all.
-        resident: without the wide map's bytes, as where a strip of it stays in the cache.
+        resident: without the bytes of the hidden activations, as where a strip of them stays in the cache.
     """
     s = _Sizes(images, height, width, channels, hidden, dtype, strip, resident)
     found = {"expand_kernel": s.expand(1)}
-    strips, slots = list(s.strips(0)), programs["contract"] * s.moments if statistics else 0
-    loaded = sum(rows * s.row + around * s.wide_row for rows, around in strips)
-    loaded += len(strips) * (12 * s.d + s.weight + s.c) + (len(strips) - 1) * slots
-    found["contract_kernel"] = (len(strips), loaded, height * (s.row + s.inner_row) + len(strips) * slots)
+    strips, partials = list(s.strips(0)), programs["contract"] * s.moments if statistics else 0
+    loaded = sum(rows * s.row + around * s.hidden_row for rows, around in strips)
+    loaded += len(strips) * (12 * s.d + s.weight + s.c) + (len(strips) - 1) * partials
+    found["contract_kernel"] = (len(strips), loaded, height * (s.row + s.inner_row) + len(strips) * partials)
     if statistics:
-        found["merge_moments_kernel"] = (1, slots, s.moments // 2)
+        found["merge_moments_kernel"] = (1, partials, s.moments // 2)
     return found
 
 
@@ -94,23 +94,25 @@ def backward(
     strip: int | None = None,
     resident: bool = False,
 ) -> Kernels:
-    """Of the gradients of the tokens and of every parameter; ``kept``: the wide map is, so that there is one strip."""
+    """Of the gradients of the tokens and of every parameter; ``kept``: the hidden activations
+    are, so that there is one strip."""
     s = _Sizes(images, height, width, channels, hidden, dtype, None if kept else strip, resident)
     found = {} if kept else {"expand_kernel": s.expand(2)}
-    parts = {  # rows ahead; parameters; narrow maps and wide ones (with neighbours) read; a row written; a slot
-        "wide": (1, 12 * s.d + s.weight, 1, 1, s.wide_row, s.sums_d),
+    # Rows ahead; parameters; maps of tokens and of hidden channels (with neighbours) read; a row written; partial sums.
+    parts = {
+        "hidden": (1, 12 * s.d + s.weight, 1, 1, s.hidden_row, s.sums_d),
         "token": (0, 9 * s.d + s.c + s.weight, 2, 1, s.row, s.sums_c),
         "product": (0, 12 * s.d + 2 * s.c, 2, 2, 0, s.products),
     }
-    slots = 0
-    for name, (ahead, parameters, narrow, wide, written, sums) in parts.items():
+    partials = 0
+    for name, (ahead, parameters, tokens, hidden_maps, written, sums) in parts.items():
         strips = list(s.strips(ahead))
         inner = 0 if name == "token" else s.inner_row
-        loaded = sum(rows * (narrow * s.row + inner) + around * wide * s.wide_row for rows, around in strips)
+        loaded = sum(rows * (tokens * s.row + inner) + around * hidden_maps * s.hidden_row for rows, around in strips)
         loaded += len(strips) * parameters + (len(strips) - 1) * programs[name] * sums
         found[f"{name}_gradient_kernel"] = (len(strips), loaded, height * written + len(strips) * programs[name] * sums)
-        slots += programs[name] * sums
-    found["finish_gradients_kernel"] = (1, slots, s.parameters)
+        partials += programs[name] * sums
+    found["finish_gradients_kernel"] = (1, partials, s.parameters)
     return found
 
 
@@ -128,10 +130,10 @@ def programs_of(
     from msformer_fast.kernels import mix_ffn as kernels
 
     programs = {}
-    for part in ("contract", "wide", "token", "product"):
+    for part in ("contract", "hidden", "token", "product"):
         settings = kernels.launch_settings(part, channels, hidden, dtype, input_precision(dtype), target)
-        tiles = images * -(-height // settings["TH"]) * -(-width // settings["TW"])
-        programs[part] = kernels.programs_of(part, tiles, -(-hidden // settings["BD"]), multiprocessors)
+        tiles = images * -(-height // settings["TILE_H"]) * -(-width // settings["TILE_W"])
+        programs[part] = kernels.programs_of(part, tiles, -(-hidden // settings["BLOCK_D"]), multiprocessors)
     return programs
 
 

@@ -9,8 +9,8 @@ import triton.language as tl
 
 from msformer_fast.kernels import mix_ffn as launch
 from msformer_fast.kernels import mix_ffn_backward_kernels as backward
-from msformer_fast.kernels import mix_ffn_forward_kernels as forward
-from msformer_fast.kernels import mix_ffn_weight_kernels as weights
+from msformer_fast.kernels import mix_ffn_kernels as forward
+from msformer_fast.limits import MIX_FFN_HIDDEN
 from tests.harness.aot import Case, short
 
 PRODUCTS = ((torch.float32, "ieee"), (torch.float32, "tf32"), (torch.bfloat16, "ieee"))
@@ -18,9 +18,9 @@ PRODUCTS = ((torch.float32, "ieee"), (torch.float32, "tf32"), (torch.bfloat16, "
 PARTS = {
     "expand": forward.expand_kernel,
     "contract": forward.contract_kernel,
-    "wide": backward.wide_gradient_kernel,
+    "hidden": backward.hidden_gradient_kernel,
     "token": backward.token_gradient_kernel,
-    "product": weights.product_gradient_kernel,
+    "product": backward.product_gradient_kernel,
 }
 
 
@@ -44,20 +44,30 @@ AUTOCAST = Variant(", autocast", _flags(), tokens="*fp32")
 SEGFORMER = Variant(
     ", SegFormer",
     _flags("INNER_NORM", "INNER_SKIP"),
-    ("contract", "wide", "product"),
-    ("p_gamma2", "p_beta2", "p_inner", "p_moments", "p_wide_sums", "p_dgamma2", "p_dbeta2"),
+    ("contract", "hidden", "product"),
+    ("p_gamma2", "p_beta2", "p_inner", "p_moments", "p_hidden_partials", "p_dgamma2", "p_dbeta2"),
 )
 #: Neither biases nor affine parameters nor the residual.
 BARE = Variant(
     ", bare",
     _flags("RESIDUAL"),
     absent=(
-        *("p_gamma1", "p_beta1", "p_bias1", "p_bias_dw", "p_gamma2", "p_beta2", "p_bias2", "p_moments", "p_wide_sums"),
-        *("p_token_sums", "p_dgamma1", "p_dbeta1", "p_dbias1", "p_dbias_dw", "p_dgamma2", "p_dbeta2", "p_dbias2"),
+        *(
+            "p_gamma1",
+            "p_beta1",
+            "p_bias1",
+            "p_bias_dw",
+            "p_gamma2",
+            "p_beta2",
+            "p_bias2",
+            "p_moments",
+            "p_hidden_partials",
+        ),
+        *("p_token_partials", "p_dgamma1", "p_dbeta1", "p_dbias1", "p_dbias_dw", "p_dgamma2", "p_dbeta2", "p_dbias2"),
     ),
 )
 
-FLOAT32 = ("p_inner", "p_moments", "p_sums", "p_product_sums", "p_wide_sums", "p_token_sums")
+FLOAT32 = ("p_inner", "p_moments", "p_partials", "p_product_partials", "p_hidden_partials", "p_token_partials")
 TOKENS = ("p_t", "p_y", "p_dy", "p_dt", "p_gamma1", "p_beta1", "p_gamma2", "p_beta2")
 NORM_GRADIENTS = ("p_dgamma1", "p_dbeta1", "p_dgamma2", "p_dbeta2")
 
@@ -73,7 +83,7 @@ def cases(target: str, small: bool) -> list[Case]:
     ]
     if not small:
         found += [
-            _case("wide", PAPER, C, product, target, D=launch.LIMIT_D) for product in PRODUCTS for C in (128, 256)
+            _case("hidden", PAPER, C, product, target, D=MIX_FFN_HIDDEN) for product in PRODUCTS for C in (128, 256)
         ]
     rest = [(PAPER, 100)] if small else [(PAPER, 100), (PAPER, 256), (SEGFORMER, 100), (BARE, 100), (AUTOCAST, 100)]
     for variant, C in rest:
@@ -97,15 +107,15 @@ def _case(
     settings = launch.launch_settings(part, C, D, dtype, precision, target)
     constants = {**variant.flags, "C": C, "D": D, "ACC": tl.float32, "PREC": precision}
     absent = list(variant.absent)
-    if (part, variant) == ("wide", SEGFORMER) or (variant is BARE and part in ("wide", "token")):
-        absent.append("p_sums")
+    if (part, variant) == ("hidden", SEGFORMER) or (variant is BARE and part in ("hidden", "token")):
+        absent.append("p_partials")
     name = f"{part}, C {C}, {short(dtype)} {precision}{variant.name}{many}"
     return Case.of(name, kernel, settings, dtype, _present(kernel, constants, absent), **_types(kernel, variant))
 
 
 def _finish(variant: Variant, C: int) -> Case:
-    """The kernel that adds up slots."""
-    kernel, dtype = weights.finish_gradients_kernel, torch.bfloat16 if variant is AUTOCAST else torch.float32
+    """The kernel that adds the partial sums."""
+    kernel, dtype = backward.finish_gradients_kernel, torch.bfloat16 if variant is AUTOCAST else torch.float32
     constants = _present(kernel, {"C": C, "D": 4 * C, "ACC": tl.float32}, list(variant.absent))
     name = f"finish, C {C}, {short(dtype)}{variant.name}"
     return Case.of(name, kernel, launch.FINISH, dtype, constants, **_types(kernel, variant))

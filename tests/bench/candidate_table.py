@@ -62,7 +62,7 @@ WORK = {
     "mix_ffn": dict(
         expand=("expand_kernel", 4.0),
         contract=("contract_kernel", 4.5),
-        wide=("wide_gradient_kernel", 4.8),
+        hidden=("hidden_gradient_kernel", 4.8),
         token=("token_gradient_kernel", 4.3),
         product=("product_gradient_kernel", 8.5),
     ),
@@ -224,7 +224,7 @@ def tile_of(table: Table, case: Any) -> tuple[int, int, int]:
     """Sides of a product of tiles, from the blocks of a compilation."""
     c = case.constexprs
     if table.op == "mix_ffn":
-        return c["TH"] * c["TW"], c["BD"], c.get("BK") or c.get("BC") or 128
+        return c["TILE_H"] * c["TILE_W"], c["BLOCK_D"], c.get("BLOCK_K") or c.get("BLOCK_C") or 128
     if table.op == "cross_scale_attention":
         return c["BLOCK_M"], c["BLOCK_N"], c["BLOCK_D"]
     names = {
@@ -255,7 +255,7 @@ def candidates(table: Table, part: str, kind: str, version: str) -> Iterator[Can
 
     if part in table.shared:
         for grid in (0.5, 2.0, 4.0):
-            # Twice the programs pay where a wave leaves multiprocessors waiting; half, where slots are summed after.
+            # Twice the programs pay where a wave leaves multiprocessors waiting; half, where partial sums are added.
             yield candidate(f"grid x {grid:g}", base, 0, grid, own, {0.5: 1.0, 2.0: 1.05, 4.0: 1.02}[grid])
     codes = {own.code}
     for name, row, more in rows_of(table, base):

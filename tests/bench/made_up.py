@@ -66,13 +66,13 @@ def units(code: str = "abc", time: float = 1.0) -> dict[str, dict[str, Any]]:
     op += [row("mix_ffn", part, name, 3 * s) for part, s in parts for name in ("reference", "einsum")]
     tuned = {
         "op": "mix_ffn",
-        "part": "wide",
+        "part": "hidden",
         "half": "backward",
         "kind": "ieee",
         "target": "sm_90",
         "case": "mix_ffn: side 257, float32",
         "module": "mix_ffn",
-        "key": ["wide", "ieee"],
+        "key": ["hidden", "ieee"],
         "width": 128,
         "before": [8, 8, 64, 16, 8, 1],
         "before_seconds": [1e-3],

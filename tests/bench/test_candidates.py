@@ -146,8 +146,8 @@ def test_faster_is_more_than_the_rounds_spread() -> None:
 def test_candidates_of_another_version_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     table = BY_OP["mix_ffn"]
     monkeypatch.setattr("msformer_fast.kernels.launch.target_of", lambda device: "sm_90")
-    subject = judge.Subject(table, "wide", Case.of("mix_ffn", {"side": 9, "channels": 100}))
-    old, new = made("wide", (8, 8, 64, 16, 8, 1)), made("wide", (8, 8, 32, 16, 8, 1))
+    subject = judge.Subject(table, "hidden", Case.of("mix_ffn", {"side": 9, "channels": 100}))
+    old, new = made("hidden", (8, 8, 64, 16, 8, 1)), made("hidden", (8, 8, 32, 16, 8, 1))
     new = Candidate(**{**vars(new), "versions": ("3.9.0",)})
     monkeypatch.setattr(judge, "candidates_of", lambda op: (old, new))
     for version, found in (("3.6.0", [old]), ("3.9.0", [new]), ("4.0.0", [old, new])):

@@ -70,7 +70,7 @@ def test_what_was_faster_is_proposed_where_it_would_stand(tmp_path: Path) -> Non
         "# 1.50 times faster (1.48 to 1.52): backward of mix_ffn: side 257, float32\n"
         '+    num_stages=2 for ("sm_90", 128), where the launcher says 1\n'
         "\n"
-        "--- kernels/mix_ffn.py, TABLE['wide', 'ieee']\n"
+        "--- kernels/mix_ffn.py, TABLE['hidden', 'ieee']\n"
         "# 1.25 times faster (1.23 to 1.27): backward of mix_ffn: side 257, float32\n"
         "-    now (8, 8, 64, 16, 8, 1)\n"
         '+    ("sm_90", 128): (4, 8, 64, 16, 8, 2),\n'

@@ -18,6 +18,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,27 +65,40 @@ class Text:
     def of(cls, text: str) -> Text:
         text = re.sub(r"^#loc.*$", "", text, flags=re.M)
         text = re.sub(r"\bloc\((?:[^()\"]|\"[^\"]*\"|\([^()]*\))*\)", "", text)
-        constant = r"^\s*%([\w-]+) = (arith\.constant .*?)\s*$"
+        constant = r"^\s*%([\w.-]+) = (arith\.constant .*?)\s*$"
         constants = {name: f"[{value}]" for name, value in re.findall(constant, text, flags=re.M)}
         text = re.sub(constant, "", text, flags=re.M)
         head = re.search(r"tt\.func public @\w+\((.*?)\) attributes", text, flags=re.S)
         assert head is not None, text[:300]
-        arguments = dict(re.findall(r"%([\w-]+)\s*:\s*([^%]*?)\s*(?:,\s*(?=%)|$)", head[1], flags=re.S))
+        arguments = dict(re.findall(r"%([\w.-]+)\s*:\s*([^%]*?)\s*(?:,\s*(?=%)|$)", head[1], flags=re.S))
         return cls(arguments, constants, [line.strip() for line in text[head.end() :].splitlines() if line.strip()])
 
 
-VALUE = re.compile(r"%([\w-]+)")
+VALUE = re.compile(r"%([\w.-]+)")
+#: Where a value begins: results, a loop's variables, arguments of a block. Names recur from region to region.
+NEW = re.compile(r"%[\w.-]+(?=(?::\d+)?(?:, %[\w.:-]+)* = )|(?<=\^)bb\d+\(.*\)")
+
+
+def renamed(line: str, names: dict[str, str], numbers: Iterator[int]) -> str:
+    """A line with its values by their names; values that begin there get the next numbers."""
+    new = {(place.start(), name) for match in NEW.finditer(line) for place, name in _values(line, match)}
+
+    def name_of(match: re.Match[str]) -> str:
+        if match[1] not in names or (match.start(), match[1]) in new:
+            names[match[1]] = f"%{next(numbers)}"
+        return names[match[1]]
+
+    return VALUE.sub(name_of, line)
+
+
+def _values(line: str, within: re.Match[str]) -> list[tuple[re.Match[str], str]]:
+    return [(match, match[1]) for match in VALUE.finditer(line, within.start(), within.end())]
 
 
 def in_order(text: Text) -> str:
-    """Values numbered as they are first used: the same whatever the order of the arguments."""
-    names: dict[str, str] = {}
-
-    def number(match: re.Match[str]) -> str:
-        name = match[1]
-        return text.constants.get(name) or names.setdefault(name, f"%{len(names)}")
-
-    body = [VALUE.sub(number, line) for line in text.lines]
+    """Values numbered as they first appear: the same whatever the order of the arguments."""
+    names, numbers = dict(text.constants), itertools.count()
+    body = [renamed(line, names, numbers) for line in text.lines]
     used = [f"{names[name]}: {kind}" for name, kind in text.arguments.items() if name in names]
     unused = sorted(kind for name, kind in text.arguments.items() if name not in names)
     return "\n".join([*sorted(used), *unused, *body])
@@ -93,20 +107,14 @@ def in_order(text: Text) -> str:
 def by_meaning(text: Text) -> str:
     """Values named by how they are computed: the same whatever the order of what has no side effects."""
     names = {name: f"%argument{index}" for index, name in enumerate(text.arguments)} | text.constants
-    body, others = list(text.arguments.values()), itertools.count()
-
-    def named(value: str) -> str:
-        if value not in names:
-            names[value] = f"%{next(others)}"
-        return names[value]
-
+    body, numbers = list(text.arguments.values()), itertools.count()
     for line in text.lines:
         result, _, operation = line.partition(" = ")
         if operation and not EFFECT.search(operation) and VALUE.fullmatch(result):
-            meaning = VALUE.sub(lambda match: names[match[1]], operation)
+            meaning = renamed(operation, names, numbers)
             names[result[1:]] = "%" + hashlib.sha256(meaning.encode()).hexdigest()[:16]
         else:
-            body.append(VALUE.sub(lambda match: named(match[1]), line))
+            body.append(renamed(line, names, numbers))
     return "\n".join(body)
 
 

@@ -59,8 +59,8 @@ def test_strips_change_nothing(small_blocks: None, strip: int, options: Options)
     t, p = draw(2, 5, 5, 20, 40)
     p = p if options.inner_norm else p._replace(inner_norm_weight=None, inner_norm_bias=None)
     dy = torch.randn_like(t)
-    whole, wide, inner, moments = mix_ffn_forward(t, p, options, keep=True, statistics=True)
-    dt, gradients = mix_ffn_backward(dy, t, p, options, wide, inner)
+    whole, hidden, inner, moments = mix_ffn_forward(t, p, options, keep=True, statistics=True)
+    dt, gradients = mix_ffn_backward(dy, t, p, options, hidden, inner)
     y, nothing, same, others = mix_ffn_forward(t, p, options, statistics=True, strip=strip)
     assert nothing.numel() == 0
     torch.testing.assert_close(y, whole, rtol=4e-6, atol=4e-6)
@@ -151,8 +151,8 @@ def test_launches_and_bytes(memory: str, monkeypatch: pytest.MonkeyPatch) -> Non
         y, _, _ = ops.mix_ffn_with_statistics(t, *p, memory="fast" if memory == "fast" else "lean", backend="triton")
     with count_traffic() as backward:
         y.backward(torch.ones_like(y))
-    blocks = -(-d // kernels.launch_settings("product", c, d, t.dtype)["BD"])
-    shared = {"contract": forward.kernels["contract_kernel"], "wide": backward.kernels["wide_gradient_kernel"]}
+    blocks = -(-d // kernels.launch_settings("product", c, d, t.dtype)["BLOCK_D"])
+    shared = {"contract": forward.kernels["contract_kernel"], "hidden": backward.kernels["hidden_gradient_kernel"]}
     shared |= {name: backward.kernels[f"{name}_gradient_kernel"] for name in ("token", "product")}
     programs = {name: k.programs // k.launches for name, k in shared.items()}
     programs["product"] //= blocks
@@ -173,13 +173,13 @@ def test_launches_and_bytes(memory: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_bytes_at_the_papers_size() -> None:
-    """In whole maps, narrow n and wide w = 4 n: forward 3 n + 2 w, backward 6 n + 5 w, and little beside them."""
+    """With n bytes of tokens and w = 4 n of hidden activations: forward 3 n + 2 w, backward 6 n + 5 w, little more."""
     from msformer_fast.kernels import mix_ffn as kernels
 
     sizes, n, tiles = (1, 257, 257, 100, 400, torch.float32), 257 * 257 * 100 * 4, 33 * 33
     for statistics in (False, True):
         programs = {
-            part: kernels.programs_of(part, tiles, 13, 132) for part in ("contract", "wide", "token", "product")
+            part: kernels.programs_of(part, tiles, 13, 132) for part in ("contract", "hidden", "token", "product")
         }
         least = floor.bytes_moved(*sizes)
         moved = [
@@ -196,7 +196,7 @@ def test_bytes_at_the_papers_size() -> None:
 
 @interpreted
 def test_what_is_kept(small_blocks: None) -> None:
-    """Fast keeps the wide map in the tokens' dtype, lean none; both keep two numbers a pixel."""
+    """Fast keeps the hidden activations in the tokens' dtype, lean none; both keep two numbers a pixel."""
     from tests.ops.test_memory import saved_bytes
 
     for dtype in (torch.float32, torch.bfloat16):
@@ -211,12 +211,12 @@ def test_what_is_kept(small_blocks: None) -> None:
 
 
 def test_rows_of_a_strip() -> None:
-    """One strip of a small map; of a large one rings of about 24 MB, and never less than 16 rows."""
-    from msformer_fast.kernels.mix_ffn import LEAST_ROWS, RING_BYTES, strip_rows
+    """One strip of a small map; of a large one row buffers of about 24 MB, and never less than 16 rows."""
+    from msformer_fast.kernels.mix_ffn import BUFFER_BYTES, LEAST_ROWS, strip_rows
 
     assert strip_rows(1, 65, 65, 400, 4) == 65
     rows = strip_rows(1, 257, 257, 400, 4)
-    assert rows == 56 and rows * 257 * 400 * 4 <= RING_BYTES
+    assert rows == 56 and rows * 257 * 400 * 4 <= BUFFER_BYTES
     assert strip_rows(8, 4096, 4096, 1024, 4) == LEAST_ROWS
     assert strip_rows(0, 0, 0, 8, 4) == 1
 
@@ -249,7 +249,7 @@ def test_autocast(small_blocks: None, norm: bool, residual: bool) -> None:
 
 @interpreted
 @pytest.mark.parametrize(("channels", "hidden"), [(140, 96), (8, 1040)])
-def test_wide_channels(channels: int, hidden: int) -> None:
+def test_many_channels(channels: int, hidden: int) -> None:
     """Beyond 128 narrow channels, and a hidden width of many blocks, against the reference in float64."""
     t, p = draw(1, 3, 5, channels, hidden, torch.float64)
     results = []
