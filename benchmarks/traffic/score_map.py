@@ -88,7 +88,7 @@ def programs_of(
     gather: bool,
 ) -> dict[str, int]:
     """Of "forward" and "backward", as the two take them; ``target`` None: in the interpreter."""
-    from msformer_fast.kernels.score_map_table import launch_settings
+    from msformer_fast.kernels.score_map import launch_settings
 
     options = clusters, channels, dtype, input_precision(dtype), target
     cells, found = ((height + 1) // 2) * ((width + 1) // 2), {}

@@ -43,7 +43,7 @@ def many_programs(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("many_programs")
 @pytest.mark.parametrize("batch_norm", [True, False])
 def test_sums_over_many_slots(batch_norm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    from msformer_fast.kernels import score_map_table as table
+    from msformer_fast.kernels import score_map as table
 
     for part, row in table.INTERPRETER.items():
         monkeypatch.setitem(table.INTERPRETER, part, (16, 16, *row[2:]))
