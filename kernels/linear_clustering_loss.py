@@ -77,12 +77,12 @@ def _load_weight(p_weight, o_k, o_d, K, D, WVEC: tl.constexpr):
 
 @triton.jit
 def _logits_of(
-    p_features, p_weight, p_bias, tile, strides, o_k,
-    K, D,
+    inputs, tile, strides, o_k, K, D,
     BLOCK_D: tl.constexpr, VEC: tl.constexpr, WVEC: tl.constexpr, PIXELS_INNER: tl.constexpr, HAS_BIAS: tl.constexpr,
     PREC: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Logits of a tile [BLOCK_P, BLOCK_K], minus infinity beyond K."""
+    """Logits of a tile [BLOCK_P, BLOCK_K], minus infinity beyond K. inputs: pointers to features, weight, bias."""
+    p_features, p_weight, p_bias = inputs
     _, _, o_w, _ = tile
     b_logits = tl.zeros((o_w.shape[0], o_k.shape[0]), ACC)
 
@@ -118,8 +118,9 @@ def linear_loss_kernel(
     PIXELS_INNER: tl.constexpr, HAS_BIAS: tl.constexpr, PER_PIXEL: tl.constexpr, PREC: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Loss, labels, flags, and what the backward needs of each pixel: features read once. Grid: tiles."""
+    inputs, strides = (p_features, p_weight, p_bias), (stride_b, stride_h, stride_w, stride_k)
     W = row_length(W, VEC, PIXELS_INNER)
-    tile, strides = tile_of(tl.program_id(0), H, W, BLOCK_P), (stride_b, stride_h, stride_w, stride_k)
+    tile = tile_of(tl.program_id(0), H, W, BLOCK_P)
 
     b_max = tl.full((BLOCK_P,), NOTHING, ACC)
     b_top = tl.full((BLOCK_P,), NOWHERE, tl.int32)
@@ -128,9 +129,8 @@ def linear_loss_kernel(
     for k in range(0, K, BLOCK_K):
         o_k = k + tl.arange(0, BLOCK_K)
         b_logits = _logits_of(
-            p_features, p_weight, p_bias, tile, strides, o_k, K, D,
-            BLOCK_D, VEC, WVEC, PIXELS_INNER, HAS_BIAS, PREC, ACC,
-        )  # fmt: skip
+            inputs, tile, strides, o_k, K, D, BLOCK_D, VEC, WVEC, PIXELS_INNER, HAS_BIAS, PREC, ACC
+        )  # [BLOCK_P, BLOCK_K]
         b_max2, b_top2, _, b_others2 = top_and_others(b_logits, o_k)  # [BLOCK_P], of this block of clusters
 
         # The larger of the two maxima stays out of the sum, the other one enters it. Of equals the first stays.
@@ -158,19 +158,19 @@ def features_gradient_kernel(
     WVEC: tl.constexpr, PIXELS_INNER: tl.constexpr, HAS_BIAS: tl.constexpr, PREC: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the features, to p_out. Grid: tiles, blocks of BLOCK_O channels."""
+    inputs, strides = (p_features, p_weight, p_bias), (stride_b, stride_h, stride_w, stride_k)
     W = row_length(W, VEC, PIXELS_INNER)
-    tile, strides = tile_of(tl.program_id(0), H, W, BLOCK_P), (stride_b, stride_h, stride_w, stride_k)
+    tile = tile_of(tl.program_id(0), H, W, BLOCK_P)
     o_d = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
     b_out = tl.zeros((BLOCK_P, BLOCK_O), ACC)
 
     for k in range(0, K, BLOCK_K):
         o_k = k + tl.arange(0, BLOCK_K)
         b_logits = _logits_of(
-            p_features, p_weight, p_bias, tile, strides, o_k, K, D,
-            BLOCK_D, VEC, WVEC, PIXELS_INNER, HAS_BIAS, PREC, ACC,
-        )  # fmt: skip
+            inputs, tile, strides, o_k, K, D, BLOCK_D, VEC, WVEC, PIXELS_INNER, HAS_BIAS, PREC, ACC
+        )  # [BLOCK_P, BLOCK_K]
         b_max, b_others, b_label = _load_pixels(p_max, p_others, p_labels, tile, H, W)
-        b_grad = load_gradient(p_grad, tile, (grad_b, grad_h, grad_w), divisor, ACC)
+        b_grad = load_gradient(p_grad, tile, (grad_b, grad_h, grad_w), divisor, ACC)  # [BLOCK_P]
         b_weight = _load_weight(p_weight, o_k, o_d, K, D, WVEC)  # [BLOCK_K, BLOCK_O]
 
         b_dlogits = logits_gradient(tl.exp(b_logits - b_max[:, None]), o_k, b_label, b_others, b_grad)
@@ -191,8 +191,8 @@ def weight_gradient_kernel(
     Grid: programs that share the tiles, blocks of clusters, blocks of BLOCK_O channels.
     p_dweight (programs, K, D), p_dbias (programs, K)    tiles: of all images
     """
+    inputs, strides = (p_features, p_weight, p_bias), (stride_b, stride_h, stride_w, stride_k)
     W = row_length(W, VEC, PIXELS_INNER)
-    strides, grad_strides = (stride_b, stride_h, stride_w, stride_k), (grad_b, grad_h, grad_w)
     o_k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
     o_d = tl.program_id(2) * BLOCK_O + tl.arange(0, BLOCK_O)
     b_dweight, b_dbias = tl.zeros((BLOCK_K, BLOCK_O), ACC), tl.zeros((BLOCK_K,), ACC)
@@ -200,11 +200,10 @@ def weight_gradient_kernel(
     for index in range(tl.program_id(0), tiles, programs):
         tile = tile_of(index, H, W, BLOCK_P)
         b_logits = _logits_of(
-            p_features, p_weight, p_bias, tile, strides, o_k, K, D,
-            BLOCK_D, VEC, WVEC, PIXELS_INNER, HAS_BIAS, PREC, ACC,
-        )  # fmt: skip
+            inputs, tile, strides, o_k, K, D, BLOCK_D, VEC, WVEC, PIXELS_INNER, HAS_BIAS, PREC, ACC
+        )  # [BLOCK_P, BLOCK_K]
         b_max, b_others, b_label = _load_pixels(p_max, p_others, p_labels, tile, H, W)
-        b_grad = load_gradient(p_grad, tile, grad_strides, divisor, ACC)
+        b_grad = load_gradient(p_grad, tile, (grad_b, grad_h, grad_w), divisor, ACC)  # [BLOCK_P]
         b_x = load_tile(p_features, tile, strides, o_d, D, VEC, PIXELS_INNER, 0.0)  # [BLOCK_P, BLOCK_O]
 
         b_dlogits = logits_gradient(tl.exp(b_logits - b_max[:, None]), o_k, b_label, b_others, b_grad)

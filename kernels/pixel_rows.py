@@ -47,6 +47,8 @@ def row_length(W, VEC: tl.constexpr, PIXELS_INNER: tl.constexpr):
 def tile_of(index, H, W, BLOCK_P: tl.constexpr):
     """A tile by its number: image and row (int64), columns (int64) and validity [BLOCK_P] of its pixels."""
     tiles = tl.cdiv(W, BLOCK_P)
+
+    # int64: what they are multiplied with may lead beyond 2^31 elements.
     o_w = (index % tiles).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
     row = (index // tiles).to(tl.int64)
     return row // H, row % H, o_w, o_w < W
@@ -64,6 +66,8 @@ def offsets_of(tile, strides, o_k, VEC: tl.constexpr, PIXELS_INNER: tl.constexpr
     """Offsets [BLOCK_P, channels] of channels o_k of a tile's pixels."""
     b, h, o_w, _ = tile
     stride_b, stride_h, stride_w, stride_k = strides
+
+    # All strides are multiples of VEC but the 1 of the axis whose elements are neighbours.
     if PIXELS_INNER:
         stride_k = multiple_of(stride_k, VEC)
     else:
@@ -77,6 +81,8 @@ def offsets_of(tile, strides, o_k, VEC: tl.constexpr, PIXELS_INNER: tl.constexpr
 def inside(tile, o_k, K, VEC: tl.constexpr, PIXELS_INNER: tl.constexpr):
     """Which of a tile's values exist [BLOCK_P, channels], in a map of K channels."""
     _, _, _, m_w = tile
+
+    # An access is only as wide as its mask is seen to stay the same: here VEC elements.
     return m_w[:, None] & (o_k < (K if PIXELS_INNER else multiple_of(K, VEC)))[None, :]
 
 

@@ -16,6 +16,7 @@ def _load_standard(source, o_n, m_n, o_c, NORM: tl.constexpr, C: tl.constexpr, A
     """xhat [BLOCK_N, BLOCK_C] of a map with a batch norm, else the map; 0 outside."""
     p_map, p_norm, eps = source
     b_x = load_channels(p_map, o_n, m_n, o_c, C)
+
     if NORM:
         b_mean, b_rstd, _, _ = load_norm(p_norm, eps, o_c, C, ACC)
         b_x = tl.where(m_n[:, None], (b_x.to(ACC) - b_mean[None, :]) * b_rstd[None, :], 0.0).to(b_x.dtype)
@@ -83,6 +84,7 @@ def weight_finish_kernel(
     if COARSE_NORM:
         _, _, b_gamma_coarse, b_beta_coarse = load_norm(p_coarse_norm, 0.0, o_c, C, ACC)
 
+    # b_fine goes over all positions, b_coarse over one: each has a Wc of its own.
     b_fine, b_dbeta, b_dgamma = tl.zeros((BLOCK_C,), ACC), tl.zeros((BLOCK_C,), ACC), tl.zeros((BLOCK_C,), ACC)
     total = tl.zeros((), ACC)
 
@@ -101,7 +103,7 @@ def weight_finish_kernel(
 
         total += b_sum
         o_w = (p * K + k) * C + o_c
-        if COARSE_NORM:
+        if COARSE_NORM:  # Gc is that of xhat: through gamma and beta it becomes dWc
             b_w = tl.load(p_wc + o_w, mask=m_c, other=0.0).to(ACC)
             b_dbeta += b_w * b_sum
             b_dgamma += b_w * b_coarse
@@ -117,6 +119,7 @@ def weight_finish_kernel(
         b_w = tl.load(p_wf + k * stride_wf + o_c, mask=m_c, other=0.0).to(ACC)
         tl.store(p_partials, b_w * total, mask=m_c)
         tl.store(p_partials + C, b_w * b_fine, mask=m_c)
+
         b_fine = b_fine * b_gamma_fine + total * b_beta_fine
 
     tl.store(p_dhead + k * 2 * C + C + o_c, b_fine.to(p_dhead.dtype.element_ty), mask=m_c)
@@ -213,6 +216,7 @@ def map_gradients_kernel(
     o_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     b_coarse = tl.zeros((BLOCK_N, BLOCK_C), ACC)
 
+    # A coarse token has the sum of all four positions, a fine pixel that of its own.
     for p in range(4):
         _, o_fine, _, m_fine = tile_of(block, image, p, sizes, BLOCK_N)
         b_fine = tl.zeros((BLOCK_N, BLOCK_C), ACC)

@@ -51,9 +51,11 @@ def tile_of(block, b, p, sizes, BLOCK_N: tl.constexpr):
     All four are [BLOCK_N]. The pixel at p of a coarse token that exists may lie beyond the fine map.
     """
     H, W, WC, cells = sizes
+    image = b.to(tl.int64)
     o_n = block * BLOCK_N + tl.arange(0, BLOCK_N)
     o_y, o_x = o_n // WC * 2 + p // 2, o_n % WC * 2 + p % 2
-    image, m_n = b.to(tl.int64), o_n < cells
+    m_n = o_n < cells
+
     return image * cells + o_n, (image * H + o_y) * W + o_x, m_n, m_n & (o_y < H) & (o_x < W)
 
 
@@ -77,6 +79,7 @@ def load_norm(p_norm, eps, o_c, C: tl.constexpr, ACC: tl.constexpr):
     b_var = tl.load(p_norm + C + o_c, mask=m_c, other=1.0).to(ACC)
     b_gamma = tl.load(p_norm + 2 * C + o_c, mask=m_c, other=0.0).to(ACC)
     b_beta = tl.load(p_norm + 3 * C + o_c, mask=m_c, other=0.0).to(ACC)
+
     return b_mean, 1.0 / tl.sqrt(b_var + eps), b_gamma, b_beta
 
 
@@ -85,6 +88,7 @@ def load_normed(source, o_n, m_n, o_c, NORM: tl.constexpr, C: tl.constexpr, ACC:
     """Some channels of some pixels [BLOCK_N, BLOCK_C] as the product takes them: through the norm, if there is one."""
     p_map, p_norm, eps = source
     b_x = load_channels(p_map, o_n, m_n, o_c, C)
+
     if NORM:
         b_mean, b_rstd, b_gamma, b_beta = load_norm(p_norm, eps, o_c, C, ACC)
         b_x = ((b_x.to(ACC) - b_mean[None, :]) * (b_rstd * b_gamma)[None, :] + b_beta[None, :]).to(b_x.dtype)
@@ -113,6 +117,7 @@ def scores_kernel(
     b_shift, b_mean, b_m2 = tl.zeros((BLOCK_K,), ACC), tl.zeros((BLOCK_K,), ACC), tl.zeros((BLOCK_K,), ACC)
 
     for index in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        # The four positions of a tile follow one another: neighbouring programs read the same coarse tokens.
         p, b = index % 4, index // 4 // blocks
         o_coarse, o_fine, m_coarse, m_fine = tile_of(index // 4 % blocks, b, p, sizes, BLOCK_N)
         b_out = tl.zeros((BLOCK_N, BLOCK_K), ACC)
@@ -123,6 +128,7 @@ def scores_kernel(
             b_w = load_weight(p_wf, o_k, o_c, stride_wf, K, C)  # [BLOCK_K, BLOCK_C]
             b_out = tl.dot(b_x, tl.trans(b_w), b_out, input_precision=PREC, out_dtype=ACC)
 
+            # Wc[p] holds the upsampling weight: the coarse map goes straight to the clusters.
             b_x = load_normed(coarse, o_coarse, m_coarse, o_c, COARSE_NORM, C, ACC)
             b_w = load_weight(p_wc + p * (K * C), o_k, o_c, C, K, C)
             b_out = tl.dot(b_x, tl.trans(b_w), b_out, input_precision=PREC, out_dtype=ACC)
