@@ -61,7 +61,7 @@ TABLES = (
     ),
     Table(
         "guided_score_map",
-        "score_map_table",
+        "score_map",
         (_B, _B, _B, _W, _S),
         dict(gather="forward", weight_sums="backward", map_gradients="backward"),
         grids=("score_map",),

@@ -1,4 +1,4 @@
-"""Launchers of the patch embedding in front of the stability loss (kernels: ``patch_embedding_kernels``)."""
+"""Launch table and launchers of the patch embedding (kernels: ``patch_embedding_kernels``)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from msformer_fast.kernels.launch import (
     accumulator,
     choose,
     compile_options,
+    launch,
     multiprocessors_of,
     padded,
     product_kind,
@@ -20,8 +21,7 @@ from msformer_fast.kernels.launch import (
 )
 from msformer_fast.kernels.partial_sums import add_partial_sums
 from msformer_fast.kernels.patch_embedding_kernels import embed_kernel, logits_gradient_kernel, weight_gradient_kernel
-
-LIMIT_C, LIMIT_K = 256, 1024
+from msformer_fast.limits import PATCH_EMBEDDING_CHANNELS, PATCH_EMBEDDING_CLUSTERS
 
 # (part, kind of product): {(targets, largest padded C): (BLOCK_R, BLOCK_D, BLOCK_J, num_warps, num_stages)}; "" is any
 # target, a block of 0 rows of the weight is all of them.
@@ -72,28 +72,33 @@ def launch_settings(
     The block of columns is one position and many channels where channels lie side by side in memory; where pixels do,
     it is square: a few positions, that share a sector of the logits, times a few channels, that share one of the
     weight.
+
+    Raises:
+        ValueError: more channels or clusters than the table was made for.
     """
-    if K > LIMIT_K or C > LIMIT_C:
-        raise ValueError(f"patch_embedding: K = {K}, C = {C}; at most {LIMIT_K} and {LIMIT_C} are supported")
+    if K > PATCH_EMBEDDING_CLUSTERS or C > PATCH_EMBEDDING_CHANNELS:
+        limits = f"{PATCH_EMBEDDING_CLUSTERS} and {PATCH_EMBEDDING_CHANNELS}"
+        raise ValueError(f"patch_embedding: K = {K}, C = {C}; at most {limits} are supported")
+
     rows = TABLE[part, product_kind(dtype, input_precision)]
     block_r, block_d, block_j, warps, stages = choose(rows, padded(C), target)
     settings = dict(BLOCK_R=block_r, BLOCK_D=min(block_d or padded(C), padded(C)), **compile_options(warps, stages))
     if part == "logit_grads":
         return dict(settings, BLOCK_K=min(padded(K), block_j))
-    block_k = min(
-        triton.next_power_of_2(K), block_j if channels_last else block_j // min(triton.next_power_of_2(P * P), 8)
-    )
+
+    positions = 1 if channels_last else min(triton.next_power_of_2(P * P), 8)
+    block_k = min(triton.next_power_of_2(K), block_j // positions)
     return dict(settings, BLOCK_K=block_k, BLOCK_P=block_j // block_k)
 
 
 def _options(part: str, logits: Tensor, C: int, P: int, input_precision: str) -> dict[str, Any]:
-    settings = launch_settings(
-        part, logits.shape[1], C, P, logits.dtype, input_precision, logits.stride(1) == 1, target_of(logits.device)
-    )
+    K, channels_last, target = logits.shape[1], logits.stride(1) == 1, target_of(logits.device)
+    settings = launch_settings(part, K, C, P, logits.dtype, input_precision, channels_last, target)
     return dict(settings, ACC=accumulator(logits.dtype), PREC=input_precision)
 
 
-def _grid_of_patches(logits: Tensor, patch: int) -> tuple[int, int]:
+def _patches(logits: Tensor, patch: int) -> tuple[int, int]:
+    """Rows and columns of patches."""
     rows, columns = ((side - 1) // patch for side in logits.shape[2:])
     if rows < 1 or columns < 1:
         raise ValueError(f"patch_embedding: {tuple(logits.shape)} holds no patch of {patch} x {patch} and one pixel")
@@ -101,7 +106,26 @@ def _grid_of_patches(logits: Tensor, patch: int) -> tuple[int, int]:
 
 
 def _new(logits: Tensor, *shape: int) -> Tensor:
+    """For sums of the logits."""
     return torch.empty(shape, dtype=sum_dtype(logits.dtype), device=logits.device)
+
+
+def _strides(name: str, x: Tensor) -> dict[str, int]:
+    """Strides of a tensor (B, K, H, W) as kernels name them."""
+    return {f"stride_{name}{axis}": stride for axis, stride in zip("bkhw", x.stride(), strict=True)}
+
+
+def _shared(
+    logits: Tensor, mean: Tensor, rstd: Tensor, gamma: Tensor, beta: Tensor, weight: Tensor, patch: int
+) -> dict[str, Any]:
+    """Arguments that the kernels share."""
+    (B, K, H, W), (rows, columns) = logits.shape, _patches(logits, patch)
+    return dict(
+        **_strides("l", logits), stride_wd=weight.stride(0), stride_wj=weight.stride(1),
+        p_logits=logits, p_mean=mean.contiguous(), p_rstd=rstd.contiguous(), p_gamma=gamma.contiguous(),
+        p_beta=beta.contiguous(), p_weight=weight, B=B, P=patch, H=H, W=W, rows=rows, columns=columns, pixels=B * H * W,
+        K=K, C=weight.shape[0],
+    )  # fmt: skip
 
 
 def patch_embedding_forward(
@@ -124,31 +148,18 @@ def patch_embedding_forward(
         patch: side of a patch in pixels.
         input_precision: of float32 products: ``"ieee"``, ``"tf32"`` or ``"tf32x3"``.
     """
-    (B, K), (rows, columns) = logits.shape[:2], _grid_of_patches(logits, patch)
-    norm = [vector.contiguous() for vector in (mean, rstd, gamma, beta)]
-    C, total = weight.shape[0], 2 * B * rows * columns
+    shared = _shared(logits, mean, rstd, gamma, beta, weight, patch)
+    B, K, C, patches = shared["B"], shared["K"], shared["C"], shared["rows"] * shared["columns"]
     options = _options("embed", logits, C, patch, input_precision)
-    q, k = (torch.empty((B, rows * columns, C), dtype=logits.dtype, device=logits.device) for _ in "qk")
-    tiles = triton.cdiv(total, options["BLOCK_R"]) * triton.cdiv(C, options["BLOCK_D"])
+    q, k = (torch.empty((B, patches, C), dtype=logits.dtype, device=logits.device) for _ in "qk")
+
+    tiles = triton.cdiv(2 * B * patches, options["BLOCK_R"]) * triton.cdiv(C, options["BLOCK_D"])
     if tiles:
         blocks = triton.cdiv(patch * patch, options["BLOCK_P"]) * triton.cdiv(K, options["BLOCK_K"])
-        parts = _new(logits, max(1, min(multiprocessors_of(logits.device) // tiles, blocks)), total, C)
-        embed_kernel[len(parts), tiles](
-            logits,
-            *norm,
-            weight,
-            parts,
-            B,
-            patch,
-            rows,
-            columns,
-            *logits.stride(),
-            *weight.stride(),
-            K=K,
-            C=C,
-            **options,
-        )
-        add_partial_sums(parts, bias, q, k)
+        programs = max(1, min(multiprocessors_of(logits.device) // tiles, blocks))
+        partials = _new(logits, programs, 2 * B * patches, C)
+        launch(embed_kernel, (programs, tiles), options, shared, p_partials=partials)
+        add_partial_sums(partials, bias, q, k)
     return q, k
 
 
@@ -174,61 +185,26 @@ def patch_embedding_backward(
         batch_stats: mean and rstd came from these logits, so that their gradient goes to them too.
         clustering: of the same logits, whose gradient is added to theirs in the same pass.
     """
-    (B, K, H, W), (rows, columns) = logits.shape, _grid_of_patches(logits, patch)
-    norm = [vector.contiguous() for vector in (mean, rstd, gamma, beta)]
-    C, grad, total = weight.shape[0], torch.stack((dq, dk)), 2 * B * rows * columns
+    shared = _shared(logits, mean, rstd, gamma, beta, weight, patch)
+    (B, K, H, W), C, grad = logits.shape, weight.shape[0], torch.stack((dq, dk))
     dbias, dgamma, dbeta = _new(logits, C), _new(logits, K), _new(logits, K)
     dweight, dlogits = torch.empty_like(weight, memory_format=torch.contiguous_format), torch.empty_like(logits)
-    add_partial_sums(grad.view(total, C), None, dbias, None)
+    shared |= dict(p_grad=grad, p_dbias=dbias, p_dgamma=dgamma, p_dbeta=dbeta)
+    add_partial_sums(grad.flatten(0, 2), None, dbias, None)
+
     options = _options("weight_grads", logits, C, patch, input_precision)
     k_blocks, p_blocks = triton.cdiv(K, options["BLOCK_K"]), triton.cdiv(patch * patch, options["BLOCK_P"])
-    parts = _new(logits, max(1, min(2 * multiprocessors_of(logits.device) // k_blocks, p_blocks)), 2, K)
-    weight_gradient_kernel[len(parts), k_blocks](
-        logits,
-        *norm,
-        weight,
-        grad,
-        dbias,
-        dweight,
-        parts,
-        B,
-        patch,
-        rows,
-        columns,
-        *logits.stride(),
-        *weight.stride(),
-        K=K,
-        C=C,
-        **options,
-    )
-    add_partial_sums(parts, None, dbeta, dgamma)
+    programs = max(1, min(2 * multiprocessors_of(logits.device) // k_blocks, p_blocks))
+    partials = _new(logits, programs, 2, K)
+    launch(weight_gradient_kernel, (programs, k_blocks), options, shared, p_dweight=dweight, p_partials=partials)
+    add_partial_sums(partials, None, dbeta, dgamma)
+
     options = _options("logit_grads", logits, C, patch, input_precision)
     pixel_blocks = triton.cdiv(B * triton.cdiv(H, patch) * triton.cdiv(W, patch), options["BLOCK_R"])
-    if B:
-        logits_gradient_kernel[(pixel_blocks * patch * patch * triton.cdiv(K, options["BLOCK_K"]),)](
-            logits,
-            *norm,
-            dbeta,
-            dgamma,
-            weight,
-            grad,
-            dlogits,
-            *(clustering or (logits, logits, logits)),
-            B,
-            patch,
-            H,
-            W,
-            rows,
-            columns,
-            B * H * W,
-            2 * triton.cdiv(C, options["BLOCK_D"]),
-            *logits.stride(),
-            *weight.stride(),
-            *dlogits.stride(),
-            K=K,
-            C=C,
-            BATCH_STATS=batch_stats,
-            CLUSTERING=clustering is not None,
-            **options,
-        )
+    pixel, labels, dloss = clustering or (logits, logits, logits)  # any pointers
+    launch(
+        logits_gradient_kernel, (pixel_blocks * patch * patch * triton.cdiv(K, options["BLOCK_K"]),), options, shared,
+        _strides("g", dlogits), p_dlogits=dlogits, p_pixel=pixel, p_labels=labels, p_dloss=dloss,
+        steps=2 * triton.cdiv(C, options["BLOCK_D"]), BATCH_STATS=batch_stats, CLUSTERING=clustering is not None,
+    )  # fmt: skip
     return dlogits, dweight, dbias, dgamma, dbeta

@@ -1,15 +1,24 @@
-"""Launchers of the two-scale head. Its kernels, forward and gradient, and the launch table have files of their own."""
+"""Launch table and launchers of the two-scale head (kernels: ``score_map_kernels``, ``score_map_gradient_kernels``)."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
 from msformer_fast.dtypes import label_dtype, sum_dtype
-from msformer_fast.kernels.launch import accumulator, multiprocessors_of, padded, target_of
+from msformer_fast.kernels.launch import (
+    accumulator,
+    choose,
+    compile_options,
+    launch,
+    multiprocessors_of,
+    padded,
+    product_kind,
+    target_of,
+)
 from msformer_fast.kernels.score_map_gradient_kernels import (
     map_gradients_kernel,
     unfold_kernel,
@@ -17,7 +26,81 @@ from msformer_fast.kernels.score_map_gradient_kernels import (
     weight_sums_kernel,
 )
 from msformer_fast.kernels.score_map_kernels import gathered_kernel, scores_kernel
-from msformer_fast.kernels.score_map_table import GATHERED, UNFOLD, finish_settings, launch_settings
+from msformer_fast.limits import GUIDED_SCORE_MAP_CLUSTERS, SCORE_MAP_CHANNELS
+
+# (kernel, kind of product): {(targets, largest padded C): (BLOCK_N, BLOCK_K, BLOCK_C, num_warps, num_stages)}; "" is
+# any target, a block of 0 channels is all of them. "gather" is the scores' kernel where a tile holds all clusters.
+# Found by compiling ahead of time: no spill. Nobody has timed them.
+TABLE = {
+    ("scores", "ieee"): {("", 256): (64, 128, 16, 8, 1)},
+    ("scores", "tf32"): {("", 256): (64, 128, 32, 8, 1), ("sm_100", 256): (32, 128, 32, 8, 1)},
+    ("scores", "half"): {("", 256): (64, 128, 32, 8, 1)},
+    ("gather", "ieee"): {
+        ("", 128): (32, 128, 16, 8, 1),
+        ("sm_86 sm_89", 128): (16, 128, 16, 8, 1),
+        ("sm_120", 64): (16, 128, 16, 4, 1),
+        ("gfx942", 128): (16, 128, 16, 8, 1),
+        ("", 256): (16, 256, 16, 8, 1),
+    },
+    ("gather", "tf32"): {
+        ("", 128): (64, 128, 32, 8, 1),
+        ("sm_90 sm_100 sm_120", 128): (32, 128, 32, 8, 1),
+        ("", 256): (32, 256, 32, 8, 1),
+        ("sm_100 sm_120", 256): (16, 256, 32, 8, 1),
+        ("sm_90", 256): (32, 256, 16, 8, 1),
+    },
+    ("gather", "half"): {
+        ("", 128): (64, 128, 32, 8, 1),
+        ("sm_90", 128): (32, 128, 64, 8, 1),
+        ("", 256): (32, 256, 32, 8, 1),
+    },
+    ("weight_sums", "ieee"): {("", 128): (16, 32, 0, 8, 1), ("", 256): (16, 16, 0, 8, 1)},
+    ("weight_sums", "tf32"): {("", 128): (32, 64, 0, 8, 1), ("", 256): (32, 32, 0, 8, 1)},
+    ("weight_sums", "half"): {("", 128): (32, 64, 0, 8, 1), ("", 256): (32, 32, 0, 8, 1)},
+    ("map_gradients", "ieee"): {("", 256): (32, 16, 128, 8, 1), ("gfx942", 256): (32, 16, 64, 8, 1)},
+    ("map_gradients", "tf32"): {
+        ("", 256): (64, 16, 128, 8, 1),
+        ("sm_90", 256): (32, 32, 64, 8, 1),
+        ("sm_100", 256): (32, 32, 128, 8, 1),
+        ("gfx942", 256): (64, 32, 128, 8, 1),
+    },
+    ("map_gradients", "half"): {("", 256): (64, 32, 128, 8, 1), ("sm_90", 256): (32, 32, 128, 8, 1)},
+}
+# Few large blocks: what a program costs in the interpreter is its operations, whatever their size.
+INTERPRETER = dict.fromkeys(("scores", "gather", "weight_sums", "map_gradients"), (64, 128, 0, 8, 1))
+UNFOLD = dict(BLOCK=32, **compile_options(num_warps=8))
+GATHERED = dict(BLOCK_S=128, BLOCK_K=16, BLOCK=1024, **compile_options(num_warps=4))
+
+
+def launch_settings(
+    part: str, K: int, C: int, dtype: torch.dtype, input_precision: str = "ieee", target: str | None = None
+) -> dict[str, int]:
+    """Launch options of a kernel: "scores", "gather", "weight_sums", "map_gradients". Other cards get those of any.
+
+    Args:
+        target: name of the card; None is the interpreter.
+
+    Raises:
+        ValueError: more channels, or clusters of one tile, than the table was made for.
+    """
+    if C > SCORE_MAP_CHANNELS or (part == "gather" and K > GUIDED_SCORE_MAP_CLUSTERS):
+        limits = f"{GUIDED_SCORE_MAP_CLUSTERS} and {SCORE_MAP_CHANNELS}"
+        raise ValueError(f"score_map: K = {K}, C = {C}; at most {limits} are supported")
+
+    size = max(padded(K), padded(C)) if part == "gather" else padded(C)
+    rows = TABLE[part, product_kind(dtype, input_precision)]
+    block_n, block_k, block_c, warps, stages = INTERPRETER[part] if target is None else choose(rows, size, target)
+    return dict(
+        BLOCK_N=block_n,
+        BLOCK_K=padded(K) if part == "gather" else min(block_k, padded(K)),
+        BLOCK_C=min(block_c or padded(C), padded(C)),
+        **compile_options(warps, stages),
+    )
+
+
+def finish_settings(C: int) -> dict[str, int]:
+    """Launch options of the sums over the programs of the weights' gradients."""
+    return dict(BLOCK_S=min(2048 // padded(C), 16), BLOCK_C=padded(C), **compile_options(num_warps=8))
 
 
 class MapNorm(NamedTuple):
@@ -55,47 +138,34 @@ class Gathered(NamedTuple):
     pixel: Tensor
 
 
-class _Head:
-    """What the launches of one call share."""
+def _new(like: Tensor, *shape: int) -> Tensor:
+    """For sums of the elements of `like`."""
+    return torch.empty(shape, dtype=sum_dtype(like.dtype), device=like.device)
 
-    def __init__(
-        self,
-        coarse: Tensor,
-        fine: Tensor,
-        up_weight: Tensor,
-        head_weight: Tensor,
-        coarse_norm: MapNorm | None,
-        fine_norm: MapNorm | None,
-        input_precision: str,
-    ) -> None:
-        self.B, self.H, self.W, self.C = fine.shape
-        self.cells = coarse.shape[1] * coarse.shape[2]
-        self.K = head_weight.shape[0]
-        self.sums = sum_dtype(fine.dtype)
-        self.maps = coarse.contiguous(), fine.contiguous()
-        self.norms = coarse_norm, fine_norm
-        self.head = head_weight.contiguous()
-        self.fine_weight = self.head[:, self.C :]
-        self.folded = torch.matmul(self.head[:, : self.C], up_weight.unflatten(0, (4, self.C)))
-        self.precision = input_precision
-        self.types = dict(ACC=accumulator(fine.dtype), PREC=input_precision)
-        self.flags = dict(COARSE_NORM=coarse_norm is not None, FINE_NORM=fine_norm is not None)
 
-    def settings(self, part: str) -> dict[str, int]:
-        target = target_of(self.maps[0].device)
-        return launch_settings(part, self.K, self.C, self.maps[0].dtype, self.precision, target)
-
-    def new(self, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=self.sums, device=self.head.device)
-
-    @property
-    def reads(self) -> tuple[Tensor, ...]:
-        """Maps and the vectors of their norms."""
-        return *self.maps, *(self.head if norm is None else norm.vectors for norm in self.norms)
-
-    @property
-    def eps(self) -> tuple[float, ...]:
-        return tuple(0.0 if norm is None else norm.eps for norm in self.norms)
+def _shared(
+    coarse: Tensor,
+    fine: Tensor,
+    up_weight: Tensor,
+    head_weight: Tensor,
+    coarse_norm: MapNorm | None,
+    fine_norm: MapNorm | None,
+    input_precision: str,
+) -> dict[str, Any]:
+    """Arguments that the kernels share."""
+    (B, H, W, C), K = fine.shape, head_weight.shape[0]
+    WC, cells, head = coarse.shape[2], coarse.shape[1] * coarse.shape[2], head_weight.contiguous()
+    shared: dict[str, Any] = dict(
+        p_coarse=coarse.contiguous(), p_fine=fine.contiguous(), p_head=head,
+        p_wc=torch.matmul(head[:, :C], up_weight.unflatten(0, (4, C))), p_wf=head[:, C:], stride_wf=head.stride(0),
+        H=H, W=W, WC=WC, cells=cells, pixels=B * H * W, pixels_coarse=B * cells, c_end=C, k_end=K, K=K, C=C,
+        ACC=accumulator(fine.dtype), PREC=input_precision,
+    )  # fmt: skip
+    for name, norm in (("coarse", coarse_norm), ("fine", fine_norm)):
+        shared[f"p_{name}_norm"] = head if norm is None else norm.vectors
+        shared[f"eps_{name}"] = 0.0 if norm is None else norm.eps
+        shared[f"{name.upper()}_NORM"] = norm is not None
+    return shared
 
 
 def score_map_forward(
@@ -117,69 +187,35 @@ def score_map_forward(
         input_precision: of float32 products: ``"ieee"``, ``"tf32"`` or ``"tf32x3"``.
         gather_eps: added to the variance of the logits; K is at most 256.
     """
-    gather = gather_eps is not None
-    head = _Head(coarse, fine, up_weight, head_weight, coarse_norm, fine_norm, input_precision)
-    B, H, W, K = head.B, head.H, head.W, head.K
-    settings = head.settings("gather" if gather else "scores")
+    (B, H, W, C), K, gather = fine.shape, head_weight.shape[0], gather_eps is not None
+    shared = _shared(coarse, fine, up_weight, head_weight, coarse_norm, fine_norm, input_precision)
+    part = "gather" if gather else "scores"
+    settings = launch_settings(part, K, C, fine.dtype, input_precision, target_of(fine.device))
     logits = fine.new_empty((B, H, W, K))
-    blocks = triton.cdiv(head.cells, settings["BLOCK_N"])
-    k_blocks, tiles = triton.cdiv(K, settings["BLOCK_K"]), 4 * B * blocks
+    blocks, k_blocks = triton.cdiv(shared["cells"], settings["BLOCK_N"]), triton.cdiv(K, settings["BLOCK_K"])
+    tiles = 4 * B * blocks
     programs = min(tiles, triton.cdiv(2 * multiprocessors_of(fine.device), k_blocks))
-    labels, pixel, present, losses, moments = (logits,) * 5
+
+    labels, pixel, present, losses, moments = (logits,) * 5  # any pointers
     if gather:
         labels = torch.empty((B, H, W), dtype=label_dtype(K), device=fine.device)
-        pixel, losses, moments = head.new(2, B, H, W), head.new(programs), head.new(programs, 4, K)
+        pixel, losses, moments = _new(fine, 2, B, H, W), _new(fine, programs), _new(fine, programs, 4, K)
         present = torch.zeros((B, K), dtype=torch.uint8, device=fine.device)
-    if tiles:
-        scores_kernel[programs, k_blocks](
-            *head.reads,
-            head.folded,
-            head.fine_weight,
-            logits,
-            labels,
-            pixel,
-            present,
-            losses,
-            moments,
-            H,
-            W,
-            coarse.shape[2],
-            head.cells,
-            blocks,
-            tiles,
-            B * H * W,
-            head.C,
-            *head.eps,
-            head.head.stride(0),
-            K=K,
-            C=head.C,
-            GATHER=gather,
-            **head.flags,
-            **head.types,
-            **settings,
-        )
+    launch(
+        scores_kernel, (programs, k_blocks), settings, shared,
+        p_logits=logits, p_labels=labels, p_pixel=pixel, p_present=present, p_partials=losses, p_moments=moments,
+        blocks=blocks, tiles=tiles, GATHER=gather,
+    )  # fmt: skip
     if not gather:
         return logits, None
-    mean, var, rstd, loss = head.new(K), head.new(K), head.new(K), head.new()
+
+    mean, var, rstd, loss = _new(fine, K), _new(fine, K), _new(fine, K), _new(fine)
     count = torch.empty(B, dtype=torch.int32, device=fine.device)
-    gathered_kernel[(triton.cdiv(K, GATHERED["BLOCK_K"]) + max(B, 1),)](
-        moments,
-        losses,
-        present,
-        mean,
-        var,
-        rstd,
-        loss,
-        count,
-        programs,
-        B * H * W,
-        B,
-        gather_eps,
-        K=K,
-        ALL_K=padded(K),
-        ACC=head.types["ACC"],
-        **GATHERED,
-    )
+    launch(
+        gathered_kernel, (triton.cdiv(K, GATHERED["BLOCK_K"]) + max(B, 1),), GATHERED, shared,
+        p_moments=moments, p_partials=losses, p_present=present, p_mean=mean, p_var=var, p_rstd=rstd, p_loss=loss,
+        p_count=count, programs=programs, divisor=B * H * W, images=B, eps=gather_eps, ALL_K=padded(K),
+    )  # fmt: skip
     return logits, Gathered(loss, labels, count, mean, var, rstd, pixel)
 
 
@@ -205,89 +241,46 @@ def score_map_backward(
     input_precision: str = "ieee",
 ) -> Gradients:
     """Gradients of everything from that of the logits, ``grad`` (B, H, W, K), contiguous or copied."""
-    head = _Head(coarse, fine, up_weight, head_weight, coarse_norm, fine_norm, input_precision)
-    B, H, W, K, C = head.B, head.H, head.W, head.K, head.C
-    grad, settings = grad.contiguous(), head.settings("weight_sums")
-    sizes, widths = (H, W, coarse.shape[2], head.cells), dict(K=K, C=C)
-    blocks, k_blocks = triton.cdiv(head.cells, settings["BLOCK_N"]), triton.cdiv(K, settings["BLOCK_K"])
+    (B, _, _, C), K = fine.shape, head_weight.shape[0]
+    shared = _shared(coarse, fine, up_weight, head_weight, coarse_norm, fine_norm, input_precision)
+    shared |= dict(p_grad=grad.contiguous())
+    options = K, C, fine.dtype, input_precision, target_of(fine.device)
+
+    # The products of the logits' gradient with both maps, and its sums, position by position.
+    settings = launch_settings("weight_sums", *options)
+    blocks, k_blocks = triton.cdiv(shared["cells"], settings["BLOCK_N"]), triton.cdiv(K, settings["BLOCK_K"])
     programs = min(B * blocks, triton.cdiv(multiprocessors_of(fine.device), 4 * k_blocks))
-    products, sums = head.new(programs, 4, 2, K, C), head.new(programs, 4, K)
-    if programs:
-        weight_sums_kernel[programs, 4 * k_blocks](
-            grad,
-            *head.reads,
-            products,
-            sums,
-            *sizes,
-            blocks,
-            B * blocks,
-            *head.eps,
-            **widths,
-            **head.flags,
-            **head.types,
-            **settings,
-        )
-    folded, parts, norms = head.new(4, K, C), head.new(K, 4, C), head.new(4, C)
-    d_head, d_up = torch.empty_like(head.head), up_weight.new_empty(up_weight.shape)
-    weight_finish_kernel[(K,)](
-        products,
-        sums,
-        *head.reads[2:],
-        head.folded,
-        head.fine_weight,
-        folded,
-        d_head,
-        parts,
-        programs,
-        head.head.stride(0),
-        **widths,
-        **head.flags,
-        ACC=head.types["ACC"],
-        **finish_settings(C),
-    )
-    normed = any(head.flags.values())
+    products, sums = _new(fine, programs, 4, 2, K, C), _new(fine, programs, 4, K)
+    launch(
+        weight_sums_kernel, (programs, 4 * k_blocks), settings, shared,
+        p_products=products, p_sums=sums, blocks=blocks, tiles=B * blocks,
+    )  # fmt: skip
+
+    # From them the gradients of the weights and of the norms.
+    head, folded, partials, norms = shared["p_head"], _new(fine, 4, K, C), _new(fine, K, 4, C), _new(fine, 4, C)
+    d_head, d_up = torch.empty_like(head), up_weight.new_empty(up_weight.shape)
+    launch(
+        weight_finish_kernel, (K,), finish_settings(C), shared,
+        p_products=products, p_sums=sums, p_dwc=folded, p_dhead=d_head, p_partials=partials, programs=programs,
+    )  # fmt: skip
     c_blocks, k_blocks = triton.cdiv(C, UNFOLD["BLOCK"]), triton.cdiv(K, UNFOLD["BLOCK"])
+    normed = coarse_norm is not None or fine_norm is not None
     norm_blocks = triton.cdiv(4 * C, UNFOLD["BLOCK"]) if normed else 0
-    unfold_kernel[(c_blocks * (4 * c_blocks + k_blocks) + norm_blocks,)](
-        folded,
-        up_weight,
-        head.head,
-        parts,
-        d_up,
-        d_head,
-        norms,
-        *up_weight.stride(),
-        *head.head.stride(),
-        K,
-        C,
-        **widths,
-        **head.types,
-        **UNFOLD,
-    )
-    d_coarse, d_fine = (torch.empty_like(m) for m in head.maps)
-    settings = head.settings("map_gradients")
-    blocks = triton.cdiv(head.cells, settings["BLOCK_N"])
-    if B:
-        map_gradients_kernel[B * blocks, triton.cdiv(C, settings["BLOCK_C"])](
-            grad,
-            *head.reads,
-            norms,
-            head.folded,
-            head.fine_weight,
-            d_coarse,
-            d_fine,
-            *sizes,
-            blocks,
-            B * H * W,
-            B * head.cells,
-            K,
-            *head.eps,
-            head.head.stride(0),
-            **widths,
-            **head.flags,
-            **head.types,
-            **settings,
-        )
+    launch(
+        unfold_kernel, (c_blocks * (4 * c_blocks + k_blocks) + norm_blocks,), UNFOLD, shared,
+        p_dwc=folded, p_up=up_weight, p_partials=partials, p_dup=d_up, p_dhead=d_head, p_dnorm=norms,
+        stride_uc=up_weight.stride(0), stride_ud=up_weight.stride(1),
+        stride_hk=head.stride(0), stride_hc=head.stride(1),
+    )  # fmt: skip
+
+    # The gradients of the maps, which need those of the norms.
+    d_coarse, d_fine = torch.empty_like(shared["p_coarse"]), torch.empty_like(shared["p_fine"])
+    settings = launch_settings("map_gradients", *options)
+    blocks = triton.cdiv(shared["cells"], settings["BLOCK_N"])
+    launch(
+        map_gradients_kernel, (B * blocks, triton.cdiv(C, settings["BLOCK_C"])), settings, shared,
+        p_dnorm=norms, p_dcoarse=d_coarse, p_dfine=d_fine, blocks=blocks,
+    )  # fmt: skip
     d_fine_norm = None if fine_norm is None else (norms[1], norms[0])
     d_coarse_norm = None if coarse_norm is None else (norms[3], norms[2])
     return Gradients(d_coarse, d_fine, d_up, d_head, d_coarse_norm, d_fine_norm)

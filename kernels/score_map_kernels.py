@@ -1,4 +1,4 @@
-"""Kernels of the two-scale head: the score map from both branches, and its gradients.
+"""Kernels of the two-scale head: the score map from both branches. ``score_map_gradient_kernels`` has its gradients.
 
     logits(2 h + p1, 2 w + p2) = Wf fine(2 h + p1, 2 w + p2) + Wc[p] coarse(h, w)        p = 2 p1 + p2
 
@@ -14,13 +14,17 @@ Backward, with d the gradient of the logits, d_p those at position p, s their su
     dWf = Gf gamma + s beta     dgamma = sum over k of Wf Gf     dbeta = sum over k of Wf s     (coarse: p by p)
 so what a batch norm's gradient sums over the pixels is known before the gradient of the map, which needs it, is made.
 
-Shapes in comments: n tokens of a tile, k clusters, c channels.
-`b_` value of a block, `p_` pointer, `o_` offsets, `m_` masks.
-Arguments that kernels share:
-    p_norm (4, C) of a map: mean, var, gamma, beta; any pointer where the map has no batch norm (NORM false)
+`b_` value of a block, `p_` pointer, `o_` offsets, `m_` masks. Arguments that kernels share:
+    p_coarse (B, cells, C), p_fine (B, H, W, C)    p_wc (4, K, C)    p_wf (K, C), its rows stride_wf apart
+    p_coarse_norm, p_fine_norm (4, C): mean, var, gamma, beta, with eps_coarse, eps_fine added to the variance; any
+        pointer where the map has no batch norm
+    p_grad (B, H, W, K): d    p_dnorm (4, C): dbeta, dgamma of the fine norm, then of the coarse one
     H, W, WC: rows and columns of the fine map, columns of the coarse one    cells: coarse tokens of an image
-    blocks: tiles of an image and position    c_end, k_end: C and K at run time, lest their loops be unrolled
-    FINE_NORM, COARSE_NORM: read through a batch norm    ACC: type of sums    PREC: input_precision of products
+    pixels: B H W    blocks: tiles of an image and position    tiles: that the programs share
+    c_end, k_end: C and K at run time, so that their loops are not unrolled
+    FINE_NORM, COARSE_NORM: read through a batch norm    BLOCK_N: tokens of a tile    BLOCK_K: clusters
+    BLOCK_C: channels    ACC: dtype of sums    PREC: input_precision of products
+In device functions `sizes` are (H, W, WC, cells), and a `source` is a map as it is read: (pointer, of its norm, eps).
 """
 
 from __future__ import annotations
@@ -29,202 +33,160 @@ import triton
 import triton.language as tl
 
 from msformer_fast.kernels.batch_statistics import add_block, merged_moments, store_moments
-from msformer_fast.kernels.clustering_loss import NOTHING, count_and_sum, log1p, top_and_others
+from msformer_fast.kernels.blocks import load_block, log1p, store_block
+from msformer_fast.kernels.clustering_loss import NOTHING, add_losses, count_labels, top_and_others
 
+# never specialised: a new size runs the code of the old one
 SIZES = (
-    "B",
-    "H",
-    "W",
-    "WC",
-    "cells",
-    "blocks",
-    "tiles",
-    "slots",
-    "divisor",
-    "images",
-    "c_end",
-    "k_end",
-    "pixels",
-    "pixels_coarse",
+    *("B", "H", "W", "WC", "cells", "blocks", "tiles", "programs", "divisor", "images", "c_end", "k_end"),
+    *("pixels", "pixels_coarse"),
 )
 _jit = triton.jit(do_not_specialize=SIZES)
 
 
 @triton.jit
-def tile_of(block, b, p, H, W, WC, cells, BLOCK_N: tl.constexpr):
-    """Offsets (n, int64) of a tile's tokens in the coarse map and of its pixels in the fine one, in pixels; validity.
+def tile_of(block, b, p, sizes, BLOCK_N: tl.constexpr):
+    """Where a tile's tokens are in the coarse map and its pixels in the fine one (int64, in pixels); which exist.
 
-    A coarse token exists where o_n < cells; its pixel at p may lie beyond the fine map.
+    All four are [BLOCK_N]. The pixel at p of a coarse token that exists may lie beyond the fine map.
     """
+    H, W, WC, cells = sizes
+    image = b.to(tl.int64)
     o_n = block * BLOCK_N + tl.arange(0, BLOCK_N)
     o_y, o_x = o_n // WC * 2 + p // 2, o_n % WC * 2 + p % 2
-    image = b.to(tl.int64)
     m_n = o_n < cells
+
     return image * cells + o_n, (image * H + o_y) * W + o_x, m_n, m_n & (o_y < H) & (o_x < W)
 
 
 @triton.jit
-def values(p_map, o_n, m_n, o_c, C: tl.constexpr):
-    """Some channels of some pixels (n, c); 0 outside."""
-    return tl.load(p_map + (o_n * C)[:, None] + o_c[None, :], mask=m_n[:, None] & (o_c < C)[None, :], other=0.0)
+def load_channels(p_map, o_n, m_n, o_c, C: tl.constexpr):
+    """Some of the C channels of some pixels [BLOCK_N, channels], 0 outside."""
+    return load_block(p_map, o_n * C, o_c, m_n, o_c < C)
 
 
 @triton.jit
-def norm_of(p_norm, o_c, eps, C: tl.constexpr, ACC: tl.constexpr):
-    """Mean, 1 / standard deviation, gamma, beta of some channels."""
+def load_weight(p_w, o_k, o_c, stride, K, C: tl.constexpr):
+    """A block of a weight [BLOCK_K, BLOCK_C], its rows `stride` apart, 0 outside."""
+    return load_block(p_w, o_k.to(tl.int64) * stride, o_c, o_k < K, o_c < C)
+
+
+@triton.jit
+def load_norm(p_norm, eps, o_c, C: tl.constexpr, ACC: tl.constexpr):
+    """Mean, 1 / standard deviation, gamma, beta of some channels [BLOCK_C]."""
     m_c = o_c < C
     b_mean = tl.load(p_norm + o_c, mask=m_c, other=0.0).to(ACC)
     b_var = tl.load(p_norm + C + o_c, mask=m_c, other=1.0).to(ACC)
     b_gamma = tl.load(p_norm + 2 * C + o_c, mask=m_c, other=0.0).to(ACC)
     b_beta = tl.load(p_norm + 3 * C + o_c, mask=m_c, other=0.0).to(ACC)
+
     return b_mean, 1.0 / tl.sqrt(b_var + eps), b_gamma, b_beta
 
 
 @triton.jit
-def load_normed(p_map, p_norm, o_n, m_n, o_c, eps, NORM: tl.constexpr, C: tl.constexpr, ACC: tl.constexpr):
-    """Some channels of some pixels (n, c) as the product takes them: through the batch norm, if there is one."""
-    b_x = values(p_map, o_n, m_n, o_c, C)
+def load_normed(source, o_n, m_n, o_c, NORM: tl.constexpr, C: tl.constexpr, ACC: tl.constexpr):
+    """Some channels of some pixels [BLOCK_N, BLOCK_C] as the product takes them: through the norm, if there is one."""
+    p_map, p_norm, eps = source
+    b_x = load_channels(p_map, o_n, m_n, o_c, C)
+
     if NORM:
-        b_mean, b_rstd, b_gamma, b_beta = norm_of(p_norm, o_c, eps, C, ACC)
+        b_mean, b_rstd, b_gamma, b_beta = load_norm(p_norm, eps, o_c, C, ACC)
         b_x = ((b_x.to(ACC) - b_mean[None, :]) * (b_rstd * b_gamma)[None, :] + b_beta[None, :]).to(b_x.dtype)
     return b_x
 
 
-@triton.jit
-def load_standard(p_map, p_norm, o_n, m_n, o_c, eps, NORM: tl.constexpr, C: tl.constexpr, ACC: tl.constexpr):
-    """xhat (n, c) of a map with a batch norm, else the map; 0 outside."""
-    b_x = values(p_map, o_n, m_n, o_c, C)
-    if NORM:
-        b_mean, b_rstd, _, _ = norm_of(p_norm, o_c, eps, C, ACC)
-        b_x = tl.where(m_n[:, None], (b_x.to(ACC) - b_mean[None, :]) * b_rstd[None, :], 0.0).to(b_x.dtype)
-    return b_x
-
-
-@triton.jit
-def load_weight(p_w, o_k, o_c, stride, K, C: tl.constexpr):
-    """A block (k, c) of a weight, 0 outside."""
-    m_w = (o_k < K)[:, None] & (o_c < C)[None, :]
-    return tl.load(p_w + (o_k.to(tl.int64) * stride)[:, None] + o_c[None, :], mask=m_w, other=0.0)
-
-
 @_jit
 def scores_kernel(
-    p_coarse,
-    p_fine,
-    p_coarse_norm,
-    p_fine_norm,
-    p_wc,
-    p_wf,
-    p_logits,
-    p_labels,
-    p_pixel,
-    p_present,
-    p_loss,
-    p_moments,
-    H,
-    W,
-    WC,
-    cells,
-    blocks,
-    tiles,
-    pixels,
-    c_end,
-    eps_coarse,
-    eps_fine,
-    stride_wf,
-    K: tl.constexpr,
-    C: tl.constexpr,
-    COARSE_NORM: tl.constexpr,
-    FINE_NORM: tl.constexpr,
-    GATHER: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    ACC: tl.constexpr,
-    PREC: tl.constexpr,
-):
-    """The logits (B, H, W, K). Grid: programs that share the tiles, blocks of clusters.
+    p_coarse, p_fine, p_coarse_norm, p_fine_norm, p_wc, p_wf,
+    p_logits, p_labels, p_pixel, p_present, p_partials, p_moments,
+    H, W, WC, cells, blocks, tiles, pixels, c_end, eps_coarse, eps_fine, stride_wf,
+    K: tl.constexpr, C: tl.constexpr, COARSE_NORM: tl.constexpr, FINE_NORM: tl.constexpr, GATHER: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr, PREC: tl.constexpr,
+):  # fmt: skip
+    """The logits (B, H, W, K). Grid: programs that share the tiles, blocks of clusters. tiles: of all positions
 
     GATHER (BLOCK_K >= K): of the same tiles also
         p_labels (B, H, W), p_present (B, K): labels and flags of those that occur
-        p_pixel (2, B H W): a pixel's largest logit, and the sum of exp(l - largest) over its other clusters
-        p_loss (programs): sum of the losses of this program's pixels
-        p_moments (programs, 4, K): their count, shift, mean - shift and squared deviations, cluster by cluster
-    pixels: B H W
+        p_pixel (2, B, H, W): a pixel's largest logit, and the sum of exp(l - largest) over its other clusters
+        p_partials (programs): sum of the losses of this program's pixels
+        p_moments (programs, 4, K): moments of this program's logits, cluster by cluster (see ``batch_statistics``)
     """
+    sizes, coarse, fine = (H, W, WC, cells), (p_coarse, p_coarse_norm, eps_coarse), (p_fine, p_fine_norm, eps_fine)
     o_k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
     n, b_loss = tl.zeros((), ACC), tl.zeros((), ACC)
     b_shift, b_mean, b_m2 = tl.zeros((BLOCK_K,), ACC), tl.zeros((BLOCK_K,), ACC), tl.zeros((BLOCK_K,), ACC)
+
     for index in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        # The four positions of a tile follow one another: neighbouring programs read the same coarse tokens.
         p, b = index % 4, index // 4 // blocks
-        o_coarse, o_fine, m_coarse, m_fine = tile_of(index // 4 % blocks, b, p, H, W, WC, cells, BLOCK_N)
+        o_coarse, o_fine, m_coarse, m_fine = tile_of(index // 4 % blocks, b, p, sizes, BLOCK_N)
         b_out = tl.zeros((BLOCK_N, BLOCK_K), ACC)
+
         for start in range(0, c_end, BLOCK_C):
             o_c = start + tl.arange(0, BLOCK_C)
-            b_x = load_normed(p_fine, p_fine_norm, o_fine, m_fine, o_c, eps_fine, FINE_NORM, C, ACC)
-            b_w = load_weight(p_wf, o_k, o_c, stride_wf, K, C)
+            b_x = load_normed(fine, o_fine, m_fine, o_c, FINE_NORM, C, ACC)  # [BLOCK_N, BLOCK_C]
+            b_w = load_weight(p_wf, o_k, o_c, stride_wf, K, C)  # [BLOCK_K, BLOCK_C]
             b_out = tl.dot(b_x, tl.trans(b_w), b_out, input_precision=PREC, out_dtype=ACC)
-            b_x = load_normed(p_coarse, p_coarse_norm, o_coarse, m_coarse, o_c, eps_coarse, COARSE_NORM, C, ACC)
+
+            # Wc[p] holds the upsampling weight: the coarse map goes straight to the clusters.
+            b_x = load_normed(coarse, o_coarse, m_coarse, o_c, COARSE_NORM, C, ACC)
             b_w = load_weight(p_wc + p * (K * C), o_k, o_c, C, K, C)
             b_out = tl.dot(b_x, tl.trans(b_w), b_out, input_precision=PREC, out_dtype=ACC)
+
         b_logits = b_out.to(p_logits.dtype.element_ty)
-        m_out = m_fine[:, None] & (o_k < K)[None, :]
-        tl.store(p_logits + (o_fine * K)[:, None] + o_k[None, :], b_logits, mask=m_out)
+        store_block(p_logits, o_fine * K, o_k, m_fine, o_k < K, b_logits)
+
         if GATHER:
-            b_out = tl.where((o_k < K)[None, :], b_logits.to(ACC), NOTHING)  # the losses read what was stored
-            b_max, b_top, _, b_others = top_and_others(b_out, o_k)
-            b_others += b_max - b_max
-            b_label = tl.where(b_top < K, b_top, 0)
+            # The losses read what was stored, rounded: their gradient is computed from it.
+            b_out = tl.where((o_k < K)[None, :], b_logits.to(ACC), NOTHING)
+            b_max, b_top, _, b_others = top_and_others(b_out, o_k)  # [BLOCK_N]
+            b_others += b_max - b_max  # NaN where the maximum is NaN or infinite
+            b_label = tl.where(b_top < K, b_top, 0)  # nothing was found: all logits are NaN
             b_loss += tl.sum(tl.where(m_fine, log1p(b_others), 0.0), 0)
+
             tl.store(p_labels + o_fine, b_label.to(p_labels.dtype.element_ty), mask=m_fine)
             tl.store(p_present + b.to(tl.int64) * K + b_label, tl.full((BLOCK_N,), 1, tl.uint8), mask=m_fine)
             tl.store(p_pixel + o_fine, b_max, mask=m_fine)
             tl.store(p_pixel + pixels + o_fine, b_others, mask=m_fine)
+
+            # The shift of the moments is the mean of the first block that has a pixel.
             more = tl.sum(m_fine.to(ACC), 0)
+            m_out = m_fine[:, None] & (o_k < K)[None, :]
             b_out = tl.where(m_out, b_out, 0.0)
             if n == 0.0:
                 b_shift = tl.sum(b_out, 0) / tl.maximum(more, 1.0)
             b_mean, b_m2 = add_block(n, b_shift, b_mean, b_m2, b_out, m_out, more)
             n += more
+
     if GATHER:
-        tl.store(p_loss + tl.program_id(0), b_loss)
+        tl.store(p_partials + tl.program_id(0), b_loss)
         store_moments(p_moments, o_k, K, n, b_shift, b_mean, b_m2, BLOCK_K, ACC)
 
 
 @_jit
 def gathered_kernel(
-    p_moments,
-    p_loss,
-    p_present,
-    p_mean,
-    p_var,
-    p_rstd,
-    p_total,
-    p_count,
-    slots,
-    divisor,
-    images,
-    eps,
-    K: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    ALL_K: tl.constexpr,
-    BLOCK: tl.constexpr,
+    p_moments, p_partials, p_present, p_mean, p_var, p_rstd, p_loss, p_count,
+    programs, divisor, images, eps,
+    K: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr, ALL_K: tl.constexpr, BLOCK: tl.constexpr,
     ACC: tl.constexpr,
-):
-    """What the tiles gathered, summed in the slots' order: mean, biased variance and 1 / sqrt(var + eps) of every
-    cluster (K), loss, label counts (B).
+):  # fmt: skip
+    """What the programs gathered, merged in order. Grid: blocks of BLOCK_K clusters, then images (at least 1).
 
-    Grid: blocks of BLOCK_K clusters, then images (at least 1).
-    BLOCK_S, BLOCK: slots at once    ALL_K: power of 2 >= K    divisor: of the loss
+    p_mean, p_var, p_rstd (K): mean, biased variance and 1 / sqrt(var + eps) of every cluster's logits
+    p_loss: the sum of the partial sums / divisor    p_count (B): labels that occur in an image
+    BLOCK_S, BLOCK: programs at a time, of moments and of losses    ALL_K: power of 2 >= K    images: B
     """
     k_blocks = (K + BLOCK_K - 1) // BLOCK_K
+
     if tl.program_id(0) < k_blocks:
         o_k = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
-        b_mean, b_var = merged_moments(p_moments, o_k, slots, K, BLOCK_S, BLOCK_K, ACC)
+        b_mean, b_var = merged_moments(p_moments, o_k, programs, K, BLOCK_S, BLOCK_K, ACC)
+
         tl.store(p_mean + o_k, b_mean, mask=o_k < K)
         tl.store(p_var + o_k, b_var, mask=o_k < K)
         tl.store(p_rstd + o_k, 1.0 / tl.sqrt(b_var + eps), mask=o_k < K)
     else:
         b = (tl.program_id(0) - k_blocks).to(tl.int64)
-        count_and_sum(p_loss, p_present, p_total, p_count, b, slots, divisor, images, K, ALL_K, BLOCK, True)
+        count_labels(p_present, p_count, b, images, K, ALL_K)
+        if b == 0:
+            add_losses(p_partials, p_loss, programs, divisor, BLOCK)

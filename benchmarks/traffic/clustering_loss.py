@@ -10,10 +10,10 @@ from msformer_fast.dtypes import label_dtype, sum_dtype
 
 
 def forward(pixels: int, clusters: int, dtype: torch.dtype, *, programs: int, images: int = 1) -> Kernels:
-    """``pixels``: of all images; ``programs``: one a tile of pixels (``programs_of``), each with a slot of the loss."""
+    """``pixels``: of all images; ``programs``: one a tile of pixels (``programs_of``), each with a sum of the loss."""
     logits, results = pixels * clusters * dtype.itemsize, pixels * written_of_a_pixel(clusters)
-    slots = programs * sum_dtype(dtype).itemsize
-    return {"loss_kernel": (1, logits, results + slots)} | finish(clusters, dtype, programs=programs, images=images)
+    partials = programs * sum_dtype(dtype).itemsize
+    return {"loss_kernel": (1, logits, results + partials)} | finish(clusters, dtype, programs=programs, images=images)
 
 
 def backward(pixels: int, clusters: int, dtype: torch.dtype) -> Kernels:
@@ -28,7 +28,7 @@ def written_of_a_pixel(clusters: int) -> int:
 
 
 def finish(clusters: int, dtype: torch.dtype, *, programs: int, images: int) -> Kernels:
-    """The sum of the slots, and the count of each image's flags in 32 bits."""
+    """The sum of the partial sums, and the count of each image's flags in 32 bits."""
     wide = sum_dtype(dtype).itemsize
     return {"finish_kernel": (1, programs * wide + images * clusters, wide + 4 * images)}
 

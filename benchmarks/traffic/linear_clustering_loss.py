@@ -14,7 +14,7 @@ from msformer_fast.ops.precision import input_precision
 
 
 class Programs(NamedTuple):
-    """Forward: tiles of the pixels. Weight: programs that share them in the weight's gradient, each with a slot."""
+    """Forward: tiles of the pixels. Weight: programs that share them in the weight's gradient, each with its sums."""
 
     forward: int
     weight: int
@@ -32,7 +32,7 @@ def forward(
 
 
 def backward(pixels: int, clusters: int, channels: int, dtype: torch.dtype, *, programs: int) -> Kernels:
-    """``programs``: of the weight; the sum over their slots is an operator of PyTorch's, and not in here."""
+    """``programs``: of the weight; the sum of their partial sums is an operator of PyTorch's, and not in here."""
     size, wide = dtype.itemsize, sum_dtype(dtype).itemsize
     features, kept = pixels * channels * size, pixels * (label_dtype(clusters).itemsize + 2 * wide)
     loaded = features + clusters * (channels + 1) * size + kept + wide

@@ -28,10 +28,10 @@ def forward(
 ) -> Kernels:
     """``programs``: that share the columns of the weight."""
     s = _Sizes(images, clusters, height, width, channels, patch, dtype)
-    slots = programs * s.embedded * s.wide
+    partials = programs * s.embedded * s.wide
     return {
-        "embed_kernel": (1, s.weight + s.windows + s.norm, slots),
-        "add_partial_sums_kernel": (1, slots + channels * s.size, s.embedded * s.size),
+        "embed_kernel": (1, s.weight + s.windows + s.norm, partials),
+        "add_partial_sums_kernel": (1, partials + channels * s.size, s.embedded * s.size),
     }
 
 
@@ -50,12 +50,12 @@ def backward(
     """``programs``: that share the positions of a patch; ``clustering``: that loss's gradient is added."""
     s = _Sizes(images, clusters, height, width, channels, patch, dtype)
     pixels, grad = images * height * width, s.embedded * s.size
-    logits, slots = pixels * clusters * s.size, programs * 2 * clusters * s.wide
+    logits, partials = pixels * clusters * s.size, programs * 2 * clusters * s.wide
     loss = pixels * (2 * s.wide + label_dtype(clusters).itemsize) + s.wide if clustering else 0
     channel_sums, cluster_sums = channels * s.wide, 2 * clusters * s.wide
     return {
-        "add_partial_sums_kernel": (2, grad + slots, channel_sums + cluster_sums),
-        "weight_gradient_kernel": (1, s.weight + s.windows + grad + s.norm + channel_sums, s.weight + slots),
+        "add_partial_sums_kernel": (2, grad + partials, channel_sums + cluster_sums),
+        "weight_gradient_kernel": (1, s.weight + s.windows + grad + s.norm + channel_sums, s.weight + partials),
         "logits_gradient_kernel": (1, s.weight + grad + logits + s.norm + cluster_sums + loss, logits),
     }
 
@@ -69,8 +69,8 @@ def statistics(
 
     wide, blocks = sum_dtype(dtype).itemsize, -(-clusters // min(BLOCK_K, padded(clusters)))
     programs = max(1, min(2 * multiprocessors // blocks, images * -(-height * width // BLOCK_N)))
-    logits, slots = images * clusters * height * width * dtype.itemsize, programs * 4 * clusters * wide
-    return {"moments_kernel": (1, logits, slots), "merge_moments_kernel": (1, slots, 2 * clusters * wide)}
+    logits, partials = images * clusters * height * width * dtype.itemsize, programs * 4 * clusters * wide
+    return {"moments_kernel": (1, logits, partials), "merge_moments_kernel": (1, partials, 2 * clusters * wide)}
 
 
 def programs_of(

@@ -30,10 +30,10 @@ def forward(
     writes = fine * clusters * size
     if not gather:
         return {"scores_kernel": (1, reads, writes)}
-    slots = programs * (1 + 4 * clusters) * wide
-    writes += fine * (label_dtype(clusters).itemsize + 1 + 2 * wide) + slots
+    partials = programs * (1 + 4 * clusters) * wide
+    writes += fine * (label_dtype(clusters).itemsize + 1 + 2 * wide) + partials
     flags = images * clusters
-    gathered = (1, slots + flags, (3 * clusters + 1) * wide + 4 * images)
+    gathered = (1, partials + flags, (3 * clusters + 1) * wide + 4 * images)
     return {"scores_kernel": (1, reads, writes), "gathered_kernel": gathered}
 
 
@@ -53,13 +53,13 @@ def backward(
     fine, coarse = images * height * width, images * ((height + 1) // 2) * ((width + 1) // 2)
     maps, grad = (fine + coarse) * channels * size, fine * clusters * size
     matrix, vectors = clusters * channels, channels * wide
-    slots = programs * 4 * (2 * matrix + clusters) * wide
+    partials = programs * 4 * (2 * matrix + clusters) * wide
     # Without a batch norm the sums need no weight and leave no vectors.
     return {
-        "weight_sums_kernel": (1, grad + maps + 8 * vectors * norms, slots),
+        "weight_sums_kernel": (1, grad + maps + 8 * vectors * norms, partials),
         "weight_finish_kernel": (
             1,
-            slots + (5 * matrix * size + 8 * vectors) * norms,
+            partials + (5 * matrix * size + 8 * vectors) * norms,
             4 * matrix * wide + matrix * size + 4 * matrix * wide * norms,
         ),
         "unfold_kernel": (
@@ -88,7 +88,7 @@ def programs_of(
     gather: bool,
 ) -> dict[str, int]:
     """Of "forward" and "backward", as the two take them; ``target`` None: in the interpreter."""
-    from msformer_fast.kernels.score_map_table import launch_settings
+    from msformer_fast.kernels.score_map import launch_settings
 
     options = clusters, channels, dtype, input_precision(dtype), target
     cells, found = ((height + 1) // 2) * ((width + 1) // 2), {}

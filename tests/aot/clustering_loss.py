@@ -25,7 +25,7 @@ def loss_cases(K: int, dtype: torch.dtype, target: str | None = None) -> list[Ca
     """Every compilation that K clusters of a dtype can ask for: both layouts, sizes that vectors divide and not."""
     pointers = {
         "p_loss": "*fp32",
-        "p_partial": "*fp32",
+        "p_partials": "*fp32",
         "p_labels": f"*{'u8' if K <= 2**8 else 'i16'}",
         "p_present": "*u8",
         "p_count": "*i32",

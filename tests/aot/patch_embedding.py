@@ -60,4 +60,7 @@ def _case(part, kernel, flags, K, C, product, channels_last, target) -> Case:  #
     return Case.of(name, kernel, settings, dtype, constexprs, **types)
 
 
-FLOAT32 = ("p_mean", "p_rstd", "p_gamma", "p_beta", "p_dbias", "p_dbeta", "p_dgamma", "p_parts", "p_pixel", "p_dloss")
+#: Pointers to statistics and sums, which are float32 whatever the logits are.
+FLOAT32 = [
+    f"p_{name}" for name in ("mean", "rstd", "gamma", "beta", "dbias", "dbeta", "dgamma", "partials", "pixel", "dloss")
+]

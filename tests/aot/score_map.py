@@ -7,9 +7,9 @@ from typing import Any
 import torch
 import triton.language as tl
 
+from msformer_fast.kernels import score_map as op
 from msformer_fast.kernels import score_map_gradient_kernels as gradients
 from msformer_fast.kernels import score_map_kernels as kernels
-from msformer_fast.kernels import score_map_table as launch
 from msformer_fast.kernels.launch import padded
 from tests.harness.aot import Case, short
 
@@ -28,8 +28,8 @@ PARTS: dict[str, tuple[Any, dict[str, bool]]] = {
 FLOAT32 = {
     name: "*fp32"
     for name in (
-        *("p_pixel", "p_loss", "p_moments", "p_products", "p_sums", "p_coarse_norm", "p_fine_norm", "p_dnorm"),
-        *("p_dwc", "p_parts", "p_mean", "p_var", "p_total"),
+        *("p_pixel", "p_partials", "p_moments", "p_products", "p_sums", "p_coarse_norm", "p_fine_norm", "p_dnorm"),
+        *("p_dwc", "p_mean", "p_var", "p_loss"),
     )
 } | {"p_labels": "*u8", "p_present": "*u8", "p_count": "*i32", "eps_coarse": "fp32", "eps_fine": "fp32"}
 
@@ -51,7 +51,7 @@ def cases(target: str, small: bool) -> list[Case]:
 def _case(part: str, norm: dict[str, bool], K: int, C: int, product: tuple[Any, str], target: str) -> Case:
     dtype, precision = product
     kernel, flags = PARTS[part]
-    settings = launch.launch_settings(part, K, C, dtype, precision, target)
+    settings = op.launch_settings(part, K, C, dtype, precision, target)
     constexprs = {"K": K, "C": C, "ACC": tl.float32, "PREC": precision, **flags, **norm}
     name = f"{part}, K {K}, C {C}, {short(dtype)} {precision}" + ", batch norms" * (norm == NORMS)
     return Case.of(name, kernel, settings, dtype, constexprs, **FLOAT32)
@@ -61,13 +61,13 @@ def _small_kernels(K: int, C: int, product: tuple[Any, str]) -> list[Case]:
     dtype, precision = product
     name = f"K {K}, C {C}, {short(dtype)} {precision}"
     widths = {"K": K, "C": C, "ACC": tl.float32}
-    finish, options = {**widths, **NORMS}, launch.finish_settings(C)
+    finish, options = {**widths, **NORMS}, op.finish_settings(C)
     gathered = {"K": K, "ALL_K": padded(K), "ACC": tl.float32}
     unfold = {**widths, "PREC": precision, "stride_ud": 1, "stride_hc": 1}
     found = [
         Case.of(f"weight_finish, {name}", gradients.weight_finish_kernel, options, dtype, finish, **FLOAT32),
-        Case.of(f"unfold, {name}", gradients.unfold_kernel, launch.UNFOLD, dtype, unfold, **FLOAT32),
+        Case.of(f"unfold, {name}", gradients.unfold_kernel, op.UNFOLD, dtype, unfold, **FLOAT32),
     ]
     if product == PRODUCTS[0]:
-        found.append(Case.of(f"gathered, {name}", kernels.gathered_kernel, launch.GATHERED, dtype, gathered, **FLOAT32))
+        found.append(Case.of(f"gathered, {name}", kernels.gathered_kernel, op.GATHERED, dtype, gathered, **FLOAT32))
     return found

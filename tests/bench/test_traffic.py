@@ -65,8 +65,8 @@ def test_linear_clustering_loss(dtype: torch.dtype, clusters: int, channels: int
     made = linear_clustering_loss.programs_of(height * width, clusters, channels, dtype, MULTIPROCESSORS, None)
     assert tiles == images * made.forward
     assert counted(forward) == linear_clustering_loss.forward(*sizes, programs=tiles, images=images)
-    slots = 2  # a tile of each image; 3 programs would be allowed for 2 blocks of channels, 2 for 5 of clusters
-    assert counted(backward) == linear_clustering_loss.backward(*sizes, programs=slots)
+    programs = 2  # a tile of each image; 3 programs would be allowed for 2 blocks of channels, 2 for 5 of clusters
+    assert counted(backward) == linear_clustering_loss.backward(*sizes, programs=programs)
 
 
 #: Bytes written that a formula has and the timed call has not: the gradient of the keys' bias, which is zero anyway.

@@ -163,7 +163,7 @@ def test_the_fused_forward_reads_its_features_once() -> None:
         loss.backward()
     assert forward.unique_bytes_loaded + forward.bytes_stored <= 1.1 * least["forward"]
     # Two kernels, for the features' gradient and for the weight's: the features are read once more than they must be,
-    # and the weight's gradient goes through one slot a program.
+    # and the weight's gradient goes through one partial sum a program.
     extra = features.numel() * 4 + 2 * weight.numel() * 4
     assert backward.unique_bytes_loaded + backward.bytes_stored <= 1.1 * (least["backward"] + extra)
 

@@ -34,7 +34,7 @@ def grads_of(outputs: tuple[Tensor, ...], inputs: Inputs) -> tuple[Tensor, ...]:
 
 @pytest.fixture
 def many_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a card with more multiprocessors than there are tiles: several slots for every sum."""
+    """As on a card with more multiprocessors than there are tiles: several partial sums for every sum."""
     for module in ("score_map", "patch_embedding"):
         monkeypatch.setattr(f"msformer_fast.kernels.{module}.multiprocessors_of", lambda device: 40)
 
@@ -42,8 +42,8 @@ def many_programs(monkeypatch: pytest.MonkeyPatch) -> None:
 @interpreted
 @pytest.mark.usefixtures("many_programs")
 @pytest.mark.parametrize("batch_norm", [True, False])
-def test_sums_over_many_slots(batch_norm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    from msformer_fast.kernels import score_map_table as table
+def test_sums_over_many_programs(batch_norm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from msformer_fast.kernels import score_map as table
 
     for part, row in table.INTERPRETER.items():
         monkeypatch.setitem(table.INTERPRETER, part, (16, 16, *row[2:]))
@@ -191,14 +191,14 @@ def test_bytes_are_those_of_the_formulas(batch_norm: bool) -> None:
         torch.autograd.grad(outputs[1] + outputs[2].sum() + outputs[3].square().sum(), list(inputs.values()))
     head = (s["B"], s["H"], s["W"], s["C"], s["K"], torch.float32)
     embed = (s["B"], s["K"], s["H"], s["W"], s["E"], s["patch"], torch.float32)
-    slots = forward.kernels["embed_kernel"].programs, backward.kernels["weight_gradient_kernel"].programs
+    programs = forward.kernels["embed_kernel"].programs, backward.kernels["weight_gradient_kernel"].programs
     shared = forward.kernels["scores_kernel"].programs
     wanted = traffic.forward(*head, norms=batch_norm, gather=True, programs=shared)
-    wanted |= patches.forward(*embed, programs=slots[0])
+    wanted |= patches.forward(*embed, programs=programs[0])
     assert counted(forward) == wanted
     wanted = traffic.backward(*head, norms=batch_norm, programs=backward.kernels["weight_sums_kernel"].programs // 4)
     k_blocks = -(-s["K"] // 32)  # of the patch embedding's weight gradient
-    wanted |= patches.backward(*embed, programs=slots[1] // k_blocks, clustering=True)
+    wanted |= patches.backward(*embed, programs=programs[1] // k_blocks, clustering=True)
     assert counted(backward) == wanted
     least = guided_floor.bytes_moved(*head[:5], s["E"], s["patch"], torch.float32, batch_norms=batch_norm)
     assert sum(sum(k[1:]) for k in counted(forward).values()) < 1.2 * least["forward"]
