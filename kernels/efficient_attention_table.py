@@ -7,70 +7,70 @@ from typing import NamedTuple
 import triton
 
 from msformer_fast.kernels.launch import Row, choose, compile_options, padded
+from msformer_fast.limits import EFFICIENT_ATTENTION_CHANNELS
 
-LIMIT = 256
+Rows = dict[tuple[str, int], Row]
 
-# (part, kind of product): {(targets, largest padded width): (BLOCK_N, BLOCK_D, BLOCK_J, BLOCK_K, num_warps)}; "" is any
-# target, a block of 0 is the whole width. "mixed" is "half" with float32 in memory, as under autocast: half's rows, but
-# for parts that need others. "attend heads" serves more heads than one.
+
+def _any(narrow: Row, wide: Row) -> Rows:
+    """Rows of every card: for up to 128 channels, and for up to 256."""
+    return {("", 128): narrow, ("", 256): wide}
+
+
+# (part, kind of product): {(targets, largest padded width): (BLOCK_N, BLOCK_D, BLOCK_J, BLOCK_K, num_warps)}: the rule
+# for every card, then the cards that need others. A block of 0 is the whole width. "mixed" is "half" with float32 in
+# memory, as under autocast: half's rows, but for parts that need others. "attend heads" serves more heads than one.
 # Found by compiling ahead of time: no spill. Nobody has timed them.
-ATTEND: dict[tuple[str, int], Row] = {("", 128): (64, 32, 0, 0, 8), ("", 256): (64, 32, 0, 32, 8)}
-TABLE: dict[tuple[str, str], dict[tuple[str, int], Row]] = {
-    ("context", "ieee"): {("", 128): (32, 128, 0, 32, 8), ("", 256): (16, 64, 0, 32, 8)},
-    ("context", "tf32"): {("", 128): (32, 128, 0, 0, 8), ("", 256): (32, 64, 0, 32, 8)},
-    ("context", "half"): {
-        **{("", 128): (32, 128, 0, 0, 8), ("", 256): (32, 64, 0, 32, 8)},
-        ("sm_120", 128): (32, 128, 0, 32, 8),
-    },
+_ATTEND = _any((64, 32, 0, 0, 8), (64, 32, 0, 32, 8))
+_ATTEND_HEADS = {**_ATTEND, ("sm_100", 128): (32, 32, 0, 0, 8)}
+_TOKENS = {
+    **_any((64, 32, 32, 32, 8), (32, 32, 32, 32, 8)),
+    ("sm_100", 128): (32, 32, 32, 32, 4),
+    ("gfx942", 128): (64, 32, 32, 32, 4),
+    ("gfx942", 256): (32, 16, 16, 16, 8),
+}
+TABLE: dict[tuple[str, str], Rows] = {
+    ("context", "ieee"): _any((32, 128, 0, 32, 8), (16, 64, 0, 32, 8)),
+    ("context", "tf32"): _any((32, 128, 0, 0, 8), (32, 64, 0, 32, 8)),
+    ("context", "half"): {**_any((32, 128, 0, 0, 8), (32, 64, 0, 32, 8)), ("sm_120", 128): (32, 128, 0, 32, 8)},
     ("attend", "ieee"): {
-        **{("", 128): (32, 32, 0, 16, 8), ("", 256): (16, 16, 0, 16, 8)},
-        **{("sm_86 sm_89", 128): (32, 32, 0, 16, 8), ("sm_86 sm_89", 256): (16, 32, 0, 16, 8)},
+        **_any((32, 32, 0, 16, 8), (16, 16, 0, 16, 8)),
         ("sm_86 sm_89 sm_100", 64): (64, 32, 0, 16, 8),
+        ("sm_86 sm_89", 256): (16, 32, 0, 16, 8),
     },
-    ("attend", "tf32"): ATTEND,
-    ("attend", "half"): ATTEND,
-    ("attend heads", "tf32"): {("sm_100", 128): (32, 32, 0, 0, 8), **ATTEND},
-    ("attend heads", "half"): {("sm_100", 128): (32, 32, 0, 0, 8), **ATTEND},
+    ("attend", "tf32"): _ATTEND,
+    ("attend", "half"): _ATTEND,
+    ("attend heads", "tf32"): _ATTEND_HEADS,
+    ("attend heads", "half"): _ATTEND_HEADS,
+    # Compilers before 3.8 take 90 registers more, and would spill: more is recomputed, but from registers.
     ("queries", "ieee"): {
-        **{("", 128): (16, 0, 64, 16, 8), ("", 256): (16, 0, 32, 16, 8)},
-        # Their compilers take 90 registers more, and would spill: more of the recompute, but from registers.
-        **{("sm_90 before 3.8", 128): (16, 0, 32, 16, 8), ("sm_90 before 3.8", 256): (16, 0, 16, 16, 8)},
+        **_any((16, 0, 64, 16, 8), (16, 0, 32, 16, 8)),
+        ("sm_90 before 3.8", 128): (16, 0, 32, 16, 8),
+        ("sm_90 before 3.8", 256): (16, 0, 16, 16, 8),
     },
-    ("queries", "tf32"): {("", 128): (16, 0, 128, 16, 8), ("", 256): (16, 0, 32, 16, 8)},
-    ("queries", "half"): {
-        **{("", 128): (16, 0, 128, 16, 8), ("", 256): (16, 0, 32, 16, 8)},
-        ("sm_120", 128): (16, 0, 64, 16, 8),
-    },
-    ("tokens", "ieee"): {
-        **{("", 128): (32, 16, 16, 16, 8), ("", 256): (16, 16, 16, 16, 8)},
-        ("gfx942", 128): (32, 16, 16, 16, 4),
-    },
+    ("queries", "tf32"): _any((16, 0, 128, 16, 8), (16, 0, 32, 16, 8)),
+    ("queries", "half"): {**_any((16, 0, 128, 16, 8), (16, 0, 32, 16, 8)), ("sm_120", 128): (16, 0, 64, 16, 8)},
+    ("queries", "mixed"): _any((16, 0, 32, 16, 8), (16, 0, 32, 16, 8)),
+    ("tokens", "ieee"): {**_any((32, 16, 16, 16, 8), (16, 16, 16, 16, 8)), ("gfx942", 128): (32, 16, 16, 16, 4)},
     ("tokens", "tf32"): {
-        **{("", 128): (64, 32, 32, 32, 8), ("", 256): (32, 32, 32, 32, 8)},
-        **{("sm_90", 128): (64, 32, 16, 32, 8)},
-        **{("sm_80", 128): (32, 32, 32, 32, 4), ("sm_80", 256): (32, 16, 16, 16, 8)},
-        **{("sm_100", 128): (32, 32, 32, 32, 4)},
-        **{("gfx942", 128): (64, 32, 32, 32, 4), ("gfx942", 256): (32, 16, 16, 16, 8)},
+        **_TOKENS,
+        ("sm_80", 128): (32, 32, 32, 32, 4),
+        ("sm_80", 256): (32, 16, 16, 16, 8),
+        ("sm_90", 128): (64, 32, 16, 32, 8),
     },
-    ("tokens", "half"): {
-        **{("", 128): (64, 32, 32, 32, 8), ("", 256): (32, 32, 32, 32, 8)},
-        **{("sm_100", 128): (32, 32, 32, 32, 4)},
-        **{("gfx942", 128): (64, 32, 32, 32, 4), ("gfx942", 256): (32, 16, 16, 16, 8)},
-    },
-    ("queries", "mixed"): {("", 128): (16, 0, 32, 16, 8), ("", 256): (16, 0, 32, 16, 8)},
+    ("tokens", "half"): _TOKENS,
     ("tokens", "mixed"): {
-        **{("", 256): (32, 32, 32, 32, 8)},
-        **{("gfx942", 128): (64, 32, 32, 32, 4), ("gfx942", 256): (32, 16, 16, 16, 8)},
+        **_any((32, 32, 32, 32, 8), (32, 32, 32, 32, 8)),
+        ("gfx942", 128): (64, 32, 32, 32, 4),
+        ("gfx942", 256): (32, 16, 16, 16, 8),
     },
     ("keys", "ieee"): {
-        **{("", 128): (32, 128, 0, 32, 8), ("", 256): (16, 64, 0, 32, 8)},
-        **{("gfx942", 128): (16, 128, 0, 16, 8), ("sm_90", 64): (16, 64, 0, 32, 8)},
+        **_any((32, 128, 0, 32, 8), (16, 64, 0, 32, 8)),
+        ("sm_90", 64): (16, 64, 0, 32, 8),
+        ("gfx942", 128): (16, 128, 0, 16, 8),
     },
-    ("keys", "tf32"): {
-        **{("", 128): (32, 128, 0, 32, 8), ("", 256): (32, 64, 0, 32, 8)},
-        ("sm_120", 64): (32, 64, 0, 0, 8),
-    },
-    ("keys", "half"): {("", 128): (32, 128, 0, 0, 8), ("", 256): (32, 64, 0, 32, 8)},
+    ("keys", "tf32"): {**_any((32, 128, 0, 32, 8), (32, 64, 0, 32, 8)), ("sm_120", 64): (32, 64, 0, 0, 8)},
+    ("keys", "half"): _any((32, 128, 0, 0, 8), (32, 64, 0, 32, 8)),
 }
 # Few large blocks, whole rows: what a program costs in the interpreter is its operations, whatever their size.
 INTERPRETER: dict[str, Row] = {
@@ -96,9 +96,11 @@ class Shape(NamedTuple):
     heads: int
 
     @property
-    def small(self) -> dict[str, int]:
-        """Arguments of every kernel that works on matrices of the channels' size."""
-        return dict(CK=self.CK, CV=self.CV, DK=self.CK // self.heads, DV=self.CV // self.heads)
+    def arguments(self) -> dict[str, int]:
+        """The sizes as kernels name them."""
+        of_tokens = dict(N=self.N, C=self.C, width=self.C, BLOCK_C=padded(self.C))
+        of_heads = dict(heads=self.heads, HEADS=self.heads, DK=self.CK // self.heads, DV=self.CV // self.heads)
+        return dict(CK=self.CK, CV=self.CV, **of_tokens, **of_heads)
 
 
 def launch_settings(part: str, shape: Shape, kind: str, target: str | None = None) -> dict[str, int]:
@@ -108,14 +110,16 @@ def launch_settings(part: str, shape: Shape, kind: str, target: str | None = Non
         kind: of products, see ``product_kind``; or "mixed".
         target: name of the card; None is the interpreter.
     """
-    widest = max(shape.C, shape.CK, shape.CV)
-    if widest > LIMIT:
-        raise ValueError(f"efficient_attention: {widest} channels; at most {LIMIT} are supported")
+    widest, limit = max(shape.C, shape.CK, shape.CV), EFFICIENT_ATTENTION_CHANNELS
+    if widest > limit:
+        raise ValueError(f"efficient_attention: {widest} channels; at most {limit} are supported")
     kind = "half" if kind == "mixed" and (part, kind) not in TABLE else kind
     many = f"{part} heads", kind
     rows = TABLE[many if shape.heads > 1 and many in TABLE else (part, kind)]
+
     row = INTERPRETER[part] if target is None else choose(rows, padded(widest), target)
     block_n, block_d, block_j, block_k, warps = row
+
     block_c, head = padded(shape.C), padded(shape.CK // shape.heads)
     settings = dict(BLOCK_N=block_n, BLOCK_C=block_c, BLOCK_K=min(block_k or block_c, block_c))
     settings["BLOCK_D"] = min(block_d or head, padded(shape.CK) if part in ("context", "keys") else head)

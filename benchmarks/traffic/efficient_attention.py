@@ -54,13 +54,13 @@ def forward(
 ) -> Kernels:
     """``programs``: by part of the launch table, how many share an image's tokens (``programs_of``)."""
     s = _Sizes(images, height, width, channels, dtype, key_channels, value_channels, heads)
-    slots = images * programs["context"] * (s.rows + 2 * s.numbers)
+    partials = images * programs["context"] * (s.rows + 2 * s.numbers)
     normed = 2 * s.channel + 2 * s.row if batch_norm else 0
     return {
-        "context_kernel": (1, s.map + s.key_weight + 2 * s.channel + normed, slots + (s.map if batch_norm else 0)),
+        "context_kernel": (1, s.map + s.key_weight + 2 * s.channel + normed, partials + (s.map if batch_norm else 0)),
         "merge_kernel": (
             1,
-            slots + 2 * s.value_weight + s.value,
+            partials + 2 * s.value_weight + s.value,
             2 * images * (s.rows + s.numbers) + s.context * s.size,
         ),
         "attend_kernel": (1, s.map + s.key_weight + s.key + 3 * s.channel + images * s.rows, s.map),
@@ -83,9 +83,9 @@ def backward(
 ) -> Kernels:
     """``programs``: as above. ``context``: a gradient of the context arrives."""
     s = _Sizes(images, height, width, channels, dtype, key_channels, value_channels, heads)
-    query_slots, token_slots, key_slots = (images * programs[part] for part in ("queries", "tokens", "keys"))
-    matrices, context_gradient = query_slots * s.rows, s.context * s.wide
-    vectors, sums = query_slots * (s.numbers + s.row), token_slots * (4 if batch_norm else 2) * s.row
+    query_programs, token_programs, key_programs = (images * programs[part] for part in ("queries", "tokens", "keys"))
+    matrices, context_gradient = query_programs * s.rows, s.context * s.wide
+    biases, norms = query_programs * (s.numbers + s.row), token_programs * (4 if batch_norm else 2) * s.row
     normed = s.map + 2 * s.row if batch_norm else 0
     common, image_numbers = s.key_weight + 2 * s.channel, images * s.numbers
     gradients = 2 * (s.key_weight + s.value_weight) + 2 * s.key + s.value + 3 * s.channel
@@ -93,7 +93,7 @@ def backward(
         "query_gradients_kernel": (
             1,
             2 * s.map + common + s.key + images * s.rows,
-            s.stats + 2 * matrices + vectors,
+            s.stats + 2 * matrices + biases,
         ),
         "merge_gradients_kernel": (
             1,
@@ -103,13 +103,13 @@ def backward(
         "token_gradients_kernel": (
             1,
             2 * s.map + common + s.key_weight + s.key + 2 * images * s.rows + 2 * image_numbers + s.stats + normed,
-            s.map + sums,
+            s.map + norms,
         ),
-        "key_gradients_kernel": (1, s.map + common + images * s.rows + 2 * image_numbers, key_slots * s.rows),
+        "key_gradients_kernel": (1, s.map + common + images * s.rows + 2 * image_numbers, key_programs * s.rows),
         "finish_kernel": (
             1,
-            2 * images * s.rows + context_gradient + s.value_weight + s.value + matrices + key_slots * s.rows
-            + vectors + sums,
+            2 * images * s.rows + context_gradient + s.value_weight + s.value + matrices + key_programs * s.rows
+            + biases + norms,
             gradients + (2 * s.channel + 2 * s.row if batch_norm else 0),
         ),
     }  # fmt: skip

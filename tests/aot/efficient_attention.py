@@ -9,8 +9,7 @@ import triton.language as tl
 
 from msformer_fast.kernels import efficient_attention_gradient_kernels as gradients
 from msformer_fast.kernels import efficient_attention_kernels as kernels
-from msformer_fast.kernels import efficient_attention_merge_kernels as merges
-from msformer_fast.kernels import efficient_attention_table as launch
+from msformer_fast.kernels import efficient_attention_table as table
 from msformer_fast.kernels.launch import padded, product_kind
 from tests.harness.aot import Case, short
 
@@ -34,9 +33,9 @@ PARTS = {
 }
 BATCH_NORM = ("p_bn_mean", "p_bn_var", "p_bn_weight", "p_bn_bias", "p_normed", "p_raw")
 #: Sums and what is kept between kernels; all other pointers are to what the caller gave or gets.
-SUMS = ("p_maxes", "p_sums", "p_gathereds", "p_max", "p_sum", "p_gathered", "p_folded", "p_stats", "p_balance", "p_dG")
-SUMS += ("p_dfoldeds", "p_dwqs", "p_dwks", "p_vectors", "p_parts", "p_dfolded", "p_dcontexts")
-SUMS += ("p_bn_mean", "p_bn_var", "p_mean", "p_var")
+SUMS = ("p_partial_max", "p_partial_sum", "p_partial_G", "p_max", "p_sum", "p_G", "p_M", "p_stats", "p_balance", "p_dG")
+SUMS += ("p_partial_dM", "p_partial_dwq", "p_partial_dwk", "p_partial_biases", "p_partial_norms", "p_dM", "p_dcontext")
+SUMS += ("p_bn_mean", "p_bn_var", "p_bn_sums")
 FLOATS = {name: "fp32" for name in ("eps", "bn_eps")} | {name: "*fp32" for name in SUMS}
 
 
@@ -63,10 +62,10 @@ def _variants(part: str, C: int) -> list[tuple[int, bool]]:
 def pass_case(part: str, C: int, heads: int, batch_norm: bool, product: Any, target: str, **settings: int) -> Case:
     """One pass over the tokens at one width; settings beside those of the launch table."""
     memory, dot, precision = product
-    shape = launch.Shape(1, 1, C, C, C, heads)
+    shape = table.Shape(1, 1, C, C, C, heads)
     kernel = PARTS[part]
     kind = product_kind(dot, precision) if dot == memory else "mixed"
-    settings = launch.launch_settings(part, shape, kind, target) | settings
+    settings = table.launch_settings(part, shape, kind, target) | settings
     fixed: dict[str, Any] = {"C": C, "NORM": True, "ACC": tl.float32, "DOT": DOTS[dot], "PREC": precision}
     fixed |= {"HEADS": heads} if part == "attend" else {}
     fixed |= {"RESIDUAL": True} if part in ("attend", "tokens") else {}
@@ -80,9 +79,9 @@ def pass_case(part: str, C: int, heads: int, batch_norm: bool, product: Any, tar
 def _small_cases(C: int, dtype: torch.dtype) -> list[Case]:
     """The kernels between and after the passes, with everything that is optional."""
     common = dict(C=C, BLOCK_C=padded(C), ACC=tl.float32)
-    row = [(kernel, launch.SMALL, {}) for kernel in (merges.merge_kernel, merges.merge_gradients_kernel)]
-    row.append((merges.finish_kernel, launch.SMALL, {"BLOCK": launch.FINISH_BLOCK}))
-    row.append((merges.batch_norm_gradient_kernel, launch.BATCH_NORM, {}))
+    row = [(kernel, table.SMALL, {}) for kernel in (kernels.merge_kernel, gradients.merge_gradients_kernel)]
+    row.append((gradients.finish_kernel, table.SMALL, {"BLOCK": table.FINISH_BLOCK}))
+    row.append((gradients.batch_norm_gradient_kernel, table.BATCH_NORM, {}))
     return [
         Case.of(f"{kernel.__name__}, C {C}, {short(dtype)}", kernel, settings, dtype, {**common, **more}, **FLOATS)
         for kernel, settings, more in row

@@ -73,7 +73,7 @@ def test_bytes_and_launches(normed: bool, heads: int, dtype: torch.dtype) -> Non
 
 @interpreted
 def test_the_map_is_read_as_often_as_predicted() -> None:
-    """At the paper's size, with a program a multiprocessor: what is not the map is slots and small matrices."""
+    """At the paper's size, with a program a multiprocessor: what is not the map is partial sums and small matrices."""
     programs = dict.fromkeys(("context", "queries", "tokens", "keys"), 132)
     least = floor.bytes_moved(1, 257, 257, 100, torch.float32)
     for name, formula, most in (("forward", traffic.forward, 1.15), ("backward", traffic.backward, 1.5)):
