@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
-from msformer_fast.kernels.cross_scale_attention_gradient_kernels import (
+from msformer_fast.dtypes import sum_dtype
+from msformer_fast.kernels.cross_scale_attention_kernels import (
+    attention_kernel,
+    bias_gradient_kernel,
     expand_bias_kernel,
     fused_gradient_kernel,
-    table_gradient_kernel,
-)
-from msformer_fast.kernels.cross_scale_attention_kernels import attention_kernel
-from msformer_fast.kernels.cross_scale_attention_split_kernels import (
-    bias_gradient_kernel,
     key_gradient_kernel,
     query_gradient_kernel,
+    table_gradient_kernel,
 )
-from msformer_fast.kernels.cross_scale_attention_table import EXPAND, TABLE_GRADIENT, Arguments, Tile, vector_of
+from msformer_fast.kernels.cross_scale_attention_table import EXPAND, TABLE_GRADIENT, Tile, chunks_of, tile_of
+from msformer_fast.kernels.launch import accumulator, launch, multiprocessors_of, padded, target_of, vector_length
 from msformer_fast.kernels.partial_sums import add_partial_sums
+from msformer_fast.limits import CROSS_SCALE_ATTENTION_HEAD_DIM
 from msformer_fast.windows import Windows
+
+NEVER = 2**30  # rolled row past which nothing is, where there is no seam
 
 
 class Gradients(NamedTuple):
@@ -34,6 +37,69 @@ class Gradients(NamedTuple):
     bias: Tensor | None
     pad_k: Tensor | None
     pad_v: Tensor | None
+
+
+class _Call:
+    """The sizes of one call, and the arguments that its launches share, by name."""
+
+    def __init__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        windows: Windows,
+        scale: float,
+        seam: float,
+        bias: Tensor | None,
+        pads: tuple[Tensor | None, Tensor | None],
+        input_precision: str,
+    ) -> None:
+        self.B, _, _, self.heads, self.D = q.shape
+        if self.D > CROSS_SCALE_ATTENTION_HEAD_DIM:
+            raise ValueError(
+                f"cross_scale_attention: {self.D} channels a head; at most {CROSS_SCALE_ATTENTION_HEAD_DIM} are "
+                "supported"
+            )
+        self.windows, self.dtype, self.device, self.precision = windows, q.dtype, q.device, input_precision
+        y, x = windows.y, windows.x
+        self.count = self.B * y.count * x.count
+
+        # What a kernel does not read, because there is no bias, or no position outside the map, is q.
+        pad_k, pad_v = (
+            q if not windows.pads else q.new_zeros(self.heads, self.D) if pad is None else pad.contiguous()
+            for pad in pads
+        )
+        soft = math.isfinite(seam)
+        self.arguments: dict[str, Any] = dict(
+            p_q=q, p_k=k, p_v=v, p_bias=q if bias is None else bias, p_pad_k=pad_k, p_pad_v=pad_v,
+            **_strides("q", q), **_strides("k", k), **_strides("v", v),
+            **_bias_steps(bias, windows), **_axes(windows),
+            ny=y.count, nx=x.count, windows=self.count, heads=self.heads,
+            **_split("scale", scale), **_split("seam", seam if soft else 0.0),
+            D=self.D, BLOCK_D=padded(self.D), WINDOW_Y=y.window, WINDOW_X=x.window,
+            CORE_Y=y.core, CORE_X=x.core, HALO_Y=y.halo, HALO_X=x.halo,
+            BIAS=bias is not None, PAD=windows.pads, SOFT=soft,
+            ACC=accumulator(q.dtype), PREC=input_precision,
+        )  # fmt: skip
+
+    def tile(self, part: str) -> Tile | None:
+        """Tile of a kernel; None where the card has none."""
+        windows = self.windows
+        keys = windows.y.core * windows.x.core if part == "key" else windows.keys
+        return tile_of(part, windows.queries, keys, self.D, self.dtype, self.precision, target_of(self.device))
+
+    def chunks(self, groups: int, programs: int, share: bool) -> tuple[int, int]:
+        """Groups that a program goes through, and how many such chunks there are."""
+        return chunks_of(groups, programs, share, multiprocessors_of(self.device))
+
+    def new(self, *shape: int) -> Tensor:
+        """An empty tensor in the dtype of sums."""
+        return torch.empty(shape, dtype=sum_dtype(self.dtype), device=self.device)
+
+    def bias_partials(self, chunks: int, tile: Tile) -> Tensor:
+        """For sums of the gradients of a group's scores, in whole tiles, one of each chunk."""
+        tiles, key_tiles = tile.tiles(self.windows.queries, self.windows.keys)
+        return self.new(chunks, self.heads, tiles * tile.BLOCK_M, key_tiles * tile.BLOCK_N)
 
 
 def cross_scale_attention_forward(
@@ -62,30 +128,20 @@ def cross_scale_attention_forward(
         The result, and (B, heads, Hq, Wq) in float32 or better, to base 2: times log(2) is natural. A query without a
         key has zeros and minus infinity.
     """
-    shared = Arguments(q, k, v, windows, scale, seam, bias, (pad_k, pad_v), input_precision)
+    call = _Call(q, k, v, windows, scale, seam, bias, (pad_k, pad_v), input_precision)
     B, H, W, heads, _ = q.shape
-    out, lse = q.new_empty(q.shape), shared.new(B, heads, H, W)
-    tile = shared.tile("forward")
+    out, lse = q.new_empty(q.shape), call.new(B, heads, H, W)
+    if not out.numel():
+        return out, lse
+
+    tile = call.tile("forward")
     tiles, key_tiles = tile.tiles(windows.queries, windows.keys)
-    groups = triton.cdiv(shared.count, tile.N)
-    chunk, chunks = shared.chunks(groups, heads * tiles, bias is not None and key_tiles == 1)
-    if out.numel():
-        attention_kernel[(heads * tiles * chunks,)](
-            *shared.tensors,
-            out,
-            lse,
-            *shared.strides,
-            *shared.bias_steps,
-            *shared.sizes,
-            shared.count,
-            heads,
-            chunk,
-            groups,
-            *shared.numbers,
-            VEC=vector_of(q, k, v),
-            **shared.constants,
-            **tile.settings,
-        )
+    groups = triton.cdiv(call.count, tile.N)
+    chunk, chunks = call.chunks(groups, heads * tiles, bias is not None and key_tiles == 1)
+    launch(
+        attention_kernel, (heads * tiles * chunks,), call.arguments, tile.settings,
+        p_out=out, p_lse=lse, chunk=chunk, groups=groups, VEC=_vector_of(q, k, v),
+    )  # fmt: skip
     return out, lse
 
 
@@ -110,70 +166,47 @@ def cross_scale_attention_backward(
     Args:
         into: what the gradients of q, k and v are written to, of any strides, as views of one packed tensor.
     """
-    shared = Arguments(q, k, v, windows, scale, seam, bias, (pad_k, pad_v), input_precision)
+    call = _Call(q, k, v, windows, scale, seam, bias, (pad_k, pad_v), input_precision)
     dq, dk, dv = into if into is not None else (t.new_empty(t.shape) for t in (q, k, v))
     if not out.numel():
         rest = (None if t is None else torch.zeros_like(t) for t in (bias, pad_k, pad_v))
         return Gradients(dq, dk, dv, *rest)
-    vectors = dict(VEC=vector_of(q, k, v, dq, dk, dv), GVEC=vector_of(grad))
-    strides, dk_strides = (*shared.strides, *grad.stride()), (*dk.stride(), *dv.stride())
-    fused = shared.tile("fused") if windows.keys == windows.y.core * windows.x.core else None
-    tile = fused or shared.tile("query")
+
+    # What the kernels of a backward take beyond the forward's; each knows some of it.
+    gradients: dict[str, Any] = dict(
+        p_lse=lse, p_g=grad, p_dq=dq, p_dk=dk, p_dv=dv,
+        **_strides("g", grad), **_strides("dq", dq), **_strides("dk", dk), **_strides("dv", dv),
+        VEC=_vector_of(q, k, v, dq, dk, dv), GVEC=_vector_of(grad),
+    )  # fmt: skip
+    fused = call.tile("fused") if windows.keys == windows.y.core * windows.x.core else None
+    tile = fused or call.tile("query")
     tiles, key_tiles = tile.tiles(windows.queries, windows.keys)
-    groups = triton.cdiv(shared.count, tile.N)
+    groups = triton.cdiv(call.count, tile.N)
     sums_bias = bias is not None and key_tiles == 1
-    programs = shared.heads * (1 if fused else tiles)
-    chunk, chunks = shared.chunks(groups, programs, sums_bias or bool(fused and windows.pads))
-    dbias = shared.bias_slots(chunks, tile) if sums_bias else lse
-    dpad = shared.new(chunks, 2, shared.heads, shared.D) if fused and windows.pads else lse
-    sizes = (*shared.sizes, shared.count, shared.heads, chunk, groups, *shared.numbers)
+    programs = call.heads * (1 if fused else tiles)
+    chunk, chunks = call.chunks(groups, programs, sums_bias or bool(fused and windows.pads))
+    grid = (programs * chunks,)
+
+    # Where a kernel leaves no partial sums it gets lse instead, and does not touch it.
+    dbias = call.bias_partials(chunks, tile) if sums_bias else lse
     if fused:
-        q, k, v, _, *pads = shared.tensors
-        fused_gradient_kernel[(programs * chunks,)](
-            q,
-            k,
-            v,
-            lse if bias is None else _expand_bias(shared, tile, bias),
-            *pads,
-            lse,
-            grad,
-            dq,
-            dk,
-            dv,
-            dbias,
-            dpad,
-            *strides,
-            *dq.stride(),
-            *dk_strides,
-            *sizes,
-            **vectors,
-            **shared.without("HY", "HX"),
-            **tile.settings,
-        )
+        dpad = call.new(chunks, 2, call.heads, call.D) if windows.pads else lse
+        tile_bias = lse if bias is None else _expand_bias(call, tile)
+        launch(
+            fused_gradient_kernel, grid, call.arguments, gradients, tile.settings,
+            p_bias=tile_bias, p_dbias=dbias, p_dpad=dpad, chunk=chunk, groups=groups,
+        )  # fmt: skip
     else:
-        delta = shared.new(2, *lse.shape)
-        query_gradient_kernel[(programs * chunks,)](
-            *shared.tensors,
-            out,
-            lse,
-            grad,
-            dq,
-            delta,
-            dbias,
-            *strides,
-            *dq.stride(),
-            *shared.bias_steps,
-            *sizes,
-            lse.numel(),
-            DBIAS=sums_bias,
-            **vectors,
-            **shared.constants,
-            **tile.settings,
-        )
+        gradients |= dict(p_delta=call.new(2, *lse.shape), delta_size=lse.numel())
+        launch(
+            query_gradient_kernel, grid, call.arguments, gradients, tile.settings,
+            p_out=out, p_dbias=dbias, chunk=chunk, groups=groups, DBIAS=sums_bias,
+        )  # fmt: skip
         if bias is not None and not sums_bias:
-            tile = shared.tile("bias")
-            dbias = _bias_gradient(shared, tile, lse, grad, delta, strides, vectors)
-        dpad = _key_gradients(shared, lse, grad, delta, dk, dv, strides, vectors)
+            tile = call.tile("bias")
+            dbias = _bias_gradient(call, tile, gradients)
+        dpad = _key_gradients(call, gradients)
+
     d_bias = None if bias is None else _sum_bias(dbias, tile, bias, windows)
     if windows.pads:
         d_pads = _sum_pads(dpad, pad_k, pad_v)
@@ -182,136 +215,115 @@ def cross_scale_attention_backward(
     return Gradients(dq, dk, dv, d_bias, *d_pads)
 
 
-def _expand_bias(shared: Arguments, tile: Tile, bias: Tensor) -> Tensor:
-    """Biases of a tile of each head."""
-    tiles = shared.new(shared.heads, tile.BLOCK_M, tile.BLOCK_N)
-    expand_bias_kernel[(shared.heads,)](
-        bias,
-        tiles,
-        *shared.bias_steps,
-        WX=shared.windows.x.window,
-        KX=shared.windows.x.core,
-        SQ=shared.windows.queries,
-        SK=shared.windows.keys,
-        **{**tile.settings, **EXPAND},
-    )
+def _expand_bias(call: _Call, tile: Tile) -> Tensor:
+    """Biases (heads, BLOCK_M, BLOCK_N) of a tile of each head."""
+    tiles = call.new(call.heads, tile.BLOCK_M, tile.BLOCK_N)
+    launch(
+        expand_bias_kernel, (call.heads,), call.arguments, tile.settings, EXPAND,
+        p_tiles=tiles, QUERIES=call.windows.queries, KEYS=call.windows.keys,
+    )  # fmt: skip
     return tiles
 
 
-def _bias_gradient(
-    shared: Arguments,
-    tile: Tile,
-    lse: Tensor,
-    grad: Tensor,
-    delta: Tensor,
-    strides: tuple[int, ...],
-    vectors: dict[str, int],
-) -> Tensor:
+def _bias_gradient(call: _Call, tile: Tile, gradients: dict[str, Any]) -> Tensor:
     """Partial sums of the scores' gradients where the keys of a window take several tiles."""
-    settings = tile.settings
-    del settings["N"]
-    programs = shared.heads * math.prod(tile.tiles(shared.windows.queries, shared.windows.keys))
-    chunk, chunks = shared.chunks(shared.count, programs, True)
-    dbias = shared.bias_slots(chunks, tile)
-    bias_gradient_kernel[(programs * chunks,)](
-        *shared.tensors,
-        lse,
-        grad,
-        delta,
-        dbias,
-        *strides,
-        *shared.bias_steps,
-        *shared.sizes,
-        shared.count,
-        shared.heads,
-        chunk,
-        shared.count,
-        *shared.numbers,
-        lse.numel(),
-        **vectors,
-        **shared.without("BIAS"),
-        **settings,
-    )
+    programs = call.heads * math.prod(tile.tiles(call.windows.queries, call.windows.keys))
+    chunk, chunks = call.chunks(call.count, programs, True)
+    dbias = call.bias_partials(chunks, tile)
+    launch(
+        bias_gradient_kernel, (programs * chunks,), call.arguments, gradients, tile.settings,
+        p_dbias=dbias, chunk=chunk, groups=call.count,
+    )  # fmt: skip
     return dbias
 
 
-def _key_gradients(
-    shared: Arguments,
-    lse: Tensor,
-    grad: Tensor,
-    delta: Tensor,
-    dk: Tensor,
-    dv: Tensor,
-    strides: tuple[int, ...],
-    vectors: dict[str, int],
-) -> Tensor:
-    """dk and dv; what falls outside the map in partial sums (slots, 2, heads, d)."""
-    tile, (y, x), pads = shared.tile("key"), shared.axes, shared.windows.pads
+def _key_gradients(call: _Call, gradients: dict[str, Any]) -> Tensor:
+    """dk and dv; what falls outside the map in partial sums (partials, 2, heads, d)."""
+    tile, y, x, pads = call.tile("key"), call.windows.y, call.windows.x, call.windows.pads
     rim_y, rim_x = (triton.cdiv(axis.halo, axis.core) if pads else 0 for axis in (y, x))
-    windows = shared.B * (y.count + 2 * rim_y) * (x.count + 2 * rim_x)
-    programs = tile.tiles(shared.windows.queries, y.core * x.core)[1] * triton.cdiv(windows, tile.N)
-    dpad = shared.new(programs, 2, shared.heads, shared.D) if pads else lse
-    key_gradient_kernel[(shared.heads * programs,)](
-        *shared.tensors,
-        lse,
-        grad,
-        dk,
-        dv,
-        delta,
-        dpad,
-        *strides,
-        *dk.stride(),
-        *dv.stride(),
-        *shared.bias_steps,
-        *shared.sizes,
-        windows,
-        shared.heads,
-        *shared.numbers,
-        lse.numel(),
-        **vectors,
-        **shared.constants,
-        **tile.settings,
-    )
+    windows = call.B * (y.count + 2 * rim_y) * (x.count + 2 * rim_x)
+    programs = tile.tiles(call.windows.queries, y.core * x.core)[1] * triton.cdiv(windows, tile.N)
+    dpad = call.new(programs, 2, call.heads, call.D) if pads else gradients["p_lse"]
+    launch(
+        key_gradient_kernel, (call.heads * programs,), call.arguments, gradients, tile.settings,
+        p_dpad=dpad, windows=windows,
+    )  # fmt: skip
     return dpad
 
 
-def _sum_bias(parts: Tensor, tile: Tile, bias: Tensor, windows: Windows) -> Tensor:
-    """Gradient of a bias from partial sums in tiles (slots, heads, ..., ...) of the windows of a group."""
-    tiles = torch.empty_like(parts[0])
-    add_partial_sums(parts, None, tiles, None)
-    queries, keys = windows.queries, windows.keys
+def _sum_bias(partials: Tensor, tile: Tile, bias: Tensor, windows: Windows) -> Tensor:
+    """Gradient of a bias from partial sums in tiles (partials, heads, ..., ...) of the windows of a group."""
+    tiles = torch.empty_like(partials[0])
+    add_partial_sums(partials, None, tiles, None)
     if bias.ndim == 3:
+        queries, keys = windows.queries, windows.keys
         found = [
             tiles[:, slot * queries : (slot + 1) * queries, slot * keys : (slot + 1) * keys] for slot in range(tile.N)
         ]
         return (torch.stack(found).sum(0) if tile.N > 1 else found[0]).to(bias.dtype).contiguous()
+
     y, x = windows.y, windows.x
     rows, heads = bias.shape
     d_table = bias.new_empty(bias.shape)
-    table_gradient_kernel[(triton.cdiv(rows, TABLE_GRADIENT["BLOCK"]), heads)](
-        tiles,
-        d_table,
-        tiles.shape[1],
-        tiles.shape[2],
-        heads,
-        rows,
-        WY=y.window,
-        WX=x.window,
-        RY=y.reach,
-        RX=x.reach,
-        PY=y.p,
-        PX=x.p,
-        QY=y.q,
-        QX=x.q,
-        N=tile.N,
-        **TABLE_GRADIENT,
-    )
+    launch(
+        table_gradient_kernel, (triton.cdiv(rows, TABLE_GRADIENT["BLOCK"]), heads), TABLE_GRADIENT,
+        p_tiles=tiles, p_dtable=d_table, tile_rows=tiles.shape[1], tile_columns=tiles.shape[2], heads=heads, rows=rows,
+        WINDOW_Y=y.window, WINDOW_X=x.window, REACH_Y=y.reach, REACH_X=x.reach,
+        P_Y=y.p, P_X=x.p, Q_Y=y.q, Q_X=x.q, N=tile.N,
+    )  # fmt: skip
     return d_table
 
 
-def _sum_pads(parts: Tensor, pad_k: Tensor | None, pad_v: Tensor | None) -> list[Tensor | None]:
-    """Gradients of the vectors outside the map from partial sums (slots, 2, heads, d)."""
-    shape = parts.shape[2:]
-    both = [parts.new_empty(shape) if pad is None else pad.new_empty(shape) for pad in (pad_k, pad_v)]
-    add_partial_sums(parts, None, *both)
+def _sum_pads(partials: Tensor, pad_k: Tensor | None, pad_v: Tensor | None) -> list[Tensor | None]:
+    """Gradients of the vectors outside the map from partial sums (partials, 2, heads, d)."""
+    shape = partials.shape[2:]
+    both = [partials.new_empty(shape) if pad is None else pad.new_empty(shape) for pad in (pad_k, pad_v)]
+    add_partial_sums(partials, None, *both)
     return [None if pad is None else found for pad, found in zip((pad_k, pad_v), both, strict=True)]
+
+
+def _strides(name: str, x: Tensor) -> dict[str, int]:
+    """Strides of a map (B, H, W, heads, d) as kernels name them."""
+    return {f"stride_{name}{axis}": stride for axis, stride in zip("byxhd", x.stride(), strict=True)}
+
+
+def _axes(windows: Windows) -> dict[str, int]:
+    """Both axes of the queries' and of the keys' map as kernels name them."""
+    found = {}
+    for side in "qk":
+        for name, axis in (("y", windows.y), ("x", windows.x)):
+            roll = windows.roll(axis, of_keys=side == "k")
+            found[f"size_{side}{name}"] = roll.size
+            found[f"cycle_{side}{name}"] = roll.cycle
+            found[f"shift_{side}{name}"] = roll.shift
+            found[f"seam_{side}{name}"] = NEVER if roll.seam is None else roll.seam
+    return found
+
+
+def _bias_steps(bias: Tensor | None, windows: Windows) -> dict[str, int]:
+    """Where the lowest query and key lie in a bias; its steps along heads, rows and columns of queries, of keys."""
+    y, x = windows.y, windows.x
+    if bias is None:
+        steps = (0,) * 6
+    elif bias.ndim == 3:
+        head, query, key = bias.stride()
+        steps = 0, head, x.window * query, query, x.reach * key, key
+    else:
+        entry, head = bias.stride()
+        row = x.offsets * entry
+        start = y.q * (y.reach - 1) * row + x.q * (x.reach - 1) * entry
+        steps = start, head, y.p * row, x.p * entry, -y.q * row, -x.q * entry
+    names = "bias_start", "bias_h", "bias_qy", "bias_qx", "bias_ky", "bias_kx"
+    return dict(zip(names, steps, strict=True))
+
+
+def _split(name: str, number: float) -> dict[str, float]:
+    """A float64 as two float32, which is what a kernel's numbers are."""
+    high = float(torch.tensor(number, dtype=torch.float32))
+    return {name: high, f"{name}_rest": number - high}
+
+
+def _vector_of(*tensors: Tensor) -> int:
+    """Elements that a 128-bit access to rows of channels may take."""
+    outer = [stride for t in tensors for stride in t.stride()[:-1]]
+    return vector_length(tensors[0].dtype, *outer)

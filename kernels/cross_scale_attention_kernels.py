@@ -1,32 +1,46 @@
-"""Kernels of windowed cross-scale attention: what they share, and the forward. Both maps are read in place.
+"""Kernels of windowed cross-scale attention, forward and backward. Both maps are read in place.
+
+    S = scale q k^T + bias    P = softmax(S) over the keys that a query sees    out = P v    lse = log of P's divisor
+    dP = g v^T    dS = P (dP - sum of P dP over the keys), where sum(P dP) = sum(g out)
+    dq = scale dS k    dk = scale dS^T q    dv = P^T g    dbias = sum of dS over the windows
 
 Row u of a rolled map is row u + shift, less the cycle where that is beyond it; window i of the query map is its rolled
-rows [i WY, (i + 1) WY), and its keys are rows [i KY - HY, (i + 1) KY + HY) of the rolled key map; so in x.
+rows [i WINDOW_Y, (i + 1) WINDOW_Y), and its keys are rows [i CORE_Y - HALO_Y, (i + 1) CORE_Y + HALO_Y) of the rolled
+key map; so in x.
 
-A tile is BLOCK_M queries x BLOCK_N keys, of N whole windows (their slots) or of a part of one. The code of a token,
-4 * slot + 2 * past the seam in y + past it in x, says who sees whom: a query sees the keys of its own code, with SOFT
-also those of its slot, at the price of `seam`. NO_QUERY and NO_KEY are seen by nobody.
+A tile is BLOCK_M queries x BLOCK_N keys, of N whole windows (a group; each has a slot in the tile) or of a part of one.
+The code of a token, 4 * slot + 2 * past the seam in y + past it in x, says who sees whom: a query sees the keys of its
+own code, with SOFT also those of its slot, at the price of `seam`. NO_QUERY and NO_KEY are seen by nobody.
 
-A backward makes probabilities again from the saved lse and divides them by their sum once more: an lse of 45 in float32
-leaves them an error of several eps.
+A backward recomputes probabilities from the saved lse and divides them by their sum once more: an lse of 45 in float32
+leaves them an error of several eps. Scores are in units of log 2 (base 2), so that exp2 serves.
 
-Shapes in comments: m queries and n keys of a tile, d channels of a head.
-`b_` value of a block, `p_` pointer, `o_` offsets, `m_` masks.
-Arguments that kernels share:
-    q_b, q_y, q_x, q_h, q_d  strides of q along image, row, column, head and channel; so for k, v, g (the gradient of
-        the result), dq, dk, dv
-    bias_0, bias_h, bias_ay, bias_ax, bias_cy, bias_cx  where the bias of the lowest query and key lies; steps along
+`b_` value of a block, `p_` pointer, `o_` offsets, `m_` masks. Arguments that kernels share:
+    p_q, p_g, p_dq (B, H, W, heads, D)  queries, gradient of the result, gradient of the queries
+    p_k, p_v, p_dk, p_dv (B, Hk, Wk, heads, D)  keys, values and their gradients
+    p_bias  a table or dense, as the steps of the bias say    p_pad_k, p_pad_v (heads, D)  at positions outside the map
+    p_out (B, H, W, heads, D), contiguous    p_lse (B, heads, H, W), in base 2
+    p_delta (2, B, heads, H, W)  sum(g * out) of every query, and 1 / the sum of its probabilities
+    p_dbias (partials, heads, tiles * BLOCK_M, tiles * BLOCK_N), p_dpad (partials, 2, heads, D)  sums over a program's
+        windows
+    stride_qb, stride_qy, stride_qx, stride_qh, stride_qd  strides of q along image, row, column, head and channel; so
+        for k, v, g, dq, dk, dv
+    bias_start, bias_h, bias_qy, bias_qx, bias_ky, bias_kx  where the bias of the lowest query and key lies; steps along
         head, row and column of the query, row and column of the key (halo included): all that a table and a dense bias
         differ in
     size_, cycle_, shift_, seam_  of both axes of the queries' and the keys' map: its size, how many rows are rolled, by
         how many, and the rolled row from which on a token lies past the seam
     ny, nx, windows, heads  windows of an image along y and x, of the whole batch; heads
     chunk, groups  groups of N windows that a program goes through, and how many there are
-    scale, scale_rest, seam, seam_rest  a float64 as two float32
-    p_dbias (slots, heads, tiles * BLOCK_M, tiles * BLOCK_N), p_dpad (slots, 2, heads, D)  sums over a program's windows
+    scale, scale_rest, seam, seam_rest  a float64 as two float32    delta_size  of one half of p_delta
+    D, BLOCK_D  channels of a head, and a power of 2 that holds them    WINDOW_, CORE_, HALO_  of both axes: queries of
+        a window, its keys, and the keys on each side of them that it sees too
+    BIAS, SOFT  whether there is a bias, a finite seam    PAD  positions outside the map are keys
     VEC, GVEC  elements that an access to q, k, v, dq, dk, dv, or to g, may take
-    PAD  positions outside the map are keys    ACC, PREC  type of sums, input_precision of products
-Scores are in units of log 2 (base 2), so that exp2 serves.
+    ACC, PREC  dtype of sums, input_precision of products
+Tuples that device functions take:
+    token (row, column, slot, mask)  places of tokens in their windows    window (image, row, column)  in its grid
+    pixel (image, row, column)  in a map    grid (ny, nx, windows)    strides, steps, axes  as above
 """
 
 from __future__ import annotations
@@ -38,11 +52,13 @@ LOG2E = tl.constexpr(1.4426950408889634)
 NO_QUERY, NO_KEY = tl.constexpr(-8), tl.constexpr(-4)
 EMPTY = tl.constexpr(float("-inf"))
 
+# Never specialised: a new size runs the code of the old one.
 AXES = tuple(f"{name}_{axis}" for axis in ("qy", "qx", "ky", "kx") for name in ("size", "cycle", "shift", "seam"))
-BIAS = ("bias_0", "bias_h", "bias_ay", "bias_ax", "bias_cy", "bias_cx")
-STRIDES = tuple(f"{tensor}_{axis}" for tensor in ("q", "k", "v", "g", "dq", "dk", "dv") for axis in "byxhd")
-SIZES = (*AXES, *BIAS, "ny", "nx", "windows", "heads", "chunk", "groups", "rows", "tile_rows", "tile_columns", "size")
-_jit = triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=STRIDES)
+BIAS = ("bias_start", "bias_h", "bias_qy", "bias_qx", "bias_ky", "bias_kx")
+COUNTS = ("ny", "nx", "windows", "heads", "chunk", "groups", "rows", "tile_rows", "tile_columns", "delta_size")
+SIZES = (*AXES, *BIAS, *COUNTS)
+# Specialised where they are 1, not on what divides them: VEC says that.
+STRIDES = tuple(f"stride_{tensor}{axis}" for tensor in ("q", "k", "v", "g", "dq", "dk", "dv") for axis in "byxhd")
 
 
 @triton.jit
@@ -52,75 +68,122 @@ def sum_of(high, rest, ACC: tl.constexpr):
 
 
 @triton.jit
-def place_in_window(o, S: tl.constexpr, X: tl.constexpr, N: tl.constexpr):
-    """Row, column, slot of token o of a tile of N windows of S tokens, X a row; whether it exists."""
+def runtime_count(COUNT: tl.constexpr, heads):
+    """COUNT, in a form that compilers do not know to be constant: they would unroll the loop, and spill."""
+    return 1 if COUNT == 1 else COUNT * tl.minimum(heads, 1)
+
+
+@triton.jit
+def place_in_window(o, TOKENS: tl.constexpr, COLUMNS: tl.constexpr, N: tl.constexpr):
+    """Tokens o of a tile of N windows of TOKENS tokens, COLUMNS in a row: row, column, slot, whether they exist."""
     if N == 1:
-        return o // X, o % X, 0, o < S
+        return o // COLUMNS, o % COLUMNS, 0, o < TOKENS
     else:
-        return o % S // X, o % X, o // S, o < N * S
+        return o % TOKENS // COLUMNS, o % COLUMNS, o // TOKENS, o < N * TOKENS
 
 
 @triton.jit
-def pairs_of(slot, m_a, key_slot, m_c, N: tl.constexpr):
-    """Mask (m, n) of queries and keys of the same window."""
-    m_pair = m_a[:, None] & m_c[None, :]
-    return m_pair if N == 1 else m_pair & (slot[:, None] == key_slot[None, :])
+def masked(token, m):
+    """Tokens with another mask."""
+    y, x, slot, _ = token
+    return y, x, slot, m
 
 
 @triton.jit
-def of_batch(m, window, windows, N: tl.constexpr):
-    """Mask without the slots past the last window, which only a group of several can have."""
-    return m if N == 1 else m & (window < windows)
+def window_of(token, first, grid, N: tl.constexpr):
+    """Window of tokens of the group that begins at window `first`, and the mask of those whose window exists."""
+    _, _, slot, m_token = token
+    ny, nx, windows = grid
+
+    index = first + slot
+    o_grid = index % (ny * nx)
+    window = index // (ny * nx), o_grid // nx, o_grid % nx
+
+    # Only a group of several windows can reach past the last one.
+    m_live = m_token if N == 1 else m_token & (index < windows)
+    return window, m_live
 
 
 @triton.jit
-def window_of(window, ny, nx):
-    """Image, and row and column in its grid of windows."""
-    o_grid = window % (ny * nx)
-    return window // (ny * nx), o_grid // nx, o_grid % nx
-
-
-@triton.jit
-def place_in_map(u, size, cycle, shift, seam):
+def row_in_map(u, axis):
     """Row of the map at row u of the rolled map, whether there is one, whether u lies past the seam."""
+    size, cycle, shift, seam = axis
     o = u + shift
     o = tl.where(o >= cycle, o - cycle, o)
     return o, (u >= 0) & (u < cycle) & (o < size), u >= seam
 
 
 @triton.jit
-def code_of(slot, m_y, m_x, m_live, NOTHING: tl.constexpr):
-    """Code of tokens that are past the seam in y or x; NOTHING where not live."""
-    return tl.where(m_live, slot * 4 + m_y.to(tl.int32) * 2 + m_x.to(tl.int32), NOTHING)
+def place_in_map(window, token, m_live, axes, step, halo):
+    """Pixel of tokens, those of m_live that lie in the map, whether they lie past the seams in y and in x.
+
+    step, halo (y, x): from one window's rows to the next's; rows of a window before its own
+    """
+    image, w_y, w_x = window
+    y, x, _, _ = token
+    axis_y, axis_x = axes
+    step_y, step_x = step
+    halo_y, halo_x = halo
+
+    o_y, m_y, past_y = row_in_map(w_y * step_y + y - halo_y, axis_y)
+    o_x, m_x, past_x = row_in_map(w_x * step_x + x - halo_x, axis_x)
+    return (image, o_y, o_x), m_live & m_y & m_x, (past_y, past_x)
 
 
 @triton.jit
-def fixed_code(code, BLOCK_D: tl.constexpr):
-    """The codes of keys, by way of a reduction: compilers move its result between the layouts of tiles.
+def code_of(token, past, m, NOTHING: tl.constexpr):
+    """Codes of tokens; NOTHING where m is false."""
+    _, _, slot, _ = token
+    past_y, past_x = past
+    return tl.where(m, slot * 4 + past_y.to(tl.int32) * 2 + past_x.to(tl.int32), NOTHING)
+
+
+@triton.jit
+def key_code_of(token, past, m, BLOCK_D: tl.constexpr):
+    """Codes of keys, by way of a reduction: compilers move its result between the layouts of tiles.
 
     Of plain arithmetic they make copies for each layout, whose intermediate values fill the registers.
     """
+    code = code_of(token, past, m, NO_KEY)
     return tl.max(tl.broadcast_to(code[:, None], (code.shape[0], BLOCK_D)), 1)
 
 
 @triton.jit
-def addresses(p, b, head, o_y, o_x, s_b, s_y, s_x, s_h, s_d, BLOCK_D: tl.constexpr, VEC: tl.constexpr):
-    """Of the head's vectors at some pixels (tokens, d)."""
-    o = b.to(tl.int64) * s_b + head.to(tl.int64) * s_h + o_y.to(tl.int64) * s_y + o_x.to(tl.int64) * s_x
+def vector_addresses(p, strides, pixel, head, BLOCK_D: tl.constexpr, VEC: tl.constexpr):
+    """Of the head's vectors at some pixels [tokens, BLOCK_D]."""
+    stride_b, stride_y, stride_x, stride_h, stride_d = strides
+    image, o_y, o_x = pixel
+    o_head = image.to(tl.int64) * stride_b + head.to(tl.int64) * stride_h
+    o = o_head + o_y.to(tl.int64) * stride_y + o_x.to(tl.int64) * stride_x
+
     # A hint, not arithmetic on the strides, which would move them from the constants of a launch into registers.
     o = tl.multiple_of(o, VEC)
-    return p + o[:, None] + (tl.arange(0, BLOCK_D).to(tl.int64) * s_d)[None, :]
+    return p + o[:, None] + (tl.arange(0, BLOCK_D).to(tl.int64) * stride_d)[None, :]
 
 
 @triton.jit
-def vectors(m, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Mask (tokens, d) of tokens."""
+def vector_mask(m, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Mask [tokens, BLOCK_D] of tokens."""
     return m[:, None] if D == BLOCK_D else m[:, None] & (tl.arange(0, BLOCK_D) < D)[None, :]
 
 
 @triton.jit
+def load_vectors(p, strides, pixel, head, m, D: tl.constexpr, BLOCK_D: tl.constexpr, VEC: tl.constexpr):
+    """The head's vectors at some pixels [tokens, BLOCK_D], 0 where m is false."""
+    p_vectors = vector_addresses(p, strides, pixel, head, BLOCK_D, VEC)
+    return tl.load(p_vectors, mask=vector_mask(m, D, BLOCK_D), other=0.0)
+
+
+@triton.jit
+def store_vectors(p, strides, pixel, head, m, b, D: tl.constexpr, BLOCK_D: tl.constexpr, VEC: tl.constexpr):
+    """The head's vectors b [tokens, BLOCK_D] to some pixels, in the dtype there, where m is true."""
+    p_vectors = vector_addresses(p, strides, pixel, head, BLOCK_D, VEC)
+    tl.store(p_vectors, b.to(p.dtype.element_ty), mask=vector_mask(m, D, BLOCK_D))
+
+
+@triton.jit
 def padded_with(b_x, m, p_pad, head, D: tl.constexpr, BLOCK_D: tl.constexpr, PAD: tl.constexpr):
-    """Vectors (tokens, d), those outside the map replaced by the head's of p_pad (heads, D)."""
+    """Vectors [BLOCK_N, BLOCK_D], with PAD those outside the map (m) replaced by the head's of p_pad (heads, D)."""
     if PAD:
         o_d = tl.arange(0, BLOCK_D)
         b_pad = tl.load(p_pad + head * D + o_d, mask=o_d < D, other=0.0).to(b_x.dtype)
@@ -129,32 +192,53 @@ def padded_with(b_x, m, p_pad, head, D: tl.constexpr, BLOCK_D: tl.constexpr, PAD
 
 
 @triton.jit
-def load_bias(p_bias, head, a_y, a_x, c_y, c_x, m, bias_0, bias_h, bias_ay, bias_ax, bias_cy, bias_cx,
-              ACC: tl.constexpr):  # fmt: skip
-    """Bias (m, n) of queries and keys at these places in their windows, in base 2; 0 outside of the mask."""
-    p_head = p_bias + head.to(tl.int64) * bias_h + bias_0
-    o_bias = (a_y * bias_ay + a_x * bias_ax)[:, None] + (c_y * bias_cy + c_x * bias_cx)[None, :]
-    return tl.load(p_head + o_bias, mask=m, other=0.0).to(ACC) * LOG2E
+def head_rows(pixel, head, heads, size):
+    """Places of queries in a contiguous (B, heads, H, W); size (H, W)."""
+    image, o_y, o_x = pixel
+    size_y, size_x = size
+    return ((image.to(tl.int64) * heads + head) * size_y + o_y) * size_x + o_x
 
 
 @triton.jit
-def turns(COUNT: tl.constexpr, heads):
-    """COUNT, in a form that compilers do not know to be constant: they would unroll the loop, and spill."""
-    return 1 if COUNT == 1 else COUNT * tl.minimum(heads, 1)
+def out_addresses(p_out, pixel, head, heads, size, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Of the head's vectors [BLOCK_M, BLOCK_D] in the contiguous result (B, H, W, heads, D); size (H, W)."""
+    image, o_y, o_x = pixel
+    size_y, size_x = size
+    o_out = ((image.to(tl.int64) * size_y + o_y) * size_x + o_x) * heads + head
+    return p_out + (o_out * D)[:, None] + tl.arange(0, BLOCK_D)[None, :]
 
 
 @triton.jit
-def scores(b_qk, b_bias, code, key_code, factor, b_seam, BIAS: tl.constexpr, SOFT: tl.constexpr):
-    """Scores (m, n) from q k^T, minus infinity where the query does not see the key. factor, b_seam: in base 2, too.
+def load_bias(p_bias, steps, head, query, key, N: tl.constexpr, ACC: tl.constexpr):
+    """Bias [BLOCK_M, BLOCK_N] of queries and keys (tokens), in base 2; 0 where they are not of the same window."""
+    start, step_h, step_qy, step_qx, step_ky, step_kx = steps
+    q_y, q_x, q_slot, m_q = query
+    k_y, k_x, k_slot, m_k = key
+    m_pair = m_q[:, None] & m_k[None, :]
+    if N > 1:
+        m_pair = m_pair & (q_slot[:, None] == k_slot[None, :])
 
-    Every kernel must have the same bits, or lse does not fit what a backward computes again. The fma is written out,
-    for the compiler's choice of which product goes into which sum differs from kernel to kernel.
+    p_head = p_bias + head.to(tl.int64) * step_h + start
+    o_bias = (q_y * step_qy + q_x * step_qx)[:, None] + (k_y * step_ky + k_x * step_kx)[None, :]
+    return tl.load(p_head + o_bias, mask=m_pair, other=0.0).to(ACC) * LOG2E
+
+
+@triton.jit
+def scores(b_qk, b_bias, q_code, k_code, factor, b_seam, BIAS: tl.constexpr, SOFT: tl.constexpr):
+    """Scores [BLOCK_M, BLOCK_N] from q k^T, minus infinity where the query does not see the key.
+
+    Every kernel must have the same bits, or lse does not fit what a backward recomputes. The fma is written out, for
+    the compiler's choice of which product goes into which sum differs from kernel to kernel.
+
+    factor, b_seam: of the products; of keys past the seam; in base 2, too
     """
     b_s = tl.fma(b_qk, factor, b_bias if BIAS else tl.zeros_like(b_qk))
-    m_same = code[:, None] == key_code[None, :]
+
+    m_same = q_code[:, None] == k_code[None, :]
     if SOFT:
         b_s = tl.where(m_same, b_s, b_s + b_seam)
-        m_same = (code >> 2)[:, None] == (key_code >> 2)[None, :]
+        m_same = (q_code >> 2)[:, None] == (k_code >> 2)[None, :]  # the slots
+
     return tl.where(m_same, b_s, EMPTY)
 
 
@@ -166,96 +250,114 @@ def load_lse(p_lse, o, m):
 
 
 @triton.jit
-def store_pad(p_dpad, slot, part: tl.constexpr, b_sum, head, heads, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """One head's sum, part 0 for keys, 1 for values, of a slot."""
-    o_d = tl.arange(0, BLOCK_D)
-    tl.store(p_dpad + ((slot.to(tl.int64) * 2 + part) * heads + head) * D + o_d, b_sum, mask=o_d < D)
+def inverse_of(b_l):
+    """1 / sums of probabilities; 1 of a query without a key."""
+    return 1.0 / tl.where(b_l == 0.0, 1.0, b_l)
 
 
 @triton.jit
-def store_tile(p_tiles, slot, o_y, o_x, b_tile, TILES: tl.constexpr, KEY_TILES: tl.constexpr, BLOCK_M: tl.constexpr,
-               BLOCK_N: tl.constexpr):  # fmt: skip
-    """Tile (o_y, o_x) of a slot's tiles, which are stored whole: neither masks nor places outlive the loop before."""
+def store_pad(p_dpad, program, PART: tl.constexpr, b_sum, head, heads, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """A program's sum [BLOCK_D] of one head over what lies outside the map; PART 0 is of keys, 1 of values."""
+    o_d = tl.arange(0, BLOCK_D)
+    tl.store(p_dpad + ((program.to(tl.int64) * 2 + PART) * heads + head) * D + o_d, b_sum, mask=o_d < D)
+
+
+@triton.jit
+def store_tile(p_tiles, index, o_y, o_x, b_tile, TILES: tl.constexpr, KEY_TILES: tl.constexpr):
+    """Tile (o_y, o_x) of matrix `index` of TILES x KEY_TILES tiles, which are stored whole: neither masks nor places
+    outlive the loop before.
+    """
+    BLOCK_M: tl.constexpr = b_tile.shape[0]
+    BLOCK_N: tl.constexpr = b_tile.shape[1]
     o_m, o_n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
-    p_tile = p_tiles + slot.to(tl.int64) * (TILES * BLOCK_M * KEY_TILES * BLOCK_N)
+
+    p_tile = p_tiles + index.to(tl.int64) * (TILES * BLOCK_M * KEY_TILES * BLOCK_N)
     p_tile += o_y * (BLOCK_M * KEY_TILES * BLOCK_N) + o_x * BLOCK_N
     tl.store(p_tile + (o_m * (KEY_TILES * BLOCK_N))[:, None] + o_n[None, :], b_tile)
 
 
 @triton.jit
-def load_tile(p_tiles, tile, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Of whole tiles, one after the other."""
+def load_tile(p_tiles, index, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Tile `index` [BLOCK_M, BLOCK_N] of whole tiles, one after the other."""
     o_m, o_n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
-    return tl.load(p_tiles + tile.to(tl.int64) * (BLOCK_M * BLOCK_N) + (o_m * BLOCK_N)[:, None] + o_n[None, :])
+    return tl.load(p_tiles + index.to(tl.int64) * (BLOCK_M * BLOCK_N) + (o_m * BLOCK_N)[:, None] + o_n[None, :])
 
 
-@_jit
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=STRIDES)
 def attention_kernel(
-    p_q, p_k, p_v, p_bias, p_pad_k, p_pad_v, p_out, p_lse, q_b, q_y, q_x, q_h, q_d, k_b, k_y, k_x, k_h, k_d, v_b, v_y,
-    v_x, v_h, v_d, bias_0, bias_h, bias_ay, bias_ax, bias_cy, bias_cx, size_qy, cycle_qy, shift_qy, seam_qy, size_qx,
-    cycle_qx, shift_qx, seam_qx, size_ky, cycle_ky, shift_ky, seam_ky, size_kx, cycle_kx, shift_kx, seam_kx, ny, nx,
-    windows, heads, chunk, groups, scale, scale_rest, seam, seam_rest,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, WY: tl.constexpr, WX: tl.constexpr, KY: tl.constexpr, KX: tl.constexpr, HY:
-    tl.constexpr, HX: tl.constexpr, BIAS: tl.constexpr, PAD: tl.constexpr, SOFT: tl.constexpr, N: tl.constexpr, BLOCK_M:
-    tl.constexpr, BLOCK_N: tl.constexpr, VEC: tl.constexpr, ACC: tl.constexpr, PREC: tl.constexpr,
+    p_q, p_k, p_v, p_bias, p_pad_k, p_pad_v, p_out, p_lse,
+    stride_qb, stride_qy, stride_qx, stride_qh, stride_qd, stride_kb, stride_ky, stride_kx, stride_kh, stride_kd,
+    stride_vb, stride_vy, stride_vx, stride_vh, stride_vd,
+    bias_start, bias_h, bias_qy, bias_qx, bias_ky, bias_kx,
+    size_qy, cycle_qy, shift_qy, seam_qy, size_qx, cycle_qx, shift_qx, seam_qx,
+    size_ky, cycle_ky, shift_ky, seam_ky, size_kx, cycle_kx, shift_kx, seam_kx,
+    ny, nx, windows, heads, chunk, groups,
+    scale, scale_rest, seam, seam_rest,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, WINDOW_Y: tl.constexpr, WINDOW_X: tl.constexpr,
+    CORE_Y: tl.constexpr, CORE_X: tl.constexpr, HALO_Y: tl.constexpr, HALO_X: tl.constexpr,
+    BIAS: tl.constexpr, PAD: tl.constexpr, SOFT: tl.constexpr,
+    N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    VEC: tl.constexpr, ACC: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
-    """out (B, H, W, heads, D), contiguous, and lse (B, heads, H, W) in base 2, minus infinity of a query without a key.
+    """out, and lse, minus infinity of a query without a key.
 
     A tile of queries against all its keys, tile by tile; where they are one tile, for a chunk of groups one after the
     other, so that its bias is read once. Grid: heads * tiles of queries of a group * chunks.
     """
-    SQ: tl.constexpr = WY * WX
-    RX: tl.constexpr = KX + 2 * HX
-    SK: tl.constexpr = (KY + 2 * HY) * RX
-    TILES: tl.constexpr = (N * SQ + BLOCK_M - 1) // BLOCK_M
-    KEY_TILES: tl.constexpr = (N * SK + BLOCK_N - 1) // BLOCK_N
+    QUERIES: tl.constexpr = WINDOW_Y * WINDOW_X
+    REACH_X: tl.constexpr = CORE_X + 2 * HALO_X
+    KEYS: tl.constexpr = (CORE_Y + 2 * HALO_Y) * REACH_X
+    TILES: tl.constexpr = (N * QUERIES + BLOCK_M - 1) // BLOCK_M
+    KEY_TILES: tl.constexpr = (N * KEYS + BLOCK_N - 1) // BLOCK_N
     HOLD: tl.constexpr = BIAS and KEY_TILES == 1
+
+    q_strides = stride_qb, stride_qy, stride_qx, stride_qh, stride_qd
+    k_strides = stride_kb, stride_ky, stride_kx, stride_kh, stride_kd
+    v_strides = stride_vb, stride_vy, stride_vx, stride_vh, stride_vd
+    bias_steps = bias_start, bias_h, bias_qy, bias_qx, bias_ky, bias_kx
+    q_axes = (size_qy, cycle_qy, shift_qy, seam_qy), (size_qx, cycle_qx, shift_qx, seam_qx)
+    k_axes = (size_ky, cycle_ky, shift_ky, seam_ky), (size_kx, cycle_kx, shift_kx, seam_kx)
+    q_size, grid = (size_qy, size_qx), (ny, nx, windows)
+
     head, o_tile = tl.program_id(0) % heads, tl.program_id(0) // heads
     o_group = o_tile // TILES * chunk
-    o_m = o_tile % TILES * BLOCK_M + tl.arange(0, BLOCK_M)
-    a_y, a_x, slot, m_a = place_in_window(o_m, SQ, WX, N)
-    factor, b_seam = sum_of(scale, scale_rest, ACC) * LOG2E, sum_of(seam, seam_rest, ACC) * LOG2E
+    query = place_in_window(o_tile % TILES * BLOCK_M + tl.arange(0, BLOCK_M), QUERIES, WINDOW_X, N)
+    factor = sum_of(scale, scale_rest, ACC) * LOG2E
+    b_seam = sum_of(seam, seam_rest, ACC) * LOG2E
+
+    # Every group has the same bias: held, where all keys are one tile. Otherwise a stand-in.
     b_bias = factor
     if HOLD:
-        c_y, c_x, key_slot, m_c = place_in_window(tl.arange(0, BLOCK_N), SK, RX, N)
-        b_bias = load_bias(
-            p_bias, head, a_y, a_x, c_y, c_x, pairs_of(slot, m_a, key_slot, m_c, N), bias_0, bias_h, bias_ay, bias_ax,
-            bias_cy, bias_cx, ACC,
-        )  # fmt: skip
+        held_key = place_in_window(tl.arange(0, BLOCK_N), KEYS, REACH_X, N)
+        b_bias = load_bias(p_bias, bias_steps, head, query, held_key, N, ACC)  # [BLOCK_M, BLOCK_N]
+
     for step in range(0, tl.minimum(chunk, groups - o_group) if HOLD else 1):
         first = (o_group + step) * N
-        b, i_y, i_x = window_of(first + slot, ny, nx)
-        o_y, m_y, t_y = place_in_map(i_y * WY + a_y, size_qy, cycle_qy, shift_qy, seam_qy)
-        o_x, m_x, t_x = place_in_map(i_x * WX + a_x, size_qx, cycle_qx, shift_qx, seam_qx)
-        m_q = of_batch(m_a, first + slot, windows, N) & m_y & m_x
-        code = code_of(slot, t_y, t_x, m_q, NO_QUERY)
-        m_d = vectors(m_q, D, BLOCK_D)
-        b_q = tl.load(
-            addresses(p_q, b, head, o_y, o_x, q_b, q_y, q_x, q_h, q_d, BLOCK_D, VEC), mask=m_d, other=0.0
-        )  # fmt: skip
+        q_window, q_live = window_of(query, first, grid, N)
+        q_pixel, m_q, q_past = place_in_map(q_window, query, q_live, q_axes, (WINDOW_Y, WINDOW_X), (0, 0))
+        q_code = code_of(query, q_past, m_q, NO_QUERY)  # [BLOCK_M]
+        b_q = load_vectors(p_q, q_strides, q_pixel, head, m_q, D, BLOCK_D, VEC)  # [BLOCK_M, BLOCK_D]
+
         b_o, b_l = tl.zeros((BLOCK_M, BLOCK_D), ACC), tl.zeros((BLOCK_M,), ACC)
         b_max = tl.full((BLOCK_M,), EMPTY, ACC)
-        for tile in range(0, turns(KEY_TILES, heads)):
-            c_y, c_x, key_slot, m_c = place_in_window(tile * BLOCK_N + tl.arange(0, BLOCK_N), SK, RX, N)
-            key_b, j_y, j_x = window_of(first + key_slot, ny, nx)
-            k_oy, m_ky, t_ky = place_in_map(j_y * KY + c_y - HY, size_ky, cycle_ky, shift_ky, seam_ky)
-            k_ox, m_kx, t_kx = place_in_map(j_x * KX + c_x - HX, size_kx, cycle_kx, shift_kx, seam_kx)
-            m_live = of_batch(m_c, first + key_slot, windows, N)
-            m_k = m_live & m_ky & m_kx
-            key_code = fixed_code(code_of(key_slot, t_ky, t_kx, m_live if PAD else m_k, NO_KEY), BLOCK_D)
-            m_kd = vectors(m_k, D, BLOCK_D)
-            o_k = addresses(p_k, key_b, head, k_oy, k_ox, k_b, k_y, k_x, k_h, k_d, BLOCK_D, VEC)
-            o_v = addresses(p_v, key_b, head, k_oy, k_ox, v_b, v_y, v_x, v_h, v_d, BLOCK_D, VEC)
-            b_k = padded_with(tl.load(o_k, mask=m_kd, other=0.0), m_k, p_pad_k, head, D, BLOCK_D, PAD)
-            b_v = padded_with(tl.load(o_v, mask=m_kd, other=0.0), m_k, p_pad_v, head, D, BLOCK_D, PAD)
-            b_here = b_bias
+
+        for tile in range(0, runtime_count(KEY_TILES, heads)):
+            key = place_in_window(tile * BLOCK_N + tl.arange(0, BLOCK_N), KEYS, REACH_X, N)
+            k_window, k_live = window_of(key, first, grid, N)
+            k_pixel, m_k, k_past = place_in_map(k_window, key, k_live, k_axes, (CORE_Y, CORE_X), (HALO_Y, HALO_X))
+            k_code = key_code_of(key, k_past, k_live if PAD else m_k, BLOCK_D)  # [BLOCK_N]
+            b_k = load_vectors(p_k, k_strides, k_pixel, head, m_k, D, BLOCK_D, VEC)  # [BLOCK_N, BLOCK_D]
+            b_k = padded_with(b_k, m_k, p_pad_k, head, D, BLOCK_D, PAD)
+            b_v = load_vectors(p_v, v_strides, k_pixel, head, m_k, D, BLOCK_D, VEC)  # [BLOCK_N, BLOCK_D]
+            b_v = padded_with(b_v, m_k, p_pad_v, head, D, BLOCK_D, PAD)
+            b_tile_bias = b_bias
             if BIAS and not HOLD:
-                b_here = load_bias(
-                    p_bias, head, a_y, a_x, c_y, c_x, pairs_of(slot, m_a, key_slot, m_c, N), bias_0, bias_h, bias_ay,
-                    bias_ax, bias_cy, bias_cx, ACC,
-                )  # fmt: skip
-            b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PREC, out_dtype=ACC)
-            b_s = scores(b_s, b_here, code, key_code, factor, b_seam, BIAS, SOFT)
+                b_tile_bias = load_bias(p_bias, bias_steps, head, query, key, N, ACC)
+
+            b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PREC, out_dtype=ACC)  # [BLOCK_M, BLOCK_N]
+            b_s = scores(b_s, b_tile_bias, q_code, k_code, factor, b_seam, BIAS, SOFT)
+
+            # Online softmax: rescale what was summed so far to the new maximum.
             b_new = tl.maximum(b_max, tl.max(b_s, 1))
             b_low = tl.where(b_new == EMPTY, 0.0, b_new)  # no key yet: exp2(-inf - 0) = 0
             b_p, b_shrink = tl.exp2(b_s - b_low[:, None]), tl.exp2(b_max - b_low)
@@ -263,11 +365,460 @@ def attention_kernel(
             b_o = b_o * b_shrink[:, None]
             b_o = tl.dot(b_p.to(b_v.dtype), b_v, b_o, input_precision=PREC, out_dtype=ACC)
             b_max = b_new
+
         b_o = b_o / tl.where(b_l == 0.0, 1.0, b_l)[:, None]
         b_lse = b_max + tl.log2(b_l)
-        o_lse = ((b.to(tl.int64) * heads + head) * size_qy + o_y) * size_qx + o_x
-        tl.store(p_lse + o_lse, b_lse, mask=m_q)
-        o_out = ((b.to(tl.int64) * size_qy + o_y) * size_qx + o_x) * heads + head
-        tl.store(
-            p_out + (o_out * D)[:, None] + tl.arange(0, BLOCK_D)[None, :], b_o.to(p_out.dtype.element_ty), mask=m_d
-        )  # fmt: skip
+
+        tl.store(p_lse + head_rows(q_pixel, head, heads, q_size), b_lse, mask=m_q)
+        p_rows = out_addresses(p_out, q_pixel, head, heads, q_size, D, BLOCK_D)
+        tl.store(p_rows, b_o.to(p_out.dtype.element_ty), mask=vector_mask(m_q, D, BLOCK_D))
+
+
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=STRIDES)
+def expand_bias_kernel(
+    p_bias, p_tiles,
+    bias_start, bias_h, bias_qy, bias_qx, bias_ky, bias_kx,
+    WINDOW_X: tl.constexpr, CORE_X: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Biases of the tiles of N windows without a halo, as scores take them: accesses of many elements, no gather, and
+    no registers that hold them from window to window. Grid: heads.
+
+    p_tiles (heads, BLOCK_M, BLOCK_N)    QUERIES, KEYS: of a window
+    """
+    head = tl.program_id(0)
+    bias_steps = bias_start, bias_h, bias_qy, bias_qx, bias_ky, bias_kx
+    query = place_in_window(tl.arange(0, BLOCK_M), QUERIES, WINDOW_X, N)
+    key = place_in_window(tl.arange(0, BLOCK_N), KEYS, CORE_X, N)
+
+    b_bias = load_bias(p_bias, bias_steps, head, query, key, N, p_tiles.dtype.element_ty)  # [BLOCK_M, BLOCK_N]
+
+    store_tile(p_tiles, head, 0, 0, b_bias, 1, 1)
+
+
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=STRIDES)
+def fused_gradient_kernel(
+    p_q, p_k, p_v, p_bias, p_pad_k, p_pad_v, p_lse, p_g, p_dq, p_dk, p_dv, p_dbias, p_dpad,
+    stride_qb, stride_qy, stride_qx, stride_qh, stride_qd, stride_kb, stride_ky, stride_kx, stride_kh, stride_kd,
+    stride_vb, stride_vy, stride_vx, stride_vh, stride_vd, stride_gb, stride_gy, stride_gx, stride_gh, stride_gd,
+    stride_dqb, stride_dqy, stride_dqx, stride_dqh, stride_dqd,
+    stride_dkb, stride_dky, stride_dkx, stride_dkh, stride_dkd,
+    stride_dvb, stride_dvy, stride_dvx, stride_dvh, stride_dvd,
+    size_qy, cycle_qy, shift_qy, seam_qy, size_qx, cycle_qx, shift_qx, seam_qx,
+    size_ky, cycle_ky, shift_ky, seam_ky, size_kx, cycle_kx, shift_kx, seam_kx,
+    ny, nx, windows, heads, chunk, groups,
+    scale, scale_rest, seam, seam_rest,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, WINDOW_Y: tl.constexpr, WINDOW_X: tl.constexpr,
+    CORE_Y: tl.constexpr, CORE_X: tl.constexpr,
+    BIAS: tl.constexpr, PAD: tl.constexpr, SOFT: tl.constexpr,
+    N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    VEC: tl.constexpr, GVEC: tl.constexpr, ACC: tl.constexpr, PREC: tl.constexpr,
+):  # fmt: skip
+    """All gradients of groups of N windows without a halo, each one tile, from one read; a chunk of groups in turn.
+
+    p_bias (heads, BLOCK_M, BLOCK_N): see expand_bias_kernel. Grid: heads * chunks.
+    """
+    QUERIES: tl.constexpr = WINDOW_Y * WINDOW_X
+    KEYS: tl.constexpr = CORE_Y * CORE_X
+    tl.static_assert(N * QUERIES <= BLOCK_M and N * KEYS <= BLOCK_N)
+
+    q_strides = stride_qb, stride_qy, stride_qx, stride_qh, stride_qd
+    k_strides = stride_kb, stride_ky, stride_kx, stride_kh, stride_kd
+    v_strides = stride_vb, stride_vy, stride_vx, stride_vh, stride_vd
+    g_strides = stride_gb, stride_gy, stride_gx, stride_gh, stride_gd
+    dq_strides = stride_dqb, stride_dqy, stride_dqx, stride_dqh, stride_dqd
+    dk_strides = stride_dkb, stride_dky, stride_dkx, stride_dkh, stride_dkd
+    dv_strides = stride_dvb, stride_dvy, stride_dvx, stride_dvh, stride_dvd
+    q_axes = (size_qy, cycle_qy, shift_qy, seam_qy), (size_qx, cycle_qx, shift_qx, seam_qx)
+    k_axes = (size_ky, cycle_ky, shift_ky, seam_ky), (size_kx, cycle_kx, shift_kx, seam_kx)
+    q_size, grid = (size_qy, size_qx), (ny, nx, windows)
+
+    head, o_chunk = tl.program_id(0) % heads, tl.program_id(0) // heads
+    query = place_in_window(tl.arange(0, BLOCK_M), QUERIES, WINDOW_X, N)
+    key = place_in_window(tl.arange(0, BLOCK_N), KEYS, CORE_X, N)
+    factor = sum_of(scale, scale_rest, ACC)
+    b_seam = sum_of(seam, seam_rest, ACC) * LOG2E
+    if BIAS:
+        b_db = tl.zeros((BLOCK_M, BLOCK_N), ACC)
+    if PAD:
+        b_pad_k, b_pad_v = tl.zeros((BLOCK_D,), ACC), tl.zeros((BLOCK_D,), ACC)
+
+    for step in range(0, tl.minimum(chunk, groups - o_chunk * chunk) if BIAS or PAD else 1):
+        first = (o_chunk * chunk + step) * N
+        k_window, k_live = window_of(key, first, grid, N)
+        k_pixel, m_k, k_past = place_in_map(k_window, key, k_live, k_axes, (CORE_Y, CORE_X), (0, 0))
+        k_code = key_code_of(key, k_past, k_live if PAD else m_k, BLOCK_D)  # [BLOCK_N]
+        b_k = load_vectors(p_k, k_strides, k_pixel, head, m_k, D, BLOCK_D, VEC)  # [BLOCK_N, BLOCK_D]
+        b_k = padded_with(b_k, m_k, p_pad_k, head, D, BLOCK_D, PAD)
+        b_v = load_vectors(p_v, v_strides, k_pixel, head, m_k, D, BLOCK_D, VEC)  # [BLOCK_N, BLOCK_D]
+        b_v = padded_with(b_v, m_k, p_pad_v, head, D, BLOCK_D, PAD)
+
+        q_window, q_live = window_of(query, first, grid, N)
+        q_pixel, m_q, q_past = place_in_map(q_window, query, q_live, q_axes, (WINDOW_Y, WINDOW_X), (0, 0))
+        q_code = code_of(query, q_past, m_q, NO_QUERY)  # [BLOCK_M]
+        b_q = load_vectors(p_q, q_strides, q_pixel, head, m_q, D, BLOCK_D, VEC)  # [BLOCK_M, BLOCK_D]
+        b_g = load_vectors(p_g, g_strides, q_pixel, head, m_q, D, BLOCK_D, GVEC)  # [BLOCK_M, BLOCK_D]
+        o_lse = head_rows(q_pixel, head, heads, q_size)
+        b_bias = factor  # a stand-in without BIAS
+        if BIAS:
+            b_bias = load_tile(p_bias, head, BLOCK_M, BLOCK_N)
+
+        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PREC, out_dtype=ACC)  # [BLOCK_M, BLOCK_N]
+        b_s = scores(b_s, b_bias, q_code, k_code, factor * LOG2E, b_seam, BIAS, SOFT)
+        b_p = tl.exp2(b_s - load_lse(p_lse, o_lse, m_q)[:, None])
+        b_p = b_p * inverse_of(tl.sum(b_p, 1))[:, None]
+
+        # Each gradient is stored before the next product: there are no registers for two.
+        b_dv = tl.dot(tl.trans(b_p.to(b_g.dtype)), b_g, input_precision=PREC, out_dtype=ACC)  # [BLOCK_N, BLOCK_D]
+        store_vectors(p_dv, dv_strides, k_pixel, head, m_k, b_dv, D, BLOCK_D, VEC)
+        if PAD:
+            b_pad_v += tl.sum(tl.where(m_k[:, None], 0.0, b_dv), 0)
+
+        b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PREC, out_dtype=ACC)  # [BLOCK_M, BLOCK_N]
+        b_ds = b_p * (b_dp - tl.sum(b_p * b_dp, 1)[:, None])  # sum(p * dp) = sum(g * out) without reading out
+        if BIAS:
+            b_db += b_ds
+        b_ds = b_ds.to(b_q.dtype)
+
+        b_dk = tl.dot(tl.trans(b_ds), b_q, input_precision=PREC, out_dtype=ACC) * factor  # [BLOCK_N, BLOCK_D]
+        store_vectors(p_dk, dk_strides, k_pixel, head, m_k, b_dk, D, BLOCK_D, VEC)
+        if PAD:
+            b_pad_k += tl.sum(tl.where(m_k[:, None], 0.0, b_dk), 0)
+
+        b_dq = tl.dot(b_ds, b_k, input_precision=PREC, out_dtype=ACC) * factor  # [BLOCK_M, BLOCK_D]
+        store_vectors(p_dq, dq_strides, q_pixel, head, m_q, b_dq, D, BLOCK_D, VEC)
+
+    if BIAS:
+        store_tile(p_dbias, o_chunk * heads + head, 0, 0, b_db, 1, 1)
+    if PAD:
+        store_pad(p_dpad, o_chunk, 0, b_pad_k, head, heads, D, BLOCK_D)
+        store_pad(p_dpad, o_chunk, 1, b_pad_v, head, heads, D, BLOCK_D)
+
+
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=STRIDES)
+def query_gradient_kernel(
+    p_q, p_k, p_v, p_bias, p_pad_k, p_pad_v, p_out, p_lse, p_g, p_dq, p_delta, p_dbias,
+    stride_qb, stride_qy, stride_qx, stride_qh, stride_qd, stride_kb, stride_ky, stride_kx, stride_kh, stride_kd,
+    stride_vb, stride_vy, stride_vx, stride_vh, stride_vd, stride_gb, stride_gy, stride_gx, stride_gh, stride_gd,
+    stride_dqb, stride_dqy, stride_dqx, stride_dqh, stride_dqd,
+    bias_start, bias_h, bias_qy, bias_qx, bias_ky, bias_kx,
+    size_qy, cycle_qy, shift_qy, seam_qy, size_qx, cycle_qx, shift_qx, seam_qx,
+    size_ky, cycle_ky, shift_ky, seam_ky, size_kx, cycle_kx, shift_kx, seam_kx,
+    ny, nx, windows, heads, chunk, groups,
+    scale, scale_rest, seam, seam_rest, delta_size,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, WINDOW_Y: tl.constexpr, WINDOW_X: tl.constexpr,
+    CORE_Y: tl.constexpr, CORE_X: tl.constexpr, HALO_Y: tl.constexpr, HALO_X: tl.constexpr,
+    BIAS: tl.constexpr, PAD: tl.constexpr, SOFT: tl.constexpr,
+    N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, DBIAS: tl.constexpr,
+    VEC: tl.constexpr, GVEC: tl.constexpr, ACC: tl.constexpr, PREC: tl.constexpr,
+):  # fmt: skip
+    """dq of a tile of queries, from all their keys, for a chunk of groups one after the other.
+
+    p_delta for the kernels after it; DBIAS (keys are one tile): the sum of the scores' gradients.
+    Grid: heads * tiles of queries * chunks.
+    """
+    QUERIES: tl.constexpr = WINDOW_Y * WINDOW_X
+    REACH_X: tl.constexpr = CORE_X + 2 * HALO_X
+    KEYS: tl.constexpr = (CORE_Y + 2 * HALO_Y) * REACH_X
+    TILES: tl.constexpr = (N * QUERIES + BLOCK_M - 1) // BLOCK_M
+    KEY_TILES: tl.constexpr = (N * KEYS + BLOCK_N - 1) // BLOCK_N
+    HOLD: tl.constexpr = BIAS and KEY_TILES == 1
+    tl.static_assert(KEY_TILES == 1 or not DBIAS)
+
+    q_strides = stride_qb, stride_qy, stride_qx, stride_qh, stride_qd
+    k_strides = stride_kb, stride_ky, stride_kx, stride_kh, stride_kd
+    v_strides = stride_vb, stride_vy, stride_vx, stride_vh, stride_vd
+    g_strides = stride_gb, stride_gy, stride_gx, stride_gh, stride_gd
+    dq_strides = stride_dqb, stride_dqy, stride_dqx, stride_dqh, stride_dqd
+    bias_steps = bias_start, bias_h, bias_qy, bias_qx, bias_ky, bias_kx
+    q_axes = (size_qy, cycle_qy, shift_qy, seam_qy), (size_qx, cycle_qx, shift_qx, seam_qx)
+    k_axes = (size_ky, cycle_ky, shift_ky, seam_ky), (size_kx, cycle_kx, shift_kx, seam_kx)
+    q_size, grid = (size_qy, size_qx), (ny, nx, windows)
+
+    head, o_tile = tl.program_id(0) % heads, tl.program_id(0) // heads
+    o_chunk = o_tile // TILES
+    query = place_in_window(o_tile % TILES * BLOCK_M + tl.arange(0, BLOCK_M), QUERIES, WINDOW_X, N)
+    factor = sum_of(scale, scale_rest, ACC)
+    b_seam = sum_of(seam, seam_rest, ACC) * LOG2E
+
+    # As in the forward: held where all keys are one tile, and then its gradient is summed over the groups.
+    b_bias = factor
+    if HOLD:
+        held_key = place_in_window(tl.arange(0, BLOCK_N), KEYS, REACH_X, N)
+        b_bias = load_bias(p_bias, bias_steps, head, query, held_key, N, ACC)  # [BLOCK_M, BLOCK_N]
+    if DBIAS:
+        b_db = tl.zeros((BLOCK_M, BLOCK_N), ACC)
+
+    for step in range(0, tl.minimum(chunk, groups - o_chunk * chunk) if HOLD else 1):
+        first = (o_chunk * chunk + step) * N
+        q_window, q_live = window_of(query, first, grid, N)
+        q_pixel, m_q, q_past = place_in_map(q_window, query, q_live, q_axes, (WINDOW_Y, WINDOW_X), (0, 0))
+        q_code = code_of(query, q_past, m_q, NO_QUERY)  # [BLOCK_M]
+        b_q = load_vectors(p_q, q_strides, q_pixel, head, m_q, D, BLOCK_D, VEC)  # [BLOCK_M, BLOCK_D]
+        b_g = load_vectors(p_g, g_strides, q_pixel, head, m_q, D, BLOCK_D, GVEC)  # [BLOCK_M, BLOCK_D]
+        o_lse = head_rows(q_pixel, head, heads, q_size)
+        b_lse = load_lse(p_lse, o_lse, m_q)
+
+        # sum(g * out) is needed before the first of several tiles of keys.
+        b_delta, b_l = tl.zeros((BLOCK_M,), ACC), tl.zeros((BLOCK_M,), ACC)
+        if KEY_TILES > 1:
+            p_rows = out_addresses(p_out, q_pixel, head, heads, q_size, D, BLOCK_D)
+            b_out = tl.load(p_rows, mask=vector_mask(m_q, D, BLOCK_D), other=0.0)
+            b_delta = tl.sum(b_out.to(ACC) * b_g.to(ACC), 1)
+
+        b_dq = tl.zeros((BLOCK_M, BLOCK_D), ACC)
+
+        for tile in range(0, runtime_count(KEY_TILES, heads)):
+            key = place_in_window(tile * BLOCK_N + tl.arange(0, BLOCK_N), KEYS, REACH_X, N)
+            k_window, k_live = window_of(key, first, grid, N)
+            k_pixel, m_k, k_past = place_in_map(k_window, key, k_live, k_axes, (CORE_Y, CORE_X), (HALO_Y, HALO_X))
+            k_code = key_code_of(key, k_past, k_live if PAD else m_k, BLOCK_D)  # [BLOCK_N]
+            b_k = load_vectors(p_k, k_strides, k_pixel, head, m_k, D, BLOCK_D, VEC)  # [BLOCK_N, BLOCK_D]
+            b_k = padded_with(b_k, m_k, p_pad_k, head, D, BLOCK_D, PAD)
+            b_v = load_vectors(p_v, v_strides, k_pixel, head, m_k, D, BLOCK_D, VEC)  # [BLOCK_N, BLOCK_D]
+            b_v = padded_with(b_v, m_k, p_pad_v, head, D, BLOCK_D, PAD)
+            b_tile_bias = b_bias
+            if BIAS and not HOLD:
+                b_tile_bias = load_bias(p_bias, bias_steps, head, query, key, N, ACC)
+
+            b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PREC, out_dtype=ACC)  # [BLOCK_M, BLOCK_N]
+            b_s = scores(b_s, b_tile_bias, q_code, k_code, factor * LOG2E, b_seam, BIAS, SOFT)
+            b_p = tl.exp2(b_s - b_lse[:, None])
+            b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PREC, out_dtype=ACC)  # [BLOCK_M, BLOCK_N]
+            b_l += tl.sum(b_p, 1)
+            if KEY_TILES == 1:
+                b_p = b_p * inverse_of(b_l)[:, None]
+                b_delta = tl.sum(b_p * b_dp, 1)  # sum(g * out) without reading out
+
+            b_ds = b_p * (b_dp - b_delta[:, None])
+            if DBIAS:
+                b_db += b_ds
+            b_dq = tl.dot(b_ds.to(b_k.dtype), b_k, b_dq, input_precision=PREC, out_dtype=ACC)
+
+        b_norm = inverse_of(b_l)
+        if KEY_TILES > 1:
+            b_dq = b_dq * b_norm[:, None]
+
+        tl.store(p_delta + o_lse, b_delta, mask=m_q)
+        tl.store(p_delta + delta_size + o_lse, b_norm, mask=m_q)
+        store_vectors(p_dq, dq_strides, q_pixel, head, m_q, b_dq * factor, D, BLOCK_D, VEC)
+
+    if DBIAS:
+        store_tile(p_dbias, o_chunk * heads + head, o_tile % TILES, 0, b_db, TILES, 1)
+
+
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=STRIDES)
+def bias_gradient_kernel(
+    p_q, p_k, p_v, p_bias, p_pad_k, p_pad_v, p_lse, p_g, p_delta, p_dbias,
+    stride_qb, stride_qy, stride_qx, stride_qh, stride_qd, stride_kb, stride_ky, stride_kx, stride_kh, stride_kd,
+    stride_vb, stride_vy, stride_vx, stride_vh, stride_vd, stride_gb, stride_gy, stride_gx, stride_gh, stride_gd,
+    bias_start, bias_h, bias_qy, bias_qx, bias_ky, bias_kx,
+    size_qy, cycle_qy, shift_qy, seam_qy, size_qx, cycle_qx, shift_qx, seam_qx,
+    size_ky, cycle_ky, shift_ky, seam_ky, size_kx, cycle_kx, shift_kx, seam_kx,
+    ny, nx, windows, heads, chunk, groups,
+    scale, scale_rest, seam, seam_rest, delta_size,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, WINDOW_Y: tl.constexpr, WINDOW_X: tl.constexpr,
+    CORE_Y: tl.constexpr, CORE_X: tl.constexpr, HALO_Y: tl.constexpr, HALO_X: tl.constexpr,
+    PAD: tl.constexpr, SOFT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    VEC: tl.constexpr, GVEC: tl.constexpr, ACC: tl.constexpr, PREC: tl.constexpr,
+):  # fmt: skip
+    """The sum of the scores' gradients over a chunk of windows, for one tile of their queries and keys.
+
+    Grid: heads * tiles of keys * tiles of queries * chunks. A group is one window.
+    """
+    QUERIES: tl.constexpr = WINDOW_Y * WINDOW_X
+    REACH_X: tl.constexpr = CORE_X + 2 * HALO_X
+    KEYS: tl.constexpr = (CORE_Y + 2 * HALO_Y) * REACH_X
+    TILES: tl.constexpr = (QUERIES + BLOCK_M - 1) // BLOCK_M
+    KEY_TILES: tl.constexpr = (KEYS + BLOCK_N - 1) // BLOCK_N
+
+    q_strides = stride_qb, stride_qy, stride_qx, stride_qh, stride_qd
+    k_strides = stride_kb, stride_ky, stride_kx, stride_kh, stride_kd
+    v_strides = stride_vb, stride_vy, stride_vx, stride_vh, stride_vd
+    g_strides = stride_gb, stride_gy, stride_gx, stride_gh, stride_gd
+    bias_steps = bias_start, bias_h, bias_qy, bias_qx, bias_ky, bias_kx
+    q_axes = (size_qy, cycle_qy, shift_qy, seam_qy), (size_qx, cycle_qx, shift_qx, seam_qx)
+    k_axes = (size_ky, cycle_ky, shift_ky, seam_ky), (size_kx, cycle_kx, shift_kx, seam_kx)
+    q_size, grid = (size_qy, size_qx), (ny, nx, windows)
+
+    head, o_tile = tl.program_id(0) % heads, tl.program_id(0) // heads
+    o_chunk, o_row, o_column = o_tile // (KEY_TILES * TILES), o_tile // KEY_TILES % TILES, o_tile % KEY_TILES
+    query = place_in_window(o_row * BLOCK_M + tl.arange(0, BLOCK_M), QUERIES, WINDOW_X, 1)
+    key = place_in_window(o_column * BLOCK_N + tl.arange(0, BLOCK_N), KEYS, REACH_X, 1)
+    factor = sum_of(scale, scale_rest, ACC) * LOG2E
+    b_seam = sum_of(seam, seam_rest, ACC) * LOG2E
+
+    b_bias = load_bias(p_bias, bias_steps, head, query, key, 1, ACC)  # [BLOCK_M, BLOCK_N]
+    b_db = tl.zeros((BLOCK_M, BLOCK_N), ACC)
+
+    for first in range(o_chunk * chunk, tl.minimum(o_chunk * chunk + chunk, groups)):
+        q_window, q_live = window_of(query, first, grid, 1)
+        q_pixel, m_q, q_past = place_in_map(q_window, query, q_live, q_axes, (WINDOW_Y, WINDOW_X), (0, 0))
+        q_code = code_of(query, q_past, m_q, NO_QUERY)  # [BLOCK_M]
+        k_window, k_live = window_of(key, first, grid, 1)
+        k_pixel, m_k, k_past = place_in_map(k_window, key, k_live, k_axes, (CORE_Y, CORE_X), (HALO_Y, HALO_X))
+        k_code = key_code_of(key, k_past, k_live if PAD else m_k, BLOCK_D)  # [BLOCK_N]
+
+        b_k = load_vectors(p_k, k_strides, k_pixel, head, m_k, D, BLOCK_D, VEC)  # [BLOCK_N, BLOCK_D]
+        b_k = padded_with(b_k, m_k, p_pad_k, head, D, BLOCK_D, PAD)
+        b_q = load_vectors(p_q, q_strides, q_pixel, head, m_q, D, BLOCK_D, VEC)  # [BLOCK_M, BLOCK_D]
+        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PREC, out_dtype=ACC)  # [BLOCK_M, BLOCK_N]
+        b_s = scores(b_s, b_bias, q_code, k_code, factor, b_seam, True, SOFT)
+
+        o_lse = head_rows(q_pixel, head, heads, q_size)
+        b_p = tl.exp2(b_s - load_lse(p_lse, o_lse, m_q)[:, None])
+        b_p = b_p * tl.load(p_delta + delta_size + o_lse, mask=m_q, other=0.0)[:, None]
+
+        # Loaded when q and k are done with: registers for two of the four are enough.
+        b_v = load_vectors(p_v, v_strides, k_pixel, head, m_k, D, BLOCK_D, VEC)  # [BLOCK_N, BLOCK_D]
+        b_v = padded_with(b_v, m_k, p_pad_v, head, D, BLOCK_D, PAD)
+        b_g = load_vectors(p_g, g_strides, q_pixel, head, m_q, D, BLOCK_D, GVEC)  # [BLOCK_M, BLOCK_D]
+        b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PREC, out_dtype=ACC)  # [BLOCK_M, BLOCK_N]
+        b_db += b_p * (b_dp - tl.load(p_delta + o_lse, mask=m_q, other=0.0)[:, None])
+
+    store_tile(p_dbias, o_chunk * heads + head, o_row, o_column, b_db, TILES, KEY_TILES)
+
+
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=STRIDES)
+def key_gradient_kernel(
+    p_q, p_k, p_v, p_bias, p_pad_k, p_pad_v, p_lse, p_g, p_dk, p_dv, p_delta, p_dpad,
+    stride_qb, stride_qy, stride_qx, stride_qh, stride_qd, stride_kb, stride_ky, stride_kx, stride_kh, stride_kd,
+    stride_vb, stride_vy, stride_vx, stride_vh, stride_vd, stride_gb, stride_gy, stride_gx, stride_gh, stride_gd,
+    stride_dkb, stride_dky, stride_dkx, stride_dkh, stride_dkd,
+    stride_dvb, stride_dvy, stride_dvx, stride_dvh, stride_dvd,
+    bias_start, bias_h, bias_qy, bias_qx, bias_ky, bias_kx,
+    size_qy, cycle_qy, shift_qy, seam_qy, size_qx, cycle_qx, shift_qx, seam_qx,
+    size_ky, cycle_ky, shift_ky, seam_ky, size_kx, cycle_kx, shift_kx, seam_kx,
+    ny, nx, windows, heads,
+    scale, scale_rest, seam, seam_rest, delta_size,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, WINDOW_Y: tl.constexpr, WINDOW_X: tl.constexpr,
+    CORE_Y: tl.constexpr, CORE_X: tl.constexpr, HALO_Y: tl.constexpr, HALO_X: tl.constexpr,
+    BIAS: tl.constexpr, PAD: tl.constexpr, SOFT: tl.constexpr,
+    N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    VEC: tl.constexpr, GVEC: tl.constexpr, ACC: tl.constexpr, PREC: tl.constexpr,
+):  # fmt: skip
+    """dk, dv of a tile of a key window without its halo, from all query windows that see it: NEAR_Y, NEAR_X away.
+
+    PAD: keys of a rim of windows outside the grid are seen too; the sum of what falls outside the map goes to p_dpad.
+    windows: of the batch, the rim included. Grid: heads * tiles of keys * ceil(windows / N).
+    """
+    QUERIES: tl.constexpr = WINDOW_Y * WINDOW_X
+    KEYS: tl.constexpr = CORE_Y * CORE_X
+    NEAR_Y: tl.constexpr = (HALO_Y + CORE_Y - 1) // CORE_Y
+    NEAR_X: tl.constexpr = (HALO_X + CORE_X - 1) // CORE_X
+    COLUMNS: tl.constexpr = 2 * NEAR_X + 1  # query windows of a row that see the keys
+    RIM_Y: tl.constexpr = NEAR_Y if PAD else 0
+    RIM_X: tl.constexpr = NEAR_X if PAD else 0
+    TILES: tl.constexpr = (N * KEYS + BLOCK_N - 1) // BLOCK_N
+    QUERY_TILES: tl.constexpr = (N * QUERIES + BLOCK_M - 1) // BLOCK_M
+
+    q_strides = stride_qb, stride_qy, stride_qx, stride_qh, stride_qd
+    k_strides = stride_kb, stride_ky, stride_kx, stride_kh, stride_kd
+    v_strides = stride_vb, stride_vy, stride_vx, stride_vh, stride_vd
+    g_strides = stride_gb, stride_gy, stride_gx, stride_gh, stride_gd
+    dk_strides = stride_dkb, stride_dky, stride_dkx, stride_dkh, stride_dkd
+    dv_strides = stride_dvb, stride_dvy, stride_dvx, stride_dvh, stride_dvd
+    bias_steps = bias_start, bias_h, bias_qy, bias_qx, bias_ky, bias_kx
+    q_axes = (size_qy, cycle_qy, shift_qy, seam_qy), (size_qx, cycle_qx, shift_qx, seam_qx)
+    k_axes = (size_ky, cycle_ky, shift_ky, seam_ky), (size_kx, cycle_kx, shift_kx, seam_kx)
+    q_size, grid = (size_qy, size_qx), (ny + 2 * RIM_Y, nx + 2 * RIM_X, windows)
+
+    # The keys, once: they stay while the queries pass.
+    head, o_tile = tl.program_id(0) % heads, tl.program_id(0) // heads
+    first = o_tile // TILES * N
+    key = place_in_window(o_tile % TILES * BLOCK_N + tl.arange(0, BLOCK_N), KEYS, CORE_X, N)
+    k_window, k_live = window_of(key, first, grid, N)
+    k_image, k_wy, k_wx = k_window
+    k_window = k_image, k_wy - RIM_Y, k_wx - RIM_X
+    k_pixel, m_k, k_past = place_in_map(k_window, key, k_live, k_axes, (CORE_Y, CORE_X), (0, 0))
+    b_k = load_vectors(p_k, k_strides, k_pixel, head, m_k, D, BLOCK_D, VEC)  # [BLOCK_N, BLOCK_D]
+    b_k = padded_with(b_k, m_k, p_pad_k, head, D, BLOCK_D, PAD)
+    b_v = load_vectors(p_v, v_strides, k_pixel, head, m_k, D, BLOCK_D, VEC)  # [BLOCK_N, BLOCK_D]
+    b_v = padded_with(b_v, m_k, p_pad_v, head, D, BLOCK_D, PAD)
+
+    k_y, k_x, k_slot, _ = key
+    factor = sum_of(scale, scale_rest, ACC)
+    b_seam = sum_of(seam, seam_rest, ACC) * LOG2E
+    b_dk, b_dv = tl.zeros((BLOCK_N, BLOCK_D), ACC), tl.zeros((BLOCK_N, BLOCK_D), ACC)
+
+    for step in range(0, runtime_count((2 * NEAR_Y + 1) * COLUMNS * QUERY_TILES, heads)):
+        near = step // QUERY_TILES
+        near_y, near_x = near // COLUMNS - NEAR_Y, near % COLUMNS - NEAR_X  # from the keys' window to the queries'
+        query = place_in_window(step % QUERY_TILES * BLOCK_M + tl.arange(0, BLOCK_M), QUERIES, WINDOW_X, N)
+        q_window, q_live = window_of(query, first, grid, N)
+        q_image, q_wy, q_wx = q_window
+        q_window = q_image, q_wy - RIM_Y + near_y, q_wx - RIM_X + near_x
+        # No row of the map lies in a window of the rim: m_q leaves those out.
+        q_pixel, m_q, q_past = place_in_map(q_window, query, q_live, q_axes, (WINDOW_Y, WINDOW_X), (0, 0))
+        q_code = code_of(query, q_past, m_q, NO_QUERY)  # [BLOCK_M]
+
+        # Where the keys lie in the queries' window and its halo.
+        near_ky, near_kx = k_y - near_y * CORE_Y + HALO_Y, k_x - near_x * CORE_X + HALO_X
+        m_near = (k_live if PAD else m_k) & (near_ky >= 0) & (near_ky < CORE_Y + 2 * HALO_Y)
+        m_near = m_near & (near_kx >= 0) & (near_kx < CORE_X + 2 * HALO_X)
+        k_code = key_code_of(key, k_past, m_near, BLOCK_D)  # [BLOCK_N]
+
+        b_q = load_vectors(p_q, q_strides, q_pixel, head, m_q, D, BLOCK_D, VEC)  # [BLOCK_M, BLOCK_D]
+        b_bias = factor  # a stand-in without BIAS
+        if BIAS:
+            near_key = near_ky, near_kx, k_slot, m_near
+            b_bias = load_bias(p_bias, bias_steps, head, masked(query, m_q), near_key, N, ACC)  # [BLOCK_M, BLOCK_N]
+
+        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PREC, out_dtype=ACC)  # [BLOCK_M, BLOCK_N]
+        b_s = scores(b_s, b_bias, q_code, k_code, factor * LOG2E, b_seam, BIAS, SOFT)
+        o_lse = head_rows(q_pixel, head, heads, q_size)
+        b_p = tl.exp2(b_s - load_lse(p_lse, o_lse, m_q)[:, None])
+        b_p = b_p * tl.load(p_delta + delta_size + o_lse, mask=m_q, other=0.0)[:, None]
+
+        b_g = load_vectors(p_g, g_strides, q_pixel, head, m_q, D, BLOCK_D, GVEC)  # [BLOCK_M, BLOCK_D]
+        b_dv = tl.dot(tl.trans(b_p.to(b_g.dtype)), b_g, b_dv, input_precision=PREC, out_dtype=ACC)
+        b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PREC, out_dtype=ACC)  # [BLOCK_M, BLOCK_N]
+        b_ds = b_p * (b_dp - tl.load(p_delta + o_lse, mask=m_q, other=0.0)[:, None])
+        b_dk = tl.dot(tl.trans(b_ds.to(b_q.dtype)), b_q, b_dk, input_precision=PREC, out_dtype=ACC)
+
+    b_dk = b_dk * factor
+    store_vectors(p_dk, dk_strides, k_pixel, head, m_k, b_dk, D, BLOCK_D, VEC)
+    store_vectors(p_dv, dv_strides, k_pixel, head, m_k, b_dv, D, BLOCK_D, VEC)
+    if PAD:
+        store_pad(p_dpad, o_tile, 0, tl.sum(tl.where(m_k[:, None], 0.0, b_dk), 0), head, heads, D, BLOCK_D)
+        store_pad(p_dpad, o_tile, 1, tl.sum(tl.where(m_k[:, None], 0.0, b_dv), 0), head, heads, D, BLOCK_D)
+
+
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=STRIDES)
+def table_gradient_kernel(
+    p_tiles, p_dtable,
+    tile_rows, tile_columns, heads, rows,
+    WINDOW_Y: tl.constexpr, WINDOW_X: tl.constexpr, REACH_Y: tl.constexpr, REACH_X: tl.constexpr,
+    P_Y: tl.constexpr, P_X: tl.constexpr, Q_Y: tl.constexpr, Q_X: tl.constexpr,
+    N: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Each entry of a table (rows, heads) gathers its pairs in the gradient of the scores of N windows' tiles.
+
+    p_tiles (heads, tile_rows, tile_columns)    p_dtable (rows, heads)    REACH_: keys of a window, halo included
+    P_ / Q_: keys / queries of an axis    BLOCK, BLOCK_A: entries; queries that are gathered at a time
+    Grid: blocks of entries, heads.
+    """
+    QUERIES: tl.constexpr = WINDOW_Y * WINDOW_X
+    OFFSETS: tl.constexpr = (WINDOW_X - 1) * P_X + (REACH_X - 1) * Q_X + 1
+    o = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    head = tl.program_id(1)
+    p_head = p_tiles + head.to(tl.int64) * tile_rows * tile_columns
+    b_sum = tl.zeros((BLOCK,), p_tiles.dtype.element_ty)
+
+    for start in range(0, N * QUERIES, BLOCK_A):
+        o_m = start + tl.arange(0, BLOCK_A)
+        o_q = o_m % QUERIES
+
+        # Q times the row and column of the key that makes the pair, if there is one [BLOCK, BLOCK_A].
+        k_y = (o_q // WINDOW_X * P_Y + (REACH_Y - 1) * Q_Y)[None, :] - (o // OFFSETS)[:, None]
+        k_x = (o_q % WINDOW_X * P_X + (REACH_X - 1) * Q_X)[None, :] - (o % OFFSETS)[:, None]
+        m_y = (k_y >= 0) & (k_y % Q_Y == 0) & (k_y < REACH_Y * Q_Y)
+        m_x = (k_x >= 0) & (k_x % Q_X == 0) & (k_x < REACH_X * Q_X)
+        m_pair = m_y & m_x & (o_m < N * QUERIES)[None, :] & (o < rows)[:, None]
+        o_row = o_m * tile_columns + o_m // QUERIES * (REACH_Y * REACH_X)  # first key of the query's window
+        o_pair = o_row[None, :] + k_y // Q_Y * REACH_X + k_x // Q_X
+
+        b_sum += tl.sum(tl.load(p_head + o_pair, mask=m_pair, other=0.0), 1)
+
+    tl.store(p_dtable + o * heads + head, b_sum.to(p_dtable.dtype.element_ty), mask=o < rows)

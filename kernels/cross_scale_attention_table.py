@@ -1,136 +1,108 @@
-"""Launch settings of windowed cross-scale attention, and the arguments that its launches share."""
+"""Launch table of windowed cross-scale attention: the tile of each kernel, and how many windows share a program."""
 
 from __future__ import annotations
 
-import math
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 import triton
-from torch import Tensor
 
-from msformer_fast.dtypes import sum_dtype
-from msformer_fast.kernels.launch import (
-    Row,
-    accumulator,
-    choose,
-    compile_options,
-    multiprocessors_of,
-    padded,
-    product_kind,
-    target_of,
-    vector_length,
-)
-from msformer_fast.windows import Windows
+from msformer_fast.kernels.launch import Row, choose, compile_options, padded, product_kind
 
-LIMIT_D = 128
+Key: TypeAlias = tuple[str, str, str]
+
 SMALL = 64  # tokens: windows of no more go into one tile
 #: Programs a multiprocessor that share the windows, where each reads the bias once or leaves a partial sum.
 PROGRAMS = 4
-NEVER = 2**30  # rolled row past which nothing is, where there is no seam
 
-# (kernel, kind of product, windows): {(targets, largest padded D): (queries, keys, num_warps)}, tiles at most that
-# large; "" is any target. "small" windows have at most 64 queries and 64 keys; a part without rows for them has those
-# of "large". "fused" gives all gradients; where it has no row, the kernels of the other parts do.
+# (kernel, kind of product, windows): {largest padded D: (queries, keys, num_warps)}, tiles at most that large.
+# "small" windows have at most 64 queries and 64 keys; a part without rows for them has those of "large". "fused" gives
+# all gradients; where it has no row, the kernels of the other parts do.
 # Found by compiling ahead of time: no spill. Nobody has timed them.
-TABLE: dict[tuple[str, str, str], dict[tuple[str, int], Row]] = {
-    ("forward", "ieee", "small"): {
-        ("", 32): (64, 64, 8),
-        ("", 64): (32, 32, 4),
-        ("sm_90", 64): (32, 16, 4),
-        ("", 128): (16, 32, 4),
-    },
+ANY_CARD: dict[Key, dict[int, Row]] = {
+    ("forward", "ieee", "small"): {32: (64, 64, 8), 64: (32, 32, 4), 128: (16, 32, 4)},
+    ("forward", "tf32", "small"): {32: (64, 64, 4), 64: (64, 32, 4), 128: (32, 32, 4)},
+    ("forward", "half", "small"): {64: (64, 64, 4), 128: (32, 32, 4)},
+    ("forward", "ieee", "large"): {64: (32, 32, 4), 128: (16, 32, 4)},
+    ("forward", "tf32", "large"): {64: (64, 32, 4), 128: (32, 32, 4)},
+    ("forward", "half", "large"): {32: (64, 64, 4), 64: (64, 32, 4), 128: (32, 32, 4)},
+    ("fused", "ieee", "small"): {},
+    ("fused", "tf32", "small"): {},
+    ("fused", "half", "small"): {32: (64, 64, 4)},
+    ("query", "ieee", "small"): {32: (32, 64, 8), 64: (16, 64, 8), 128: (32, 32, 8)},
+    ("query", "tf32", "small"): {64: (16, 64, 4), 128: (32, 16, 4)},
+    ("query", "half", "small"): {32: (64, 64, 4), 64: (32, 64, 8), 128: (32, 32, 4)},
+    ("query", "ieee", "large"): {64: (32, 16, 4), 128: (32, 32, 8)},
+    ("query", "tf32", "large"): {64: (64, 32, 4), 128: (32, 16, 4)},
+    ("query", "half", "large"): {64: (64, 32, 4), 128: (32, 32, 4)},
+    ("bias", "ieee", "large"): {64: (32, 16, 4), 128: (16, 16, 4)},
+    ("bias", "tf32", "large"): {32: (64, 32, 4), 64: (32, 16, 4), 128: (32, 16, 4)},
+    ("bias", "half", "large"): {128: (64, 32, 4)},
+    ("key", "ieee", "large"): {32: (32, 32, 8), 64: (16, 16, 4), 128: (16, 16, 4)},
+    ("key", "tf32", "large"): {64: (32, 32, 4), 128: (16, 16, 4)},
+    ("key", "half", "large"): {64: (64, 32, 4), 128: (16, 32, 4)},
+}
+# {(cards, largest padded D): row}: where the row for any card spills, on this card or under an older compiler, or one
+# without a spill is larger.
+EXCEPTIONS: dict[Key, dict[tuple[str, int], Row]] = {
+    ("forward", "ieee", "small"): {("sm_90", 32): (32, 16, 4), ("sm_90", 64): (32, 16, 4)},
     ("forward", "tf32", "small"): {
-        ("", 32): (64, 64, 4),
         ("sm_90", 32): (64, 64, 8),
-        ("", 64): (64, 32, 4),
-        ("", 128): (32, 32, 4),
+        ("sm_90", 64): (32, 32, 8),
         ("sm_90", 128): (32, 32, 8),
     },
-    ("forward", "half", "small"): {("", 64): (64, 64, 4), ("sm_90", 64): (64, 64, 8), ("", 128): (32, 32, 4)},
-    ("forward", "ieee", "large"): {("", 64): (32, 32, 4), ("sm_90", 64): (32, 16, 4), ("", 128): (16, 32, 4)},
-    ("forward", "tf32", "large"): {("sm_90", 16): (64, 32, 8), ("", 64): (64, 32, 4), ("", 128): (32, 32, 4)},
-    ("forward", "half", "large"): {
-        ("sm_80", 16): (64, 32, 4),
-        ("", 32): (64, 64, 4),
-        ("", 64): (64, 32, 4),
-        ("", 128): (32, 32, 4),
-    },
+    ("forward", "half", "small"): {("sm_90", 64): (64, 64, 8)},
+    ("forward", "ieee", "large"): {("sm_90", 64): (32, 16, 4)},
+    ("forward", "tf32", "large"): {("sm_90", 16): (64, 32, 8)},
+    ("forward", "half", "large"): {("sm_80", 16): (64, 32, 4)},
     ("fused", "ieee", "small"): {("gfx942", 64): (64, 64, 4)},
     ("fused", "tf32", "small"): {("gfx942", 64): (64, 64, 4)},
-    ("fused", "half", "small"): {
-        ("", 32): (64, 64, 4),
-        ("sm_90 sm_100", 32): (64, 64, 8),
-        ("gfx942", 64): (64, 64, 4),
-    },
+    ("fused", "half", "small"): {("sm_90 sm_100", 32): (64, 64, 8), ("gfx942", 64): (64, 64, 4)},
     ("query", "ieee", "small"): {
-        ("", 32): (32, 64, 8),
-        ("sm_90", 32): (16, 64, 8),
-        ("", 64): (16, 64, 8),
-        ("sm_80", 64): (16, 64, 8),
+        ("sm_80 sm_90", 32): (16, 64, 8),
+        ("gfx942", 32): (32, 32, 4),
         ("sm_90", 64): (32, 32, 8),
-        ("", 128): (32, 32, 8),
+        ("gfx942", 64): (32, 32, 4),
         ("sm_80", 128): (16, 16, 8),
         ("gfx942", 128): (32, 32, 4),
     },
-    ("query", "tf32", "small"): {("", 64): (16, 64, 4), ("", 128): (32, 16, 4)},
-    ("query", "half", "small"): {("", 32): (64, 64, 4), ("", 64): (32, 64, 8), ("", 128): (32, 32, 4)},
     ("query", "ieee", "large"): {
-        ("", 64): (32, 16, 4),
         ("sm_80", 32): (32, 16, 8),
-        ("sm_80", 64): (32, 16, 4),
-        ("", 128): (32, 32, 8),
         ("sm_80", 128): (16, 16, 8),
         ("gfx942", 128): (32, 32, 4),
     },
     ("query", "tf32", "large"): {
-        ("", 64): (64, 32, 4),
-        ("sm_90", 64): (64, 32, 8),
         ("sm_86 sm_89", 16): (32, 32, 4),
         ("sm_86 sm_89", 32): (64, 32, 4),
         ("sm_86 sm_89", 64): (32, 16, 4),
-        ("", 128): (32, 16, 4),
-    },
-    ("query", "half", "large"): {
-        ("", 64): (64, 32, 4),
-        ("sm_90", 32): (64, 32, 4),
         ("sm_90", 64): (64, 32, 8),
-        ("", 128): (32, 32, 4),
     },
-    ("bias", "ieee", "large"): {("", 64): (32, 16, 4), ("", 128): (16, 16, 4)},
+    ("query", "half", "large"): {("sm_90", 32): (64, 32, 4), ("sm_90", 64): (64, 32, 8)},
     ("bias", "tf32", "large"): {
-        ("", 32): (64, 32, 4),
         ("sm_80", 32): (64, 32, 8),
-        ("sm_120", 32): (64, 32, 4),
-        ("", 64): (32, 16, 4),
-        ("sm_80", 64): (32, 16, 4),
         ("sm_120", 64): (64, 32, 8),
-        ("", 128): (32, 16, 4),
         ("sm_80", 128): (16, 16, 4),
     },
-    ("bias", "half", "large"): {("", 128): (64, 32, 4)},
     ("key", "ieee", "large"): {
-        ("", 32): (32, 32, 8),
-        ("gfx942", 32): (32, 32, 4),
-        ("sm_86 sm_89", 32): (16, 32, 4),
-        ("sm_80", 32): (16, 16, 4),
         ("sm_90", 16): (32, 32, 8),
-        ("sm_90", 32): (16, 32, 4),
-        ("", 64): (16, 16, 4),
+        ("sm_80", 32): (16, 16, 4),
+        ("sm_86 sm_89 sm_90", 32): (16, 32, 4),
+        ("gfx942", 32): (32, 32, 4),
         ("sm_90", 64): (16, 16, 8),
         ("gfx942", 64): (16, 32, 4),
-        ("", 128): (16, 16, 4),
         ("sm_90", 128): (16, 16, 8),
     },
     ("key", "tf32", "large"): {
         ("sm_86 sm_89", 16): (32, 32, 8),
         ("sm_120", 16): (16, 32, 4),
-        ("", 64): (32, 32, 4),
         ("sm_80", 32): (32, 32, 4),
         ("sm_80", 64): (16, 32, 4),
-        ("", 128): (16, 16, 4),
     },
-    ("key", "half", "large"): {("", 64): (64, 32, 4), ("", 128): (16, 32, 4)},
+}
+#: {(cards, largest padded D): row} of each key, as ``choose`` takes it; "" is any card.
+TABLE: dict[Key, dict[tuple[str, int], Row]] = {
+    key: {**{("", limit): row for limit, row in rows.items()}, **EXCEPTIONS.get(key, {})}
+    for key, rows in ANY_CARD.items()
 }
 # Few large tiles of many windows: what a program costs in the interpreter is its operations, whatever their size.
 # Smaller where partial sums are stored in whole tiles, which others add up.
@@ -153,6 +125,7 @@ class Tile(NamedTuple):
 
     @property
     def settings(self) -> dict[str, int]:
+        """As a launch takes them."""
         return {**self._asdict(), **compile_options(self.num_warps)}
 
 
@@ -192,101 +165,8 @@ def chunks_of(groups: int, programs: int, share: bool, multiprocessors: int) -> 
     """Groups that a program goes through, and how many such chunks there are.
 
     Args:
-        programs: of one chunk; share: whether a program has something to share among its groups.
+        programs: of one chunk.
+        share: whether a program has something to share among its groups.
     """
     chunk = max(1, triton.cdiv(groups, max(1, PROGRAMS * multiprocessors // programs))) if share else 1
     return chunk, triton.cdiv(groups, chunk)
-
-
-class Arguments:
-    """What the launches of one call share."""
-
-    def __init__(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        windows: Windows,
-        scale: float,
-        seam: float,
-        bias: Tensor | None,
-        pads: tuple[Tensor | None, Tensor | None],
-        input_precision: str,
-    ) -> None:
-        self.B, _, _, self.heads, self.D = q.shape
-        if self.D > LIMIT_D:
-            raise ValueError(f"cross_scale_attention: {self.D} channels a head; at most {LIMIT_D} are supported")
-        y, x = self.axes = windows.y, windows.x
-        self.like, self.windows, self.precision = q, windows, input_precision
-        self.count = self.B * y.count * x.count
-        pads = tuple(
-            q if not windows.pads else q.new_zeros(self.heads, self.D) if pad is None else pad.contiguous()
-            for pad in pads
-        )
-        self.tensors = (q, k, v, q if bias is None else bias, *pads)
-        self.strides = (*q.stride(), *k.stride(), *v.stride())
-        self.bias_steps = (0,) * 6 if bias is None else _bias_steps(bias, windows)
-        rolls = [windows.roll(axis, of_keys) for of_keys in (False, True) for axis in (y, x)]
-        rolled = [(*roll[:3], NEVER if roll.seam is None else roll.seam) for roll in rolls]
-        self.sizes = (*(size for axis in rolled for size in axis), y.count, x.count)
-        soft = math.isfinite(seam)
-        self.numbers = (*_split(scale), *_split(seam if soft else 0.0))
-        self.constants: dict[str, Any] = dict(
-            D=self.D,
-            BLOCK_D=padded(self.D),
-            WY=y.window,
-            WX=x.window,
-            KY=y.core,
-            KX=x.core,
-            HY=y.halo,
-            HX=x.halo,
-            BIAS=bias is not None,
-            PAD=windows.pads,
-            SOFT=soft,
-            ACC=accumulator(q.dtype),
-            PREC=input_precision,
-        )
-
-    def tile(self, part: str) -> Tile | None:
-        keys = self.axes[0].core * self.axes[1].core if part == "key" else self.windows.keys
-        target = target_of(self.like.device)
-        return tile_of(part, self.windows.queries, keys, self.D, self.like.dtype, self.precision, target)
-
-    def chunks(self, groups: int, programs: int, share: bool) -> tuple[int, int]:
-        """Groups that a program goes through, and how many such chunks there are."""
-        return chunks_of(groups, programs, share, multiprocessors_of(self.like.device))
-
-    def new(self, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=sum_dtype(self.like.dtype), device=self.like.device)
-
-    def bias_slots(self, chunks: int, tile: Tile) -> Tensor:
-        """Partial sums of the gradients of a group's scores, in whole tiles."""
-        tiles, key_tiles = tile.tiles(self.windows.queries, self.windows.keys)
-        return self.new(chunks, self.heads, tiles * tile.BLOCK_M, key_tiles * tile.BLOCK_N)
-
-    def without(self, *names: str) -> dict[str, Any]:
-        return {name: value for name, value in self.constants.items() if name not in names}
-
-
-def _bias_steps(bias: Tensor, windows: Windows) -> tuple[int, ...]:
-    """Where the lowest query and key lie in a bias; its steps along heads, rows and columns of queries, of keys."""
-    y, x = windows.y, windows.x
-    if bias.ndim == 3:
-        head, query, key = bias.stride()
-        return 0, head, x.window * query, query, x.reach * key, key
-    entry, head = bias.stride()
-    row = x.offsets * entry
-    start = y.q * (y.reach - 1) * row + x.q * (x.reach - 1) * entry
-    return start, head, y.p * row, x.p * entry, -y.q * row, -x.q * entry
-
-
-def _split(number: float) -> tuple[float, float]:
-    """A float64 as two float32, which is what a kernel's numbers are."""
-    high = float(torch.tensor(number, dtype=torch.float32))
-    return high, number - high
-
-
-def vector_of(*tensors: Tensor) -> int:
-    """Elements that a 128-bit access to rows of channels may take."""
-    outer = [stride for t in tensors for stride in t.stride()[:-1]]
-    return vector_length(tensors[0].dtype, *outer)

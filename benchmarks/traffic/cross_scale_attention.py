@@ -72,48 +72,54 @@ def backward(
     from msformer_fast.kernels.cross_scale_attention_table import chunks_of
 
     call = _Call(images, heads, channels, windows, dtype, bias)
-    maps, keyless = 2 * (call.queries + call.keys) + call.pads, windows.keys == windows.y.core * windows.x.core
-    fused = call.tile("fused", input_precision, target) if keyless else None
+    maps = 2 * (call.queries + call.keys) + call.pads
+    pad = 2 * heads * channels * call.wide * windows.pads
+    no_halo = windows.keys == windows.y.core * windows.x.core
+
+    fused = call.tile("fused", input_precision, target) if no_halo else None
     tile = fused or call.tile("query", input_precision, target)
     tiles, key_tiles = tile.tiles(windows.queries, windows.keys)
     together = bias is not None and key_tiles == 1
     programs = heads * (1 if fused else tiles)
     share = together or bool(fused and windows.pads)
     _, chunks = chunks_of(-(-call.count // tile.N), programs, share, multiprocessors)
-    pad = 2 * heads * channels * call.wide * windows.pads
+
     kernels: Kernels = {}
     if fused:
         expanded = call.scores(tile) if bias else 0
-        slots, pad_slots = chunks * expanded, chunks * pad
+        bias_partials, pad_partials = chunks * expanded, chunks * pad
         if bias:
             kernels["expand_bias_kernel"] = (1, call.bias, expanded)
-        stored = call.queries + 2 * call.keys + slots + pad_slots
+        stored = call.queries + 2 * call.keys + bias_partials + pad_partials
         kernels["fused_gradient_kernel"] = (1, maps + call.rows + expanded, stored)
     else:
-        slots = chunks * call.scores(tile) if together else 0
+        bias_partials = chunks * call.scores(tile) if together else 0
         result = call.queries if key_tiles > 1 else 0
         loaded = maps + result + call.rows + call.bias
-        kernels["query_gradient_kernel"] = (1, loaded, call.queries + 2 * call.rows + slots)
+        kernels["query_gradient_kernel"] = (1, loaded, call.queries + 2 * call.rows + bias_partials)
+
         loaded = maps + 3 * call.rows + call.bias
         if bias and not together:
             tile = call.tile("bias", input_precision, target)
             programs = heads * -(-windows.queries // tile.BLOCK_M) * -(-windows.keys // tile.BLOCK_N)
             _, chunks = chunks_of(call.count, programs, True, multiprocessors)
-            slots = chunks * call.scores(tile)
-            kernels["bias_gradient_kernel"] = (1, loaded, slots)
+            bias_partials = chunks * call.scores(tile)
+            kernels["bias_gradient_kernel"] = (1, loaded, bias_partials)
+
         key, y, x = call.tile("key", input_precision, target), windows.y, windows.x
         rims = [2 * -(-axis.halo // axis.core) if windows.pads else 0 for axis in (y, x)]
         count = -(-images * (y.count + rims[0]) * (x.count + rims[1]) // key.N)
-        pad_slots = key.tiles(windows.queries, y.core * x.core)[1] * count * pad
-        kernels["key_gradient_kernel"] = (1, loaded, 2 * call.keys + pad_slots)
+        pad_partials = key.tiles(windows.queries, y.core * x.core)[1] * count * pad
+        kernels["key_gradient_kernel"] = (1, loaded, 2 * call.keys + pad_partials)
+
     sums: Counter[str] = Counter()
     if bias:
-        sums.update(launches=1, loaded=slots, stored=call.scores(tile))
+        sums.update(launches=1, loaded=bias_partials, stored=call.scores(tile))
         if call.table:
             pairs = tile.N * windows.queries * windows.keys * heads * call.wide
             kernels["table_gradient_kernel"] = (1, pairs, call.bias)
     if windows.pads:
-        sums.update(launches=1, loaded=pad_slots, stored=call.pads)
+        sums.update(launches=1, loaded=pad_partials, stored=call.pads)
     if sums:
         kernels["add_partial_sums_kernel"] = (sums["launches"], sums["loaded"], sums["stored"])
     return kernels

@@ -7,9 +7,7 @@ from typing import Any, NamedTuple
 import torch
 import triton.language as tl
 
-from msformer_fast.kernels import cross_scale_attention_gradient_kernels as gradients
-from msformer_fast.kernels import cross_scale_attention_split_kernels as split
-from msformer_fast.kernels.cross_scale_attention_kernels import attention_kernel
+from msformer_fast.kernels import cross_scale_attention_kernels as kernels
 from msformer_fast.kernels.cross_scale_attention_table import EXPAND, SMALL, TABLE_GRADIENT, Tile, tile_of
 from msformer_fast.kernels.launch import compile_options, padded, vector_length
 from tests.harness.aot import Case, short
@@ -17,11 +15,11 @@ from tests.harness.aot import Case, short
 PRODUCTS = ((torch.float32, "ieee"), (torch.float32, "tf32"), (torch.bfloat16, "ieee"))
 
 PARTS = {
-    "forward": attention_kernel,
-    "fused": gradients.fused_gradient_kernel,
-    "query": split.query_gradient_kernel,
-    "bias": split.bias_gradient_kernel,
-    "key": split.key_gradient_kernel,
+    "forward": kernels.attention_kernel,
+    "fused": kernels.fused_gradient_kernel,
+    "query": kernels.query_gradient_kernel,
+    "bias": kernels.bias_gradient_kernel,
+    "key": kernels.key_gradient_kernel,
 }
 
 FLOAT32 = dict.fromkeys(("p_bias", "p_lse", "p_delta", "p_dbias", "p_dpad"), "*fp32") | dict.fromkeys(
@@ -86,34 +84,22 @@ def cases_of(attention: Attention, product: tuple[Any, str], target: str) -> lis
 
     fused = None if attention.halo else tile("fused")
     one_tile = (fused or tile("query")).tiles(queries, keys)[1] == 1
-    split = ["query", "key"] if one_tile else ["query", "bias", "key"]
-    parts = ["forward", *(["fused"] if fused else split)]
+    several = ["query", "key"] if one_tile else ["query", "bias", "key"]
+    parts = ["forward", *(["fused"] if fused else several)]
     return [case_of(part, attention, product, tile(part), one_tile) for part in parts]
 
 
 def case_of(part: str, attention: Attention, product: tuple[Any, str], tile: Tile, one_tile: bool) -> Case:
+    """One launch; one_tile: of all keys, so that the kernel of the queries sums the gradient of the bias."""
     dtype, precision = product
-    kernel, D = PARTS[part], attention.D
+    kernel, D, window, core, halo = PARTS[part], attention.D, attention.window, attention.core, attention.halo
     constexprs = dict(
-        D=D,
-        BLOCK_D=padded(D),
-        WY=attention.window,
-        WX=attention.window,
-        KY=attention.core,
-        KX=attention.core,
-        HY=attention.halo,
-        HX=attention.halo,
-        BIAS=True,
-        PAD=attention.pads,
-        SOFT=attention.soft,
-        DBIAS=one_tile,
-        VEC=vector_length(dtype, D),
-        GVEC=vector_length(dtype, D),
-        ACC=tl.float32,
-        PREC=precision,
-        **{f"{tensor}_d": 1 for tensor in ("q", "k", "v", "g", "dq", "dk", "dv")},
+        D=D, BLOCK_D=padded(D), WINDOW_Y=window, WINDOW_X=window, CORE_Y=core, CORE_X=core, HALO_Y=halo, HALO_X=halo,
+        BIAS=True, PAD=attention.pads, SOFT=attention.soft, DBIAS=one_tile,
+        VEC=vector_length(dtype, D), GVEC=vector_length(dtype, D), ACC=tl.float32, PREC=precision,
+        **{f"stride_{tensor}d": 1 for tensor in ("q", "k", "v", "g", "dq", "dk", "dv")},
         **tile.settings,
-    )
+    )  # fmt: skip
     options = {name: constexprs.pop(name) for name in compile_options(1)}
     known = {name: value for name, value in constexprs.items() if name in kernel.arg_names}
     return Case.of(f"{part}, {attention}, {short(dtype)} {precision}", kernel, options, dtype, known, **FLOAT32)
@@ -122,11 +108,11 @@ def case_of(part: str, attention: Attention, product: tuple[Any, str], tile: Til
 def _bias_cases(window: int) -> list[Case]:
     """The kernels before and after that of all gradients, which know neither products nor channels."""
     side, tokens = window, window**2
-    constexprs = dict(WY=side, WX=side, RY=side, RX=side, PY=1, PX=1, QY=1, QX=1, N=1)
+    constexprs = dict(WINDOW_Y=side, WINDOW_X=side, REACH_Y=side, REACH_X=side, P_Y=1, P_X=1, Q_Y=1, Q_X=1, N=1)
     table = Case.of(
-        f"table gradient, window {side}", gradients.table_gradient_kernel, TABLE_GRADIENT, torch.float32, constexprs
+        f"table gradient, window {side}", kernels.table_gradient_kernel, TABLE_GRADIENT, torch.float32, constexprs
     )
     if tokens > SMALL:
         return [table]
-    constexprs = dict(WX=side, KX=side, SQ=tokens, SK=tokens, N=1, BLOCK_M=64, BLOCK_N=64)
-    return [table, Case.of(f"bias, window {side}", gradients.expand_bias_kernel, EXPAND, torch.float32, constexprs)]
+    constexprs = dict(WINDOW_X=side, CORE_X=side, QUERIES=tokens, KEYS=tokens, N=1, BLOCK_M=64, BLOCK_N=64)
+    return [table, Case.of(f"bias, window {side}", kernels.expand_bias_kernel, EXPAND, torch.float32, constexprs)]

@@ -141,7 +141,7 @@ def test_settings_of_the_cards(
     card: str, product: tuple[torch.dtype, str], shape: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The launch table's own tiles: several windows a tile, one, several tiles a window, a halo; fused and split."""
-    monkeypatch.setattr("msformer_fast.kernels.cross_scale_attention_table.target_of", lambda device: card)
+    monkeypatch.setattr("msformer_fast.kernels.cross_scale_attention.target_of", lambda device: card)
     dtype, precision = product
     check(draw(**shape, batch=1, heads=1, dtype=dtype, precision=precision), 2e-5 if product == SINGLE else 0.03)
 
