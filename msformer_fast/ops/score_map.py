@@ -126,11 +126,9 @@ def map_norm(norm: BatchNorm | None) -> MapNorm | None:
 
 def norm_gradients(found: tuple[Tensor, Tensor] | None, norm: BatchNorm | None) -> list[Tensor]:
     """Of a batch norm's weight and bias, in their dtypes; copies, as a registered op's results may not alias."""
-    return (
-        []
-        if found is None or norm is None
-        else [d.to(v.dtype, copy=True) for d, v in zip(found, norm[:2], strict=True)]
-    )
+    if found is None or norm is None:
+        return []
+    return [found[0].to(norm.weight.dtype, copy=True), found[1].to(norm.bias.dtype, copy=True)]
 
 
 def _forward(
