@@ -15,6 +15,7 @@ from .conftest import ROOT
 
 pytest.importorskip("triton")
 STEP = re.compile(r"\*\*\d\. [^`]*`([\w/]+\.py)`.*?```python\n(.*?)```", re.DOTALL)
+ROW = re.compile(r"^\| `([\w/<>]+\.\w+)` \|", re.MULTILINE)
 
 
 def run(folder: Path, *command: str, **variables: str) -> None:
@@ -32,16 +33,20 @@ def test_a_new_op_by_the_book(tmp_path: Path) -> None:
     # What an editable install maps: the copy's own kernels as msformer_fast.kernels.
     (tmp_path / "msformer_fast" / "kernels").symlink_to(tmp_path / "kernels")
 
-    steps = STEP.findall((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
-    assert len(steps) == 5
+    book = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    book = book[book.index("## How to add an op") :]
+    steps = STEP.findall(book)
+    files = [name.replace("<op>", "token_energy") for name in ROW.findall(book[: book.index("**1. ")])]
+    assert files == [*(name for name, _ in steps), "benchmarks/compiled/token_energy.csv"]
+    assert len(files) <= 8
     for name, code in steps:
         path = tmp_path / name
         path.write_text((path.read_text() + "\n\n" if path.exists() else "") + code, encoding="utf-8")
-    with open(tmp_path / "msformer_fast/ops/__init__.py", "a") as file:
-        file.write("\nfrom msformer_fast.ops.token_energy import token_energy\n")
 
-    run(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/ops/test_contract.py", "-k", "token_energy")
+    tests = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "token_energy")
+    run(tmp_path, *tests, "tests/ops/test_contract.py", "tests/ops/test_identities.py", "tests/test_transforms.py")
     gate = ("-m", "tests.harness.aot_table", "token_energy", "--small", "--targets", "sm_90")
     run(tmp_path, *gate, "--write", TRITON_INTERPRET="0")
     assert (tmp_path / "benchmarks/compiled/token_energy.csv").read_text().count("sm_90") == 4
     run(tmp_path, *gate, TRITON_INTERPRET="0")
+    run(tmp_path, *tests[:-2], "tests/aot/test_gate.py", "-k", "every_kernel_module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 from msformer_fast.dtypes import sum_dtype
 from msformer_fast.identities import patch_embedding as identity
 from msformer_fast.ops.backend import choose, runs_in_strips, why_not_torch, why_not_triton
-from msformer_fast.ops.launch import in_strips, launching
+from msformer_fast.ops.registration import register
 from msformer_fast.ops.shapes import Shapes
 
 OP = "batch_statistics"
@@ -50,16 +49,6 @@ def check_batch_norm(shapes: Shapes, name: str, norm: BatchNorm | None) -> None:
         shapes(f"{name}.{field}", getattr(norm, field), "C")
 
 
-def packed(norm: BatchNorm | None) -> tuple[list[Tensor], float]:
-    """A batch norm as a registered op takes it."""
-    return ([], 0.0) if norm is None else ([norm.weight, norm.bias, norm.mean, norm.var], norm.eps)
-
-
-def packed_gradients(found: Sequence[Tensor]) -> list[Tensor | None]:
-    """Of a packed batch norm, from its weight's and bias's: none for mean and var, as the map's holds their part."""
-    return [*found, None, None] if found else []
-
-
 def batch_statistics(x: Tensor, *, backend: str | None = None) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of every channel of ``x`` (B, H, W, C) over batch and pixels, without a gradient.
 
@@ -88,19 +77,18 @@ def batch_statistics(x: Tensor, *, backend: str | None = None) -> tuple[Tensor, 
     return mean, var
 
 
-@torch.library.custom_op("msformer_fast::batch_statistics", mutates_args=())
-def statistics(x: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance (K) of ``x`` (B, K, H, W), any strides; float32 or better; zeros of an empty batch."""
+def _statistics(x: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     if backend == "torch":
-        with in_strips("batch_statistics", x):
-            return identity.batch_statistics(x)
-    from msformer_fast.kernels.batch_statistics import batch_statistics as kernels
+        return identity.batch_statistics(x)
+    from msformer_fast.kernels.batch_statistics import batch_statistics as launch
 
-    with launching("batch_statistics", x):
-        return kernels(x)
+    return launch(x)
 
 
-@statistics.register_fake
-def _(x: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+def _shapes(x: Tensor) -> tuple[Tensor, Tensor]:
     mean = x.new_empty(x.shape[1], dtype=sum_dtype(x.dtype))
     return mean, torch.empty_like(mean)
+
+
+#: Mean and biased variance (K) of (B, K, H, W), any strides, by a backend; float32 or better; zeros of an empty batch.
+statistics = register(OP, forward=_statistics, outputs=("mean", "var"), shapes=_shapes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,8 +11,7 @@ from msformer_fast.dtypes import label_dtype, sum_dtype
 from msformer_fast.errors import InputError
 from msformer_fast.identities import clustering_loss as identity
 from msformer_fast.ops.backend import choose, over_limit, runs_in_strips, why_not_torch, why_not_triton
-from msformer_fast.ops.double_backward import differentiable_gradients, refuse_double_backward, wants_double_backward
-from msformer_fast.ops.launch import in_strips, launching
+from msformer_fast.ops.registration import register
 from msformer_fast.ops.shapes import Shapes
 from msformer_fast.reference.clustering_loss import clustering_loss as _reference
 
@@ -61,7 +59,7 @@ def clustering_loss(
         return _reference(logits, cluster_dim, reduction)
     if chosen == "torch" and not runs_in_strips(logits):
         return identity.clustering_loss(logits, cluster_dim, reduction)
-    loss, labels, label_count = _forward(logits, reduction, cluster_dim, chosen)
+    loss, labels, label_count = _registered(logits, reduction, cluster_dim, chosen)
     return loss, labels, label_count
 
 
@@ -69,66 +67,44 @@ def _why_not_triton(logits: Tensor, clusters: int) -> str | None:
     return over_limit(OP, ("clusters", clusters, MAX_CLUSTERS)) or why_not_triton(OP, logits)
 
 
-@torch.library.custom_op("msformer_fast::clustering_loss", mutates_args=())
-def _forward(logits: Tensor, reduction: str, cluster_dim: int, backend: str) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(logits: Tensor, reduction: str, cluster_dim: int, backend: str) -> tuple[Tensor, ...]:
     if backend == "torch":
-        with in_strips("clustering_loss.forward", logits):
-            return identity.clustering_loss_forward(logits, reduction, cluster_dim)
+        return identity.clustering_loss_forward(logits, reduction, cluster_dim)
     from msformer_fast.kernels.clustering_loss import clustering_loss_forward
 
-    with launching("clustering_loss.forward", logits):
-        return clustering_loss_forward(logits, reduction, cluster_dim)
+    return clustering_loss_forward(logits, reduction, cluster_dim)
 
 
-@_forward.register_fake
-def _(logits: Tensor, reduction: str, cluster_dim: int, backend: str) -> tuple[Tensor, Tensor, Tensor]:
-    shape = list(logits.shape)
-    clusters = shape.pop(cluster_dim)
-    return fake_results(logits, shape, clusters, reduction)
-
-
-def fake_results(like: Tensor, shape: Sequence[int], clusters: int, reduction: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Empty loss, labels (of ``shape``) and label count (of its first axis), for tracing."""
-    loss = like.new_empty(shape if reduction == "none" else (), dtype=sum_dtype(like.dtype))
-    count = like.new_empty(shape[0], dtype=torch.int32)
-    return loss, like.new_empty(shape, dtype=label_dtype(clusters)), count
-
-
-@torch.library.custom_op("msformer_fast::clustering_loss_backward", mutates_args=())
 def _backward(
     grad_loss: Tensor, logits: Tensor, labels: Tensor, reduction: str, cluster_dim: int, backend: str
 ) -> Tensor:
     if backend == "torch":
-        with in_strips("clustering_loss.backward", logits):
-            return identity.clustering_loss_backward(grad_loss, logits, labels, reduction, cluster_dim)
+        return identity.clustering_loss_backward(grad_loss, logits, labels, reduction, cluster_dim)
     from msformer_fast.kernels.clustering_loss import clustering_loss_backward
 
-    with launching("clustering_loss.backward", logits):
-        return clustering_loss_backward(logits, grad_loss, reduction, cluster_dim)
+    return clustering_loss_backward(logits, grad_loss, reduction, cluster_dim)
 
 
-@_backward.register_fake
-def _(grad_loss: Tensor, logits: Tensor, labels: Tensor, reduction: str, cluster_dim: int, backend: str) -> Tensor:
-    return torch.empty_like(logits)
+def _shapes(logits: Tensor, reduction: str, cluster_dim: int) -> tuple[Tensor, ...]:
+    pixels = list(logits.shape)
+    clusters = pixels.pop(cluster_dim)
+    return empty_results(logits, pixels, clusters, reduction)
 
 
-refuse_double_backward(OP, _backward)
+def empty_results(like: Tensor, pixels: Sequence[int], clusters: int, reduction: str) -> tuple[Tensor, ...]:
+    """Loss, labels (B, ...) and label count (B) of scores of this shape without clusters, for tracing."""
+    loss = like.new_empty(pixels if reduction == "none" else (), dtype=sum_dtype(like.dtype))
+    labels = like.new_empty(pixels, dtype=label_dtype(clusters))
+    return loss, labels, like.new_empty(pixels[0], dtype=torch.int32)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    logits, ctx.reduction, ctx.cluster_dim, ctx.backend = inputs
-    ctx.save_for_backward(logits, output[1])
-
-
-def _differentiate(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, None, None, None]:
-    logits, labels = ctx.saved_tensors
-    reduction, cluster_dim = ctx.reduction, ctx.cluster_dim
-    if ctx.backend == "torch" and wants_double_backward():
-        (d_logits,) = differentiable_gradients(
-            lambda x: identity.clustering_loss(x, cluster_dim, reduction)[:1], [logits], [grad_loss]
-        )
-        return d_logits, None, None, None
-    return _backward(grad_loss, logits, labels, reduction, cluster_dim, ctx.backend), None, None, None
-
-
-_forward.register_autograd(_differentiate, setup_context=_setup_context)
+_registered = register(
+    OP,
+    forward=_forward,
+    outputs=("loss", "labels", "label_count"),
+    shapes=_shapes,
+    backward=_backward,
+    gradients=["logits"],
+    gradient_shapes=lambda logits: torch.empty_like(logits),
+    expression=identity.clustering_loss,
+)

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from msformer_fast.dtypes import sum_dtype
 from msformer_fast.errors import InputError
 from msformer_fast.identities.cross_scale_attention import cross_scale_attention as _identity
 from msformer_fast.ops.backend import choose, over_limit, why_not_torch, why_not_triton
-from msformer_fast.ops.double_backward import refuse_double_backward
-from msformer_fast.ops.launch import launching
-from msformer_fast.ops.optional_tensors import pack
 from msformer_fast.ops.precision import cast_product, input_precision
+from msformer_fast.ops.registration import contiguous_like, register
 from msformer_fast.ops.shapes import Shapes
 from msformer_fast.reference.cross_scale_attention import cross_scale_attention as _reference
 from msformer_fast.windows import Windows, windows_of
@@ -128,7 +125,7 @@ def cross_scale_attention(
         return _identity(*_unpacked(maps), windows, scale, seam, bias, pad_k, pad_v)
     y, x = windows.y, windows.x
     sides = (y.window, x.window), (y.halo, x.halo), (y.shift, x.shift)
-    return _forward(maps, bias, pad_k, pad_v, *sides, scale, float(seam), outside, order)[0]
+    return _registered(maps, bias, pad_k, pad_v, Options(*sides, scale, float(seam), outside, order))[0]
 
 
 def _check_maps(shapes: Shapes, q: Tensor, k: Tensor | None, v: Tensor | None) -> list[Tensor]:
@@ -181,134 +178,66 @@ def _why_not_triton(width: int, maps: list[Tensor], bias: Tensor | None, *pads: 
     return why_not_triton(OP, *cast) or (None if bias is None else why_not_triton(OP, bias))
 
 
-@torch.library.custom_op("msformer_fast::cross_scale_attention", mutates_args=())
+class Options(NamedTuple):
+    """The plain values of a call; sides as (height, width)."""
+
+    window: Sequence[int]
+    halo: Sequence[int]
+    shift: Sequence[int]
+    scale: float
+    seam: float
+    outside: str
+    order: str
+
+    def windows(self, q: Tensor, k: Tensor) -> Windows:
+        sides = self.window, self.halo, self.shift
+        return windows_of(OP, q.shape[1:3], k.shape[1:3], *sides, self.outside, self.order)
+
+
 def _forward(
-    maps: Sequence[Tensor],
-    bias: Tensor | None,
-    pad_k: Tensor | None,
-    pad_v: Tensor | None,
-    window: Sequence[int],
-    halo: Sequence[int],
-    shift: Sequence[int],
-    scale: float,
-    seam: float,
-    outside: str,
-    order: str,
+    maps: Sequence[Tensor], bias: Tensor | None, pad_k: Tensor | None, pad_v: Tensor | None, options: Options
 ) -> tuple[Tensor, Tensor]:
     """The result, and the scores' logarithms of sums of powers of 2, (B, heads, Hq, Wq)."""
     from msformer_fast.kernels.cross_scale_attention import cross_scale_attention_forward
 
     q, k, v = _unpacked(maps)
-    windows = windows_of(OP, q.shape[1:3], k.shape[1:3], window, halo, shift, outside, order)
-    with launching("cross_scale_attention.forward", q):
-        return cross_scale_attention_forward(
-            q, k, v, windows, scale, seam, bias, pad_k, pad_v, input_precision(q.dtype)
-        )
+    shape = options.windows(q, k), options.scale, options.seam
+    return cross_scale_attention_forward(q, k, v, *shape, bias, pad_k, pad_v, input_precision(q.dtype))
 
 
-@_forward.register_fake
-def _(
-    maps: Sequence[Tensor],
-    bias: Tensor | None,
-    pad_k: Tensor | None,
-    pad_v: Tensor | None,
-    window: Sequence[int],
-    halo: Sequence[int],
-    shift: Sequence[int],
-    scale: float,
-    seam: float,
-    outside: str,
-    order: str,
-) -> tuple[Tensor, Tensor]:
-    q, _, _ = _unpacked(maps)
-    batch, height, width, heads, _ = q.shape
-    return q.new_empty(q.shape), q.new_empty((batch, heads, height, width), dtype=sum_dtype(q.dtype))
-
-
-@torch.library.custom_op("msformer_fast::cross_scale_attention_backward", mutates_args=())
 def _backward(
-    grad: Tensor,
+    grad_y: Tensor,
     maps: Sequence[Tensor],
     bias: Tensor | None,
     pad_k: Tensor | None,
     pad_v: Tensor | None,
-    out: Tensor,
+    y: Tensor,
     lse: Tensor,
-    window: Sequence[int],
-    halo: Sequence[int],
-    shift: Sequence[int],
-    scale: float,
-    seam: float,
-    outside: str,
-    order: str,
-) -> list[Tensor]:
-    """Gradients of the maps, as they were given, and of bias, pad_k and pad_v, those that are there."""
+    options: Options,
+) -> list[Tensor | None]:
+    """Gradients of the maps, as they were given, and of bias, pad_k and pad_v."""
     from msformer_fast.kernels.cross_scale_attention import cross_scale_attention_backward
 
     q, k, v = _unpacked(maps)
-    windows = windows_of(OP, q.shape[1:3], k.shape[1:3], window, halo, shift, outside, order)
-    results = [value.new_empty(value.shape) for value in maps]
-    with launching("cross_scale_attention.backward", q):
-        found = cross_scale_attention_backward(
-            grad,
-            q,
-            k,
-            v,
-            out,
-            lse,
-            windows,
-            scale,
-            seam,
-            bias,
-            pad_k,
-            pad_v,
-            input_precision(q.dtype),
-            into=_unpacked(results),
-        )
-    return results + pack((found.bias, found.pad_k, found.pad_v))[0]
+    d_maps = [contiguous_like(value) for value in maps]
+    shape = options.windows(q, k), options.scale, options.seam
+    found = cross_scale_attention_backward(
+        grad_y, q, k, v, y, lse, *shape, bias, pad_k, pad_v, input_precision(q.dtype), into=_unpacked(d_maps)
+    )
+    return [*d_maps, found.bias, found.pad_k, found.pad_v]
 
 
-@_backward.register_fake
-def _(
-    grad: Tensor,
-    maps: Sequence[Tensor],
-    bias: Tensor | None,
-    pad_k: Tensor | None,
-    pad_v: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    window: Sequence[int],
-    halo: Sequence[int],
-    shift: Sequence[int],
-    scale: float,
-    seam: float,
-    outside: str,
-    order: str,
-) -> list[Tensor]:
-    return [value.new_empty(value.shape) for value in (*maps, bias, pad_k, pad_v) if value is not None]
+def _shapes(maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    q, _, _ = _unpacked(maps)
+    batch, height, width, heads, _ = q.shape
+    return contiguous_like(q), q.new_empty((batch, heads, height, width), dtype=sum_dtype(q.dtype))
 
 
-refuse_double_backward(OP, _backward)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    maps, bias, pad_k, pad_v, *ctx.options = inputs
-    others, ctx.present = pack((bias, pad_k, pad_v))
-    ctx.maps = len(maps)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*output, *maps, *others)
-
-
-def _differentiate(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
-    nothing = (None,) * len(ctx.options)
-    if grad is None:
-        return [None] * ctx.maps, None, None, None, *nothing
-    out, lse, *saved = ctx.saved_tensors
-    maps, given = saved[: ctx.maps], iter(saved[ctx.maps :])
-    others = [next(given) if there else None for there in ctx.present]
-    found = _backward(grad, maps, *others, out, lse, *ctx.options)
-    rest = iter(found[ctx.maps :])
-    return found[: ctx.maps], *(next(rest) if there else None for there in ctx.present), *nothing
-
-
-_forward.register_autograd(_differentiate, setup_context=_setup_context)
+_registered = register(
+    OP,
+    forward=_forward,
+    outputs=("y", "lse"),
+    shapes=_shapes,
+    backward=_backward,
+    gradients=["maps bias pad_k pad_v"],
+)

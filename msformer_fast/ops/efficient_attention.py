@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,12 +12,10 @@ from msformer_fast.errors import InputError
 from msformer_fast.identities import efficient_attention as identity
 from msformer_fast.identities.efficient_attention import Options, Parameters, Saved
 from msformer_fast.ops.backend import choose, over_limit, runs_in_strips, why_not_torch, why_not_triton
-from msformer_fast.ops.batch_norm import BatchNorm, check_batch_norm, packed, packed_gradients
-from msformer_fast.ops.double_backward import differentiable_gradients, refuse_double_backward, wants_double_backward
-from msformer_fast.ops.launch import in_strips, launching
+from msformer_fast.ops.batch_norm import BatchNorm, check_batch_norm
 from msformer_fast.ops.memory import check_memory, is_kept, lean
-from msformer_fast.ops.optional_tensors import pack, unpack
 from msformer_fast.ops.precision import autocast_dtype, input_precision
+from msformer_fast.ops.registration import contiguous_like, register
 from msformer_fast.ops.shapes import Shapes
 from msformer_fast.reference.efficient_attention import efficient_attention as _reference
 
@@ -66,9 +63,10 @@ def efficient_attention(
         eps: added to the variance by the LayerNorm.
         batch_norm: read ``x`` through this batch norm by its own statistics, residual included: ``x`` above is then
             the normed map. Gradients go to the map before it and to the batch norm's weight and bias.
-        memory: of the ``"torch"`` backend: ``"fast"`` keeps keys and queries for the backward, ``"lean"`` makes them
-            again there. The kernels always do: they keep ``x`` (with ``batch_norm`` also the normed map), maximum and
-            sum of the softmax over positions, and two matrices of (B, Ck, C). The reference always keeps all.
+        memory: of the ``"torch"`` backend: ``"fast"`` keeps keys and queries for the backward, ``"lean"``
+            recomputes them there. The kernels always do: they keep ``x`` (with ``batch_norm`` also the normed map),
+            maximum and sum of the softmax over positions, and two matrices of (B, Ck, C). The reference always keeps
+            all.
         backend: ``"triton"`` (C, Ck and Cv at most 256), ``"torch"``, ``"reference"`` or ``None`` for the fastest that
             can run.
 
@@ -95,7 +93,6 @@ def efficient_attention(
     shapes("norm_weight", norm_weight, "C")
     shapes("norm_bias", norm_bias, "C")
     check_batch_norm(shapes, "batch_norm", batch_norm)
-    normed_by, bn_eps = packed(batch_norm)
     if heads < 1 or shapes["Ck"] % heads or shapes["Cv"] % heads:
         raise InputError(
             f"efficient_attention: heads must be at least 1 and divide the key width {shapes['Ck']} and the "
@@ -118,23 +115,20 @@ def efficient_attention(
     )
     options = Options(heads, norm, residual, eps)
     refusals = {
-        "triton": lambda: _why_not_triton(x, *parameters, *normed_by[:2]),
+        "triton": lambda: _why_not_triton(x, *parameters, *(batch_norm or ())[:2]),
         "torch": lambda: why_not_torch(OP, x, *parameters),
     }
     chosen = choose(OP, backend, x.device, refusals)
-    tensors, present = pack(parameters)
     if chosen == "triton":
-        y, context, *_ = _forward(
-            x, tensors, present, *options, normed_by, bn_eps, _products_dtype(x), keep=False, backend=chosen
-        )
+        y, context, *_ = _registered(x, parameters, options, batch_norm, _products_dtype(x), False, chosen)
         return y, context
     x = x if batch_norm is None else batch_norm.apply(x)
     if chosen == "reference":
         return _reference(x, *parameters, *options)
     if not runs_in_strips(x):
         return lean(memory, identity.efficient_attention, x, parameters, options)
-    keep = is_kept(memory, x, *tensors)
-    y, context, *_ = _forward(x, tensors, present, *options, [], 0.0, x.dtype, keep=keep, backend=chosen)
+    keep = is_kept(memory, x, *parameters)
+    y, context, *_ = _registered(x, parameters, options, None, x.dtype, keep, chosen)
     return y, context
 
 
@@ -151,168 +145,113 @@ def _why_not_triton(x: Tensor, *others: Tensor | None) -> str | None:
     refusal = over_limit(OP, ("channels", widest, MAX_CHANNELS))
     if refusal is not None:
         return refusal
-    wide = any(tensor is not None and tensor.dtype == torch.float64 for tensor in (x, *others))
-    if autocast_dtype(x.device) is None or wide:
+    double = any(tensor is not None and tensor.dtype == torch.float64 for tensor in (x, *others))
+    if autocast_dtype(x.device) is None or double:
         return why_not_triton(OP, x, *others)
     return why_not_triton(OP, x) or why_not_triton(OP, *others)
 
 
-@torch.library.custom_op("msformer_fast::efficient_attention", mutates_args=())
+class Kept(NamedTuple):
+    """What the backward reads beside the forward's arguments: of the kernels what the names say, the normed map empty
+    without a batch norm; of ``"torch"`` the four tensors of :class:`Saved`, and an empty one."""
+
+    maximum: Tensor
+    gathered: Tensor
+    total: Tensor
+    folded: Tensor
+    normed: Tensor
+
+
 def _forward(
     x: Tensor,
-    parameters: Sequence[Tensor],
-    present: Sequence[bool],
-    heads: int,
-    norm: bool,
-    residual: bool,
-    eps: float,
-    batch_norm: Sequence[Tensor],
-    bn_eps: float,
+    parameters: Parameters,
+    options: Options,
+    batch_norm: BatchNorm | None,
     products: torch.dtype,
     keep: bool,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The result, the context, and what the backward reads: the four tensors of :class:`Saved` and an empty one, or
-    maximum, G, sum and M of the kernels and the normed map, empty without a batch norm."""
-    given, options = unpack(Parameters, parameters, present), Options(heads, norm, residual, eps)
+) -> tuple[Tensor, ...]:
+    """The result, the context, and the fields of :class:`Kept`."""
     if backend == "torch":
-        with in_strips("efficient_attention.forward", x):
-            y, context, saved = identity.efficient_attention_forward(x, given, options, keep)
-            return y, context, *saved, x.new_empty(0)
+        y, context, saved = identity.efficient_attention_forward(x, parameters, options, keep)
+        return y, context, *saved, x.new_empty(0)
     from msformer_fast.kernels.efficient_attention import efficient_attention_forward
 
-    with launching("efficient_attention.forward", x):
-        y, context, saved = efficient_attention_forward(
-            x, given, *options, products, input_precision(products), tuple(batch_norm), bn_eps
-        )
-        return y, context, *saved
+    precision, norm = input_precision(products), _launched(batch_norm)
+    y, context, kept = efficient_attention_forward(x, parameters, *options, products, precision, *norm)
+    return y, context, *kept
 
 
-@_forward.register_fake
-def _(
-    x: Tensor,
-    parameters: Sequence[Tensor],
-    present: Sequence[bool],
-    heads: int,
-    norm: bool,
-    residual: bool,
-    eps: float,
-    batch_norm: Sequence[Tensor],
-    bn_eps: float,
-    products: torch.dtype,
-    keep: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    p = unpack(Parameters, parameters, present)
-    batch, height, width, channels = x.shape
-    keys, values = p.key_weight.shape[0], p.value_weight.shape[0]
-
-    def empty(*shape: int) -> Tensor:
-        return x.new_empty(shape, dtype=sum_dtype(x.dtype))
-
-    context = x.new_empty((batch, heads, keys // heads, values // heads), dtype=products)
-    y = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, products) if residual else products)
-    if backend == "triton":
-        normed = x.new_empty(x.shape if batch_norm else (0,))
-        inner = empty(batch, keys), empty(batch, keys, channels), empty(batch, keys), empty(batch, keys, channels)
-        return y, context, *inner, normed
-    wide = (batch, height * width, keys) if keep else (0,)
-    saved = empty(batch, keys), empty(batch, keys, channels), empty(*wide), empty(*wide)
-    return y, context, *saved, x.new_empty(0)
+def _launched(batch_norm: BatchNorm | None) -> tuple[tuple[Tensor, ...], float]:
+    """A batch norm as the kernels' launchers take it."""
+    return ((), 0.0) if batch_norm is None else (batch_norm[:4], batch_norm.eps)
 
 
-@torch.library.custom_op("msformer_fast::efficient_attention_backward", mutates_args=())
 def _backward(
     grad_y: Tensor,
     grad_context: Tensor | None,
     x: Tensor,
-    parameters: Sequence[Tensor],
-    present: Sequence[bool],
-    heads: int,
-    norm: bool,
-    residual: bool,
-    eps: float,
-    batch_norm: Sequence[Tensor],
-    bn_eps: float,
+    parameters: Parameters,
+    options: Options,
+    batch_norm: BatchNorm | None,
     products: torch.dtype,
-    saved: Sequence[Tensor],
+    kept: Kept,
     backend: str,
-) -> tuple[Tensor, list[Tensor]]:
-    """Gradients of x, of every parameter that is there, and of the batch norm's weight and bias if there is one."""
-    given, options = unpack(Parameters, parameters, present), Options(heads, norm, residual, eps)
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Gradients of x, and of the parameters and the batch norm's weight and bias."""
     if backend == "torch":
         if grad_context is None:
-            widths = given.key_weight.shape[0] // heads, given.value_weight.shape[0] // heads
-            grad_context = x.new_zeros((x.shape[0], heads, *widths))
-        with in_strips("efficient_attention.backward", x):
-            d_x, gradients = identity.efficient_attention_backward(
-                grad_y, grad_context, x, given, options, Saved(*saved[:4])
-            )
-            return d_x, pack(gradients)[0]
+            widths = parameters.key_weight.shape[0], parameters.value_weight.shape[0]
+            grad_context = x.new_zeros((x.shape[0], options.heads, *(width // options.heads for width in widths)))
+        saved = Saved(*kept[:4])
+        d_x, d_parameters = identity.efficient_attention_backward(grad_y, grad_context, x, parameters, options, saved)
+        return d_x, [*d_parameters]
     from msformer_fast.kernels.efficient_attention import efficient_attention_backward
 
-    with launching("efficient_attention.backward", x):
-        precision = input_precision(products)
-        d_x, gradients, d_batch_norm = efficient_attention_backward(
-            grad_y, grad_context, x, given, *options, products, tuple(saved), precision, tuple(batch_norm), bn_eps
-        )
-        return d_x, pack(gradients)[0] + list(d_batch_norm)
-
-
-@_backward.register_fake
-def _(
-    grad_y: Tensor,
-    grad_context: Tensor | None,
-    x: Tensor,
-    parameters: Sequence[Tensor],
-    present: Sequence[bool],
-    heads: int,
-    norm: bool,
-    residual: bool,
-    eps: float,
-    batch_norm: Sequence[Tensor],
-    bn_eps: float,
-    products: torch.dtype,
-    saved: Sequence[Tensor],
-    backend: str,
-) -> tuple[Tensor, list[Tensor]]:
-    return x.new_empty(x.shape), [value.new_empty(value.shape) for value in (*parameters, *batch_norm[:2])]
-
-
-refuse_double_backward(OP, _backward)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, parameters, ctx.present, *options, batch_norm, ctx.bn_eps, ctx.products, _, ctx.backend = inputs
-    ctx.like_y = output[0].shape, output[0].dtype
-    ctx.context_shape = output[1].shape
-    ctx.options = Options(*options)
-    ctx.set_materialize_grads(False)  # no zeros for the wide maps, which nobody differentiates
-    ctx.batch_norm = len(batch_norm)
-    ctx.save_for_backward(x, *output[2:], *batch_norm, *parameters)
-
-
-def _differentiate(ctx: Any, grad_y: Tensor | None, grad_context: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
-    x, *others = ctx.saved_tensors
-    saved, batch_norm, parameters = others[:5], others[5 : 5 + ctx.batch_norm], others[5 + ctx.batch_norm :]
-    if grad_y is None:
-        shape, dtype = ctx.like_y
-        grad_y = x.new_zeros(shape, dtype=dtype)
-    options, present, backend = ctx.options, ctx.present, ctx.backend
-    nothing = (None,) * (len(options) + 1)
-    if backend == "torch" and wants_double_backward():
-        grad_context = x.new_zeros(ctx.context_shape) if grad_context is None else grad_context
-        d_x, *found = differentiable_gradients(
-            lambda x, *given: identity.efficient_attention(x, unpack(Parameters, given, present), options),
-            [x, *parameters],
-            [grad_y, grad_context],
-        )
-        return d_x, found, *nothing, [], None, None, None, None
-    d_x, gradients = _backward(
-        grad_y, grad_context, x, parameters, present, *options, batch_norm, ctx.bn_eps, ctx.products, saved, backend
+    precision, norm = input_precision(products), _launched(batch_norm)
+    d_x, d_parameters, d_norm = efficient_attention_backward(
+        grad_y, grad_context, x, parameters, *options, products, tuple(kept), precision, *norm
     )
-    gradients, d_batch_norm = gradients[: len(parameters)], gradients[len(parameters) :]
-    return d_x, gradients, *nothing, packed_gradients(d_batch_norm), None, None, None, None
+    return d_x, [*d_parameters, *d_norm]
 
 
-_forward.register_autograd(_differentiate, setup_context=_setup_context)
+def _shapes(
+    x: Tensor,
+    parameters: Parameters,
+    options: Options,
+    batch_norm: BatchNorm | None,
+    products: torch.dtype,
+    keep: bool,
+    backend: str,
+) -> tuple[Tensor, ...]:
+    (batch, height, width, channels), heads = x.shape, options.heads
+    keys, values = parameters.key_weight.shape[0], parameters.value_weight.shape[0]
+
+    def sums(*shape: int) -> Tensor:
+        return x.new_empty(shape, dtype=sum_dtype(x.dtype))
+
+    y = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, products) if options.residual else products)
+    context = x.new_empty((batch, heads, keys // heads, values // heads), dtype=products)
+    first = sums(batch, keys), sums(batch, keys, channels)
+    if backend == "triton":
+        normed = x.new_empty(0 if batch_norm is None else x.shape)
+        return y, context, *first, sums(batch, keys), sums(batch, keys, channels), normed
+    tokens = (batch, height * width, keys) if keep else (0,)
+    return y, context, *first, sums(*tokens), sums(*tokens), x.new_empty(0)
+
+
+def _gradient_shapes(x: Tensor, parameters: Parameters, batch_norm: BatchNorm | None) -> tuple[Tensor, list[Tensor]]:
+    given = (*parameters, *(batch_norm or ())[:2])
+    return contiguous_like(x), [contiguous_like(value) for value in given if value is not None]
+
+
+_registered = register(
+    OP,
+    forward=_forward,
+    outputs=("y", "context", *Kept._fields),
+    shapes=_shapes,
+    backward=_backward,
+    gradients=["x", "parameters batch_norm"],
+    gradient_shapes=_gradient_shapes,
+    expression=identity.efficient_attention,
+)

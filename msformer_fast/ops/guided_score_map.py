@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from msformer_fast.dtypes import label_dtype, sum_dtype
 from msformer_fast.ops.backend import choose, over_limit, why_not_torch
-from msformer_fast.ops.batch_norm import BatchNorm, batch_statistics, packed, packed_gradients
+from msformer_fast.ops.batch_norm import BatchNorm, batch_statistics
 from msformer_fast.ops.clustering_loss import clustering_loss
-from msformer_fast.ops.double_backward import refuse_double_backward
-from msformer_fast.ops.launch import launching
 from msformer_fast.ops.patch_embedding import check_patches, patch_embedding
 from msformer_fast.ops.precision import cast_product, input_precision
-from msformer_fast.ops.score_map import check_shapes, map_norm, norm_gradients, score_map, why_not
+from msformer_fast.ops.registration import contiguous_like, register
+from msformer_fast.ops.score_map import check_shapes, map_norm, norm_gradients, norms_like, score_map, why_not
 
 OP = "guided_score_map"
 MAX_CLUSTERS, MAX_WIDTH = 256, 256
@@ -90,8 +88,8 @@ def guided_score_map(
     }
     chosen = choose(OP, backend, fine.device, refusals)
     if chosen == "triton":
-        made = _forward(*given, *packed(coarse_norm), *packed(fine_norm), *affine, patch, eps)
-        return GuidedScores(*made[:8])
+        made = _registered(*given, coarse_norm, fine_norm, *affine, patch, eps)
+        return GuidedScores(*made[: len(GuidedScores._fields)])
     logits = score_map(
         coarse, fine, up_weight, head_weight, coarse_norm=coarse_norm, fine_norm=fine_norm, backend=chosen
     ).permute(0, 3, 1, 2)
@@ -110,74 +108,46 @@ def _why_not_triton(patch_weight: Tensor, patch_bias: Tensor | None, *head: Tens
     return over_limit(OP, *limits) or why_not(OP, *head, patch_weight, *bias)
 
 
-@torch.library.custom_op("msformer_fast::guided_score_map", mutates_args=())
 def _forward(
     coarse: Tensor,
     fine: Tensor,
     up_weight: Tensor,
     head_weight: Tensor,
-    coarse_norm: Sequence[Tensor],
-    coarse_eps: float,
-    fine_norm: Sequence[Tensor],
-    fine_eps: float,
+    coarse_norm: BatchNorm | None,
+    fine_norm: BatchNorm | None,
     patch_weight: Tensor,
     patch_bias: Tensor | None,
     norm_weight: Tensor,
     norm_bias: Tensor,
     patch: int,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """The fields of :class:`GuidedScores`, 1 / standard deviation of the logits, and two numbers of every pixel."""
     from msformer_fast.kernels.patch_embedding import patch_embedding_forward
     from msformer_fast.kernels.score_map import score_map_forward
 
-    with launching("guided_score_map.forward", fine):
-        norms, precision = (
-            (map_norm(coarse_norm, coarse_eps), map_norm(fine_norm, fine_eps)),
-            input_precision(fine.dtype),
-        )
-        logits, gathered = score_map_forward(coarse, fine, up_weight, head_weight, *norms, precision, eps)
-        assert gathered is not None
-        logits = logits.permute(0, 3, 1, 2)
-        queries, keys = patch_embedding_forward(
-            logits, gathered.mean, gathered.rstd, norm_weight, norm_bias, patch_weight, patch_bias, patch, precision
-        )
-    found = gathered.loss, queries, keys, gathered.labels, gathered.label_count, gathered.mean, gathered.var
-    return logits, *found, gathered.rstd, gathered.pixel
+    norms, precision = (map_norm(coarse_norm), map_norm(fine_norm)), input_precision(fine.dtype)
+    logits, found = score_map_forward(coarse, fine, up_weight, head_weight, *norms, precision, eps)
+    assert found is not None
+    logits = logits.permute(0, 3, 1, 2)  # (B, K, H, W)
+
+    queries, keys = patch_embedding_forward(
+        logits, found.mean, found.rstd, norm_weight, norm_bias, patch_weight, patch_bias, patch, precision
+    )
+    losses = found.loss, queries, keys, found.labels, found.label_count
+    return logits, *losses, found.mean, found.var, found.rstd, found.pixel
 
 
-@_forward.register_fake
-def _(
-    coarse: Tensor,
-    fine: Tensor,
-    up_weight: Tensor,
-    head_weight: Tensor,
-    coarse_norm: Sequence[Tensor],
-    coarse_eps: float,
-    fine_norm: Sequence[Tensor],
-    fine_eps: float,
-    patch_weight: Tensor,
-    patch_bias: Tensor | None,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    patch: int,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    batch, height, width, _ = fine.shape
-    clusters, patches = head_weight.shape[0], ((height - 1) // patch) * ((width - 1) // patch)
+class Kept(NamedTuple):
+    """What the backward reads beside the forward's arguments."""
 
-    def sums(*shape: int) -> Tensor:
-        return fine.new_empty(shape, dtype=sum_dtype(fine.dtype))
-
-    queries, keys = (fine.new_empty(batch, patches, patch_weight.shape[0]) for _ in "qk")
-    labels = fine.new_empty(batch, height, width, dtype=label_dtype(clusters))
-    count = fine.new_empty(batch, dtype=torch.int32)
-    logits = fine.new_empty(batch, height, width, clusters).permute(0, 3, 1, 2)
-    vectors = sums(clusters), sums(clusters), sums(clusters)
-    return logits, sums(), queries, keys, labels, count, *vectors, sums(2, batch, height, width)
+    logits: Tensor
+    labels: Tensor
+    mean: Tensor
+    rstd: Tensor
+    pixel: Tensor
 
 
-@torch.library.custom_op("msformer_fast::guided_score_map_backward", mutates_args=())
 def _backward(
     grad_logits: Tensor | None,
     grad_loss: Tensor,
@@ -187,102 +157,73 @@ def _backward(
     fine: Tensor,
     up_weight: Tensor,
     head_weight: Tensor,
-    coarse_norm: Sequence[Tensor],
-    coarse_eps: float,
-    fine_norm: Sequence[Tensor],
-    fine_eps: float,
+    coarse_norm: BatchNorm | None,
+    fine_norm: BatchNorm | None,
     patch_weight: Tensor,
     norm_weight: Tensor,
     norm_bias: Tensor,
     patch: int,
-    kept: Sequence[Tensor],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor], list[Tensor], Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of every tensor in the forward's order; ``kept``: logits, labels, mean, rstd, two numbers a pixel."""
+    kept: Kept,
+) -> tuple[Tensor | list[Tensor], ...]:
+    """Gradients of every tensor in the forward's order."""
     from msformer_fast.kernels.patch_embedding import Clustering, patch_embedding_backward
     from msformer_fast.kernels.score_map import score_map_backward
 
-    logits, labels, mean, rstd, pixel = kept
-    with launching("guided_score_map.backward", fine):
-        norms, precision = (
-            (map_norm(coarse_norm, coarse_eps), map_norm(fine_norm, fine_eps)),
-            input_precision(fine.dtype),
-        )
-        grad, *of_patches, d_bias, d_gamma, d_beta = patch_embedding_backward(
-            grad_queries, grad_keys, logits, mean, rstd, norm_weight, norm_bias, patch_weight, patch, precision,
-            clustering=Clustering(pixel, labels, grad_loss),
-        )  # fmt: skip
-        if grad_logits is not None:
-            grad += grad_logits
-        found = score_map_backward(grad.permute(0, 2, 3, 1), coarse, fine, up_weight, head_weight, *norms, precision)
+    norms, precision = (map_norm(coarse_norm), map_norm(fine_norm)), input_precision(fine.dtype)
+    grad, d_weight, d_bias, d_gamma, d_beta = patch_embedding_backward(
+        grad_queries, grad_keys, kept.logits, kept.mean, kept.rstd, norm_weight, norm_bias, patch_weight, patch,
+        precision, clustering=Clustering(kept.pixel, kept.labels, grad_loss),
+    )  # fmt: skip
+    if grad_logits is not None:
+        grad += grad_logits
+
+    found = score_map_backward(grad.permute(0, 2, 3, 1), coarse, fine, up_weight, head_weight, *norms, precision)
     d_norms = norm_gradients(found.coarse_norm, coarse_norm), norm_gradients(found.fine_norm, fine_norm)
-    return (*found[:4], *d_norms, *of_patches, d_bias, d_gamma.to(norm_weight.dtype), d_beta.to(norm_bias.dtype))
+    return *found[:4], *d_norms, d_weight, d_bias, d_gamma.to(norm_weight.dtype), d_beta.to(norm_bias.dtype)
 
 
-@_backward.register_fake
-def _(
-    grad_logits: Tensor | None,
-    grad_loss: Tensor,
-    grad_queries: Tensor,
-    grad_keys: Tensor,
+def _shapes(fine: Tensor, head_weight: Tensor, patch_weight: Tensor, patch: int) -> tuple[Tensor, ...]:
+    batch, height, width, _ = fine.shape
+    clusters, patches = head_weight.shape[0], ((height - 1) // patch) * ((width - 1) // patch)
+
+    def sums(*shape: int) -> Tensor:
+        return fine.new_empty(shape, dtype=sum_dtype(fine.dtype))
+
+    queries, keys = (fine.new_empty(batch, patches, patch_weight.shape[0]) for _ in "qk")
+    labels = fine.new_empty(batch, height, width, dtype=label_dtype(clusters))
+    label_count = fine.new_empty(batch, dtype=torch.int32)
+    logits = fine.new_empty(batch, height, width, clusters).permute(0, 3, 1, 2)
+    vectors = sums(clusters), sums(clusters), sums(clusters)
+    return logits, sums(), queries, keys, labels, label_count, *vectors, sums(2, batch, height, width)
+
+
+def _gradient_shapes(
     coarse: Tensor,
     fine: Tensor,
     up_weight: Tensor,
     head_weight: Tensor,
-    coarse_norm: Sequence[Tensor],
-    coarse_eps: float,
-    fine_norm: Sequence[Tensor],
-    fine_eps: float,
+    coarse_norm: BatchNorm | None,
+    fine_norm: BatchNorm | None,
     patch_weight: Tensor,
     norm_weight: Tensor,
     norm_bias: Tensor,
-    patch: int,
-    kept: Sequence[Tensor],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor], list[Tensor], Tensor, Tensor, Tensor, Tensor]:
-    def like(value: Tensor) -> Tensor:
-        return value.new_empty(value.shape)
-
-    d_norms = [[like(value) for value in norm[:2]] for norm in (coarse_norm, fine_norm)]
+) -> tuple[Tensor | list[Tensor], ...]:
+    head = [contiguous_like(value) for value in (coarse, fine, up_weight, head_weight)]
+    d_norms = norms_like(coarse_norm, fine_norm)
     d_bias = patch_weight.new_empty(patch_weight.shape[0], dtype=sum_dtype(fine.dtype))
-    maps = like(coarse), like(fine), like(up_weight), like(head_weight)
-    return *maps, d_norms[0], d_norms[1], like(patch_weight), d_bias, like(norm_weight), like(norm_bias)
+    affine = contiguous_like(norm_weight), contiguous_like(norm_bias)
+    return *head, *d_norms, contiguous_like(patch_weight), d_bias, *affine
 
 
-refuse_double_backward(OP, _backward)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *head, coarse_norm, ctx.coarse_eps, fine_norm, ctx.fine_eps, weight, bias, gamma, beta, ctx.patch, _ = inputs
-    logits, _, queries, _, labels, count, mean, var, rstd, pixel = output
-    ctx.mark_non_differentiable(labels, count, mean, var, rstd, pixel)
-    ctx.set_materialize_grads(False)  # no zeros for the logits, whose gradient comes through the losses
-    ctx.norms, ctx.bias_dtype, ctx.embedded = len(coarse_norm), None if bias is None else bias.dtype, queries.shape
-    kept = logits, labels, mean, rstd, pixel
-    ctx.save_for_backward(*head, weight, gamma, beta, *kept, *coarse_norm, *fine_norm)
-
-
-def _differentiate(
-    ctx: Any,
-    grad_logits: Tensor | None,
-    grad_loss: Tensor | None,
-    grad_queries: Tensor | None,
-    grad_keys: Tensor | None,
-    *_: Tensor | None,
-) -> tuple[Any, ...]:
-    coarse, fine, up_weight, head_weight, weight, gamma, beta, *rest = ctx.saved_tensors
-    kept, norms = rest[:5], rest[5:]
-    logits, pixel = kept[0], kept[4]
-    grad_loss = pixel.new_zeros(()) if grad_loss is None else grad_loss
-    grad_queries, grad_keys = (
-        logits.new_zeros(ctx.embedded) if grad is None else grad for grad in (grad_queries, grad_keys)
-    )
-    coarse_norm, fine_norm = norms[: ctx.norms], norms[ctx.norms :]
-    *d_head, d_coarse_norm, d_fine_norm, d_weight, d_bias, d_gamma, d_beta = _backward(
-        grad_logits, grad_loss, grad_queries, grad_keys, coarse, fine, up_weight, head_weight, coarse_norm,
-        ctx.coarse_eps, fine_norm, ctx.fine_eps, weight, gamma, beta, ctx.patch, kept,
-    )  # fmt: skip
-    d_norms = packed_gradients(d_coarse_norm), None, packed_gradients(d_fine_norm), None
-    d_bias = None if ctx.bias_dtype is None else d_bias.to(ctx.bias_dtype)
-    return *d_head, *d_norms, d_weight, d_bias, d_gamma, d_beta, None, None
-
-
-_forward.register_autograd(_differentiate, setup_context=_setup_context)
+_registered = register(
+    OP,
+    forward=_forward,
+    outputs=(*GuidedScores._fields, "rstd", "pixel"),
+    shapes=_shapes,
+    backward=_backward,
+    gradients=[
+        *("coarse", "fine", "up_weight", "head_weight", "coarse_norm", "fine_norm"),
+        *("patch_weight", "patch_bias", "norm_weight", "norm_bias"),
+    ],
+    gradient_shapes=_gradient_shapes,
+)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from msformer_fast.errors import InputError
 from msformer_fast.identities import linear_clustering_loss as identity
 from msformer_fast.ops.backend import choose, runs_in_strips, why_not_torch, why_not_triton
-from msformer_fast.ops.clustering_loss import REDUCTIONS, fake_results
-from msformer_fast.ops.double_backward import differentiable_gradients, refuse_double_backward, wants_double_backward
-from msformer_fast.ops.launch import in_strips, launching
+from msformer_fast.ops.clustering_loss import REDUCTIONS, empty_results
 from msformer_fast.ops.precision import cast_product, input_precision
+from msformer_fast.ops.registration import register
 from msformer_fast.ops.shapes import Shapes
 from msformer_fast.reference.linear_clustering_loss import linear_clustering_loss as _reference
 
@@ -72,7 +69,7 @@ def linear_clustering_loss(
     elif chosen == "torch" and not runs_in_strips(features):
         loss, labels, label_count = identity.linear_clustering_loss(features, weight, bias, reduction)
     else:
-        loss, labels, label_count, _ = _forward(features, weight, bias, reduction, chosen)
+        loss, labels, label_count, _ = _registered(features, weight, bias, reduction, chosen)
     return loss.reshape(pixels) if reduction == "none" else loss, labels.reshape(pixels), label_count
 
 
@@ -83,31 +80,16 @@ def _as_images(features: Tensor) -> Tensor:
     return features if features.ndim == 4 else features.reshape(features.shape[0], 1, -1, features.shape[-1])
 
 
-@torch.library.custom_op("msformer_fast::linear_clustering_loss", mutates_args=())
-def _forward(
-    features: Tensor, weight: Tensor, bias: Tensor | None, reduction: str, backend: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _forward(features: Tensor, weight: Tensor, bias: Tensor | None, reduction: str, backend: str) -> tuple[Tensor, ...]:
     """Loss, labels, label count, and the two numbers of each pixel that the kernels' backward reads (else empty)."""
     if backend == "torch":
-        with in_strips("linear_clustering_loss.forward", features):
-            results = identity.linear_clustering_loss_forward(features, weight, bias, reduction)
-            return *results, results[0].new_empty(0)
+        results = identity.linear_clustering_loss_forward(features, weight, bias, reduction)
+        return *results, results[0].new_empty(0)
     from msformer_fast.kernels.linear_clustering_loss import linear_clustering_loss_forward
 
-    with launching("linear_clustering_loss.forward", features):
-        return linear_clustering_loss_forward(features, weight, bias, reduction, input_precision(features.dtype))
+    return linear_clustering_loss_forward(features, weight, bias, reduction, input_precision(features.dtype))
 
 
-@_forward.register_fake
-def _(
-    features: Tensor, weight: Tensor, bias: Tensor | None, reduction: str, backend: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    loss, labels, count = fake_results(features, features.shape[:-1], weight.shape[0], reduction)
-    statistics = (0,) if backend == "torch" else (2, *features.shape[:-1])
-    return loss, labels, count, features.new_empty(statistics, dtype=loss.dtype)
-
-
-@torch.library.custom_op("msformer_fast::linear_clustering_loss_backward", mutates_args=())
 def _backward(
     grad_loss: Tensor,
     features: Tensor,
@@ -119,50 +101,31 @@ def _backward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if backend == "torch":
-        with in_strips("linear_clustering_loss.backward", features):
-            return identity.linear_clustering_loss_backward(grad_loss, features, weight, bias, labels, reduction)
+        return identity.linear_clustering_loss_backward(grad_loss, features, weight, bias, labels, reduction)
     from msformer_fast.kernels.linear_clustering_loss import linear_clustering_loss_backward
 
-    with launching("linear_clustering_loss.backward", features):
-        return linear_clustering_loss_backward(
-            features, weight, bias, labels, statistics, grad_loss, reduction, input_precision(features.dtype)
-        )
+    return linear_clustering_loss_backward(
+        features, weight, bias, labels, statistics, grad_loss, reduction, input_precision(features.dtype)
+    )
 
 
-@_backward.register_fake
-def _(
-    grad_loss: Tensor,
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    labels: Tensor,
-    statistics: Tensor,
-    reduction: str,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _shapes(features: Tensor, weight: Tensor, reduction: str, backend: str) -> tuple[Tensor, ...]:
+    pixels = features.shape[:-1]
+    loss, labels, label_count = empty_results(features, pixels, weight.shape[0], reduction)
+    return loss, labels, label_count, loss.new_empty(0 if backend == "torch" else (2, *pixels))
+
+
+def _gradient_shapes(features: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
     return torch.empty_like(features), weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
 
 
-refuse_double_backward(OP, _backward)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    features, weight, bias, ctx.reduction, ctx.backend = inputs
-    ctx.save_for_backward(features, weight, bias, output[1], output[3])
-
-
-def _differentiate(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    features, weight, bias, labels, statistics = ctx.saved_tensors
-    reduction = ctx.reduction
-    if ctx.backend == "torch" and wants_double_backward():
-        found = differentiable_gradients(
-            lambda f, w, b: identity.linear_clustering_loss(f, w, b, reduction)[:1],
-            [features, weight, bias],
-            [grad_loss],
-        )
-        return *found, None, None
-    gradients = _backward(grad_loss, features, weight, bias, labels, statistics, reduction, ctx.backend)
-    return gradients[0], gradients[1], None if bias is None else gradients[2], None, None
-
-
-_forward.register_autograd(_differentiate, setup_context=_setup_context)
+_registered = register(
+    OP,
+    forward=_forward,
+    outputs=("loss", "labels", "label_count", "statistics"),
+    shapes=_shapes,
+    backward=_backward,
+    gradients=["features", "weight", "bias"],
+    gradient_shapes=_gradient_shapes,
+    expression=identity.linear_clustering_loss,
+)

@@ -24,10 +24,15 @@ def check_memory(owner: str, memory: str) -> None:
         raise InputError(f"{owner}: memory must be one of {', '.join(MEMORY)}; got {memory!r}")
 
 
-def is_kept(memory: str, *tensors: Tensor) -> bool:
-    """Whether wide maps are kept: a backward will come, and they are not twice as large as what they are made from."""
-    backward = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    return memory == "fast" and backward and tensors[0].dtype == sum_dtype(tensors[0].dtype)
+def will_be_differentiated(*tensors: Tensor | None) -> bool:
+    """Whether a backward will come."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def is_kept(memory: str, x: Tensor, *others: Tensor | None) -> bool:
+    """Whether hidden activations are kept: a backward will come, and they are not twice as large as what they are made
+    from."""
+    return memory == "fast" and x.dtype == sum_dtype(x.dtype) and will_be_differentiated(x, *others)
 
 
 def lean(memory: str, call: Callable[..., R], *arguments: object) -> R:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -14,11 +13,9 @@ from msformer_fast.identities import mix_ffn as identity
 from msformer_fast.identities.mix_ffn import Options, Parameters
 from msformer_fast.ops.backend import choose, over_limit, runs_in_strips, why_not_torch, why_not_triton
 from msformer_fast.ops.batch_norm import batch_statistics
-from msformer_fast.ops.double_backward import differentiable_gradients, refuse_double_backward, wants_double_backward
-from msformer_fast.ops.launch import in_strips, launching
-from msformer_fast.ops.memory import check_memory, is_kept, lean
-from msformer_fast.ops.optional_tensors import pack, unpack
+from msformer_fast.ops.memory import check_memory, is_kept, lean, will_be_differentiated
 from msformer_fast.ops.precision import autocast_dtype, cast_product, input_precision
+from msformer_fast.ops.registration import contiguous_like, register
 from msformer_fast.ops.shapes import Shapes
 from msformer_fast.reference.mix_ffn import mix_ffn as _reference
 
@@ -63,10 +60,10 @@ def mix_ffn(
         inner_skip: add ``u`` to the convolution's result. SegFormer's Mix-FFN does not.
         residual: add ``t`` to the result.
         eps: added to the variance by both LayerNorms.
-        memory: ``"fast"`` keeps the wide map ``u`` for the backward, ``"lean"`` makes it again there. Of ``u`` and its
-            gradient the kernels of ``"lean"`` hold a strip of rows at a time, where a map is larger than 24 MB. The
-            kernels keep ``u`` in the dtype of the products, and two numbers a pixel; ``"torch"`` keeps none in 16 bits,
-            where its strips are in float32. The reference always keeps all.
+        memory: ``"fast"`` keeps the hidden activations ``u`` for the backward, ``"lean"`` recomputes them there. Of
+            ``u`` and its gradient the kernels of ``"lean"`` hold a strip of rows at a time, where a map is larger than
+            24 MB. The kernels keep ``u`` in the dtype of the products, and two numbers a pixel; ``"torch"`` keeps none
+            in 16 bits, where its strips are in float32. The reference always keeps all.
         backend: ``"triton"``, ``"torch"``, ``"reference"`` or ``None`` for the fastest that can run.
 
     Returns:
@@ -134,18 +131,16 @@ def _run(
     refusals = {"triton": lambda: _why_not_triton(t, p), "torch": lambda: why_not_torch(OP, t, *p)}
     chosen = choose(OP, backend, t.device, refusals)
     if chosen == "triton":
-        tensors, present = pack(p._replace(**{name: cast_product(getattr(p, name)) for name in _OPERANDS}))
-        differentiated = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (t, *tensors))
-        keep, lean_ = memory == "fast" and differentiated, memory == "lean"
-        y, _, _, moments = _forward(t, tensors, present, *options, keep, lean_, statistics, chosen)
-        return y, moments.detach()
+        p = p._replace(**{name: cast_product(getattr(p, name)) for name in _OPERANDS})
+        keep = memory == "fast" and will_be_differentiated(t, *p)
+        y, _, _, moments = _registered(t, p, options, keep, memory == "lean", statistics, chosen)
+        return y, moments
     if chosen == "reference":
         y = _reference(t, *p, *options)
     elif not runs_in_strips(t):
         y = lean(memory, identity.mix_ffn, t, p, options)
     else:
-        tensors, present = pack(p)
-        y = _forward(t, tensors, present, *options, is_kept(memory, t, *tensors), False, False, chosen)[0]
+        y = _registered(t, p, options, is_kept(memory, t, *p), False, False, chosen)[0]
     return y, torch.stack(batch_statistics(y, backend=chosen)) if statistics else y
 
 
@@ -172,139 +167,65 @@ def _why_not_triton(t: Tensor, p: Parameters) -> str | None:
     return why_not_triton(OP, *(cast_product(None if value is None else value[:0]) for value in (t, *p)))
 
 
-@torch.library.custom_op("msformer_fast::mix_ffn", mutates_args=())
 def _forward(
     t: Tensor,
-    parameters: Sequence[Tensor],
-    present: Sequence[bool],
-    norm: bool,
-    inner_norm: bool,
-    inner_skip: bool,
-    residual: bool,
-    eps: float,
+    parameters: Parameters,
+    options: Options,
     keep: bool,
     lean: bool,
     statistics: bool,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The result; the wide map if it is kept; from the kernels, the inner norm's statistics and those of the result."""
-    options, p = Options(norm, inner_norm, inner_skip, residual, eps), unpack(Parameters, parameters, present)
+) -> tuple[Tensor, ...]:
+    """The result; the hidden activations if they are kept; from the kernels, the inner norm's statistics and those of
+    the result."""
     if backend == "torch":
-        with in_strips("mix_ffn.forward", t):
-            y, wide = identity.mix_ffn_forward(t, p, options, keep)
-            return y, wide, wide.new_empty(0), wide.new_empty(0)
+        y, hidden = identity.mix_ffn_forward(t, parameters, options, keep)
+        return y, hidden, hidden.new_empty(0), hidden.new_empty(0)
     from msformer_fast.kernels.mix_ffn import mix_ffn_forward
 
-    with launching("mix_ffn.forward", t):
-        strip = _strip(t, p.fc1_weight) if lean else None
-        return mix_ffn_forward(t, p, options, input_precision(p.fc1_weight.dtype), keep, statistics, strip)
+    precision, strip = input_precision(parameters.fc1_weight.dtype), _strip(t, parameters) if lean else None
+    return mix_ffn_forward(t, parameters, options, precision, keep, statistics, strip)
 
 
-@_forward.register_fake
-def _(
-    t: Tensor,
-    parameters: Sequence[Tensor],
-    present: Sequence[bool],
-    norm: bool,
-    inner_norm: bool,
-    inner_skip: bool,
-    residual: bool,
-    eps: float,
-    keep: bool,
-    lean: bool,
-    statistics: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    batch, height, width, channels = t.shape
-    hidden, product, sums = parameters[0].shape[0], parameters[0].dtype, sum_dtype(t.dtype)
+def _backward(
+    grad_y: Tensor, t: Tensor, parameters: Parameters, options: Options, hidden: Tensor, inner: Tensor, backend: str
+) -> tuple[Tensor, Parameters]:
     if backend == "torch":
-        wide = (batch, height + 2, width, hidden) if keep else (0,)
-        nothing = t.new_empty(0, dtype=sums)
-        return t.new_empty(t.shape), t.new_empty(wide, dtype=sums), nothing, torch.empty_like(nothing)
+        return identity.mix_ffn_backward(grad_y, t, parameters, options, hidden)
+    from msformer_fast.kernels.mix_ffn import mix_ffn_backward
+
+    precision, strip = input_precision(parameters.fc1_weight.dtype), _strip(t, parameters)
+    return mix_ffn_backward(grad_y, t, parameters, options, hidden, inner, precision, strip)
+
+
+def _strip(t: Tensor, parameters: Parameters) -> int:
+    from msformer_fast.kernels.mix_ffn import strip_rows
+
+    return strip_rows(*t.shape[:3], parameters.fc1_weight.shape[0], parameters.fc1_weight.element_size())
+
+
+def _shapes(
+    t: Tensor, parameters: Parameters, options: Options, keep: bool, statistics: bool, backend: str
+) -> tuple[Tensor, ...]:
+    (batch, height, width, channels), sums = t.shape, sum_dtype(t.dtype)
+    hidden, product = parameters.fc1_weight.shape[0], parameters.fc1_weight.dtype
+    if backend == "torch":
+        kept = (batch, height + 2, width, hidden) if keep else 0
+        return contiguous_like(t), *(t.new_empty(shape, dtype=sums) for shape in (kept, 0, 0))
     return (
-        t.new_empty(t.shape, dtype=torch.promote_types(t.dtype, product) if residual else product),
-        t.new_empty((batch, height, width, hidden) if keep else (0,), dtype=product),
-        t.new_empty((2, batch, height, width) if inner_norm else (0,), dtype=sums),
-        t.new_empty((2, channels) if statistics else (0,), dtype=sums),
+        t.new_empty(t.shape, dtype=torch.promote_types(t.dtype, product) if options.residual else product),
+        t.new_empty((batch, height, width, hidden) if keep else 0, dtype=product),
+        t.new_empty((2, batch, height, width) if options.inner_norm else 0, dtype=sums),
+        t.new_empty((2, channels) if statistics else 0, dtype=sums),
     )
 
 
-def _strip(t: Tensor, fc1_weight: Tensor) -> int:
-    from msformer_fast.kernels.mix_ffn import strip_rows
-
-    return strip_rows(*t.shape[:3], fc1_weight.shape[0], fc1_weight.element_size())
-
-
-@torch.library.custom_op("msformer_fast::mix_ffn_backward", mutates_args=())
-def _backward(
-    grad: Tensor,
-    t: Tensor,
-    parameters: Sequence[Tensor],
-    present: Sequence[bool],
-    norm: bool,
-    inner_norm: bool,
-    inner_skip: bool,
-    residual: bool,
-    eps: float,
-    wide: Tensor,
-    inner: Tensor,
-    backend: str,
-) -> tuple[Tensor, list[Tensor]]:
-    options, p = Options(norm, inner_norm, inner_skip, residual, eps), unpack(Parameters, parameters, present)
-    if backend == "torch":
-        with in_strips("mix_ffn.backward", t):
-            d_t, gradients = identity.mix_ffn_backward(grad, t, p, options, wide)
-            return d_t, pack(gradients)[0]
-    from msformer_fast.kernels.mix_ffn import mix_ffn_backward
-
-    with launching("mix_ffn.backward", t):
-        precision, strip = input_precision(p.fc1_weight.dtype), _strip(t, p.fc1_weight)
-        d_t, gradients = mix_ffn_backward(grad, t, p, options, wide, inner, precision, strip)
-        return d_t, pack(gradients)[0]
-
-
-@_backward.register_fake
-def _(
-    grad: Tensor,
-    t: Tensor,
-    parameters: Sequence[Tensor],
-    present: Sequence[bool],
-    norm: bool,
-    inner_norm: bool,
-    inner_skip: bool,
-    residual: bool,
-    eps: float,
-    wide: Tensor,
-    inner: Tensor,
-    backend: str,
-) -> tuple[Tensor, list[Tensor]]:
-    return t.new_empty(t.shape), [value.new_empty(value.shape) for value in parameters]
-
-
-refuse_double_backward(OP, _backward)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    t, parameters, ctx.present, *options, _, _, _, ctx.backend = inputs
-    ctx.options = Options(*options)
-    ctx.set_materialize_grads(False)  # no zeros for the wide maps, which nobody differentiates
-    ctx.save_for_backward(t, *output[1:3], *parameters)
-
-
-def _differentiate(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
-    t, wide, inner, *parameters = ctx.saved_tensors
-    grad = torch.zeros_like(t) if grad is None else grad
-    options, present = ctx.options, ctx.present
-    nothing = (None,) * (len(options) + 5)
-    if ctx.backend == "torch" and wants_double_backward():
-        d_t, *found = differentiable_gradients(
-            lambda t, *given: (identity.mix_ffn(t, unpack(Parameters, given, present), options),),
-            [t, *parameters],
-            [grad],
-        )
-        return d_t, found, *nothing
-    d_t, gradients = _backward(grad, t, parameters, present, *options, wide, inner, ctx.backend)
-    return d_t, gradients, *nothing
-
-
-_forward.register_autograd(_differentiate, setup_context=_setup_context)
+_registered = register(
+    OP,
+    forward=_forward,
+    outputs=("y", "hidden", "inner", "moments"),
+    shapes=_shapes,
+    backward=_backward,
+    gradients=["t", "parameters"],
+    expression=identity.mix_ffn,
+)

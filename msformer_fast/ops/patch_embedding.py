@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -12,9 +10,8 @@ from msformer_fast.errors import InputError
 from msformer_fast.identities import patch_embedding as identity
 from msformer_fast.ops.backend import choose, over_limit, runs_in_strips, why_not_torch, why_not_triton
 from msformer_fast.ops.batch_norm import statistics
-from msformer_fast.ops.double_backward import differentiable_gradients, refuse_double_backward, wants_double_backward
-from msformer_fast.ops.launch import in_strips, launching
 from msformer_fast.ops.precision import cast_product, input_precision
+from msformer_fast.ops.registration import register
 from msformer_fast.ops.shapes import Shapes
 from msformer_fast.reference.patch_embedding import patch_embedding as _reference
 
@@ -84,7 +81,7 @@ def patch_embedding(
     mean, rstd = _norm_of(logits, running_mean, running_var, training, momentum, eps, chosen)
     gamma = mean.new_ones(shapes["K"]) if norm_weight is None else norm_weight
     beta = mean.new_zeros(shapes["K"]) if norm_bias is None else norm_bias
-    queries, keys = _forward(logits, mean, rstd, gamma, beta, weight, bias, patch, training, eps, chosen)
+    queries, keys = _registered(logits, mean, rstd, gamma, beta, weight, bias, patch, training, eps, chosen)
     return queries, keys
 
 
@@ -149,7 +146,6 @@ def _why_not_triton(logits: Tensor, weight: Tensor, bias: Tensor | None) -> str 
     return over_limit(OP, *limits) or why_not_triton(OP, logits, weight, bias)
 
 
-@torch.library.custom_op("msformer_fast::patch_embedding", mutates_args=())
 def _forward(
     logits: Tensor,
     mean: Tensor,
@@ -164,36 +160,13 @@ def _forward(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     if backend == "torch":
-        with in_strips("patch_embedding.forward", logits):
-            return identity.patch_embedding_forward(logits, mean, rstd, gamma, beta, weight, bias, patch)
+        return identity.patch_embedding_forward(logits, mean, rstd, gamma, beta, weight, bias, patch)
     from msformer_fast.kernels.patch_embedding import patch_embedding_forward
 
-    with launching("patch_embedding.forward", logits):
-        return patch_embedding_forward(
-            logits, mean, rstd, gamma, beta, weight, bias, patch, input_precision(logits.dtype)
-        )
+    precision = input_precision(logits.dtype)
+    return patch_embedding_forward(logits, mean, rstd, gamma, beta, weight, bias, patch, precision)
 
 
-@_forward.register_fake
-def _(
-    logits: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    patch: int,
-    training: bool,
-    eps: float,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    patches = ((logits.shape[2] - 1) // patch) * ((logits.shape[3] - 1) // patch)
-    queries = logits.new_empty(logits.shape[0], patches, weight.shape[0])
-    return queries, torch.empty_like(queries)
-
-
-@torch.library.custom_op("msformer_fast::patch_embedding_backward", mutates_args=())
 def _backward(
     grad_queries: Tensor,
     grad_keys: Tensor,
@@ -206,72 +179,52 @@ def _backward(
     patch: int,
     training: bool,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
+    """The statistics' own dependence on the logits is in the gradient of the logits, so theirs is none."""
+    given = grad_queries, grad_keys, logits, mean, rstd, gamma, beta, weight, patch
     if backend == "torch":
-        with in_strips("patch_embedding.backward", logits):
-            return identity.patch_embedding_backward(
-                grad_queries, grad_keys, logits, mean, rstd, gamma, beta, weight, patch, batch_stats=training
-            )
+        return identity.patch_embedding_backward(*given, batch_stats=training)
     from msformer_fast.kernels.patch_embedding import patch_embedding_backward
 
-    with launching("patch_embedding.backward", logits):
-        precision = input_precision(logits.dtype)
-        gradients = (grad_queries, grad_keys)
-        return patch_embedding_backward(
-            *gradients, logits, mean, rstd, gamma, beta, weight, patch, precision, batch_stats=training
-        )
+    return patch_embedding_backward(*given, input_precision(logits.dtype), batch_stats=training)
 
 
-@_backward.register_fake
-def _(
-    grad_queries: Tensor,
-    grad_keys: Tensor,
+def _shapes(logits: Tensor, weight: Tensor, patch: int) -> tuple[Tensor, Tensor]:
+    patches = ((logits.shape[2] - 1) // patch) * ((logits.shape[3] - 1) // patch)
+    queries = logits.new_empty(logits.shape[0], patches, weight.shape[0])
+    return queries, torch.empty_like(queries)
+
+
+def _gradient_shapes(logits: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+    sizes = weight.shape[0], logits.shape[1], logits.shape[1]
+    sums = [logits.new_empty(size, dtype=sum_dtype(logits.dtype)) for size in sizes]
+    return torch.empty_like(logits), weight.new_empty(weight.shape), *sums
+
+
+def _expression(
     logits: Tensor,
     mean: Tensor,
     rstd: Tensor,
     gamma: Tensor,
     beta: Tensor,
     weight: Tensor,
+    bias: Tensor | None,
     patch: int,
     training: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    def per_channel(channels: int) -> Tensor:
-        return logits.new_empty(channels, dtype=sum_dtype(logits.dtype))
-
-    clusters = logits.shape[1]
-    channel_sums = per_channel(weight.shape[0]), per_channel(clusters), per_channel(clusters)
-    return torch.empty_like(logits), weight.new_empty(weight.shape), *channel_sums
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    # Without running statistics nothing is updated a second time; in evaluation they are the mean and rstd.
+    middle, var = (None, None) if training else (mean, rstd**-2 - eps)
+    return identity.patch_embedding(logits, weight, bias, gamma, beta, middle, var, patch, training, 0.0, eps)
 
 
-refuse_double_backward(OP, _backward)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.patch, ctx.training, ctx.eps, ctx.backend = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _differentiate(ctx: Any, grad_queries: Tensor, grad_keys: Tensor) -> tuple[Tensor | None, ...]:
-    """The statistics' own dependence on the logits is in the gradient of the logits, so theirs is none."""
-    logits, mean, rstd, gamma, beta, weight, bias = ctx.saved_tensors
-    patch, training, eps = ctx.patch, ctx.training, ctx.eps
-    if ctx.backend == "torch" and wants_double_backward():
-
-        def plain(logits: Tensor, gamma: Tensor, beta: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
-            # Without running statistics nothing is updated a second time; in evaluation they are the mean and rstd.
-            middle, var = (None, None) if training else (mean, rstd**-2 - eps)
-            affine = weight, bias, gamma, beta
-            return identity.patch_embedding(logits, *affine, middle, var, patch, training, 0.0, eps)
-
-        found = differentiable_gradients(plain, [logits, gamma, beta, weight, bias], [grad_queries, grad_keys])
-        return found[0], None, None, *found[1:], None, None, None, None
-    d_logits, d_weight, d_bias, d_gamma, d_beta = _backward(
-        grad_queries, grad_keys, logits, mean, rstd, gamma, beta, weight, patch, training, ctx.backend
-    )
-    d_bias = None if bias is None else d_bias.to(bias.dtype)
-    norm = d_gamma.to(gamma.dtype), d_beta.to(beta.dtype)
-    return d_logits, None, None, *norm, d_weight, d_bias, None, None, None, None
-
-
-_forward.register_autograd(_differentiate, setup_context=_setup_context)
+_registered = register(
+    OP,
+    forward=_forward,
+    outputs=("queries", "keys"),
+    shapes=_shapes,
+    backward=_backward,
+    gradients=["logits", "weight", "bias", "gamma", "beta"],
+    gradient_shapes=_gradient_shapes,
+    expression=_expression,
+)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,10 +10,9 @@ from torch import Tensor
 from msformer_fast.errors import InputError
 from msformer_fast.identities import score_map as identity
 from msformer_fast.ops.backend import choose, over_limit, runs_in_strips, why_not_torch, why_not_triton
-from msformer_fast.ops.batch_norm import BatchNorm, check_batch_norm, packed, packed_gradients
-from msformer_fast.ops.double_backward import differentiable_gradients, refuse_double_backward, wants_double_backward
-from msformer_fast.ops.launch import in_strips, launching
+from msformer_fast.ops.batch_norm import BatchNorm, check_batch_norm
 from msformer_fast.ops.precision import cast_product, input_precision
+from msformer_fast.ops.registration import contiguous_like, register
 from msformer_fast.ops.shapes import Shapes
 from msformer_fast.reference.score_map import score_map as _reference
 
@@ -67,13 +65,13 @@ def score_map(
     refusals = {"triton": lambda: why_not(OP, *given), "torch": lambda: why_not_torch(OP, *given)}
     chosen = choose(OP, backend, fine.device, refusals)
     if chosen == "triton":
-        return _forward(*given, *packed(coarse_norm), *packed(fine_norm), chosen)
+        return _registered(*given, coarse_norm, fine_norm, chosen)
     coarse = coarse if coarse_norm is None else cast_product(coarse_norm.apply(coarse))
     fine = fine if fine_norm is None else cast_product(fine_norm.apply(fine))
     if chosen == "reference":
         return _reference(coarse, fine, up_weight, head_weight)
     if runs_in_strips(fine):
-        return _forward(coarse, fine, up_weight, head_weight, [], 0.0, [], 0.0, chosen)
+        return _registered(coarse, fine, up_weight, head_weight, None, None, chosen)
     return identity.score_map(coarse, fine, up_weight, head_weight)
 
 
@@ -119,123 +117,83 @@ def why_not(op: str, *given: Tensor) -> str | None:
     return over_limit(op, ("channels", given[0].shape[-1], MAX_CHANNELS)) or why_not_triton(op, *given)
 
 
-def map_norm(norm: Sequence[Tensor], eps: float) -> MapNorm | None:
-    """A packed batch norm as the kernels' launchers take it."""
+def map_norm(norm: BatchNorm | None) -> MapNorm | None:
+    """A batch norm as the kernels' launchers take it."""
     from msformer_fast.kernels.score_map import MapNorm
 
-    return MapNorm.of(*norm, eps=eps) if norm else None
+    return None if norm is None else MapNorm.of(*norm)
 
 
-@torch.library.custom_op("msformer_fast::score_map", mutates_args=())
+def norm_gradients(found: tuple[Tensor, Tensor] | None, norm: BatchNorm | None) -> list[Tensor]:
+    """Of a batch norm's weight and bias, in their dtypes; copies, as a registered op's results may not alias."""
+    if found is None or norm is None:
+        return []
+    return [found[0].to(norm.weight.dtype, copy=True), found[1].to(norm.bias.dtype, copy=True)]
+
+
 def _forward(
     coarse: Tensor,
     fine: Tensor,
     up_weight: Tensor,
     head_weight: Tensor,
-    coarse_norm: Sequence[Tensor],
-    coarse_eps: float,
-    fine_norm: Sequence[Tensor],
-    fine_eps: float,
+    coarse_norm: BatchNorm | None,
+    fine_norm: BatchNorm | None,
     backend: str,
 ) -> Tensor:
     if backend == "torch":
-        with in_strips("score_map.forward", fine):
-            return identity.score_map_forward(coarse, fine, up_weight, head_weight)
+        return identity.score_map_forward(coarse, fine, up_weight, head_weight)
     from msformer_fast.kernels.score_map import score_map_forward
 
-    with launching("score_map.forward", fine):
-        norms = map_norm(coarse_norm, coarse_eps), map_norm(fine_norm, fine_eps)
-        return score_map_forward(coarse, fine, up_weight, head_weight, *norms, input_precision(fine.dtype))[0]
+    norms = map_norm(coarse_norm), map_norm(fine_norm)
+    return score_map_forward(coarse, fine, up_weight, head_weight, *norms, input_precision(fine.dtype))[0]
 
 
-@_forward.register_fake
-def _(
-    coarse: Tensor,
-    fine: Tensor,
-    up_weight: Tensor,
-    head_weight: Tensor,
-    coarse_norm: Sequence[Tensor],
-    coarse_eps: float,
-    fine_norm: Sequence[Tensor],
-    fine_eps: float,
-    backend: str,
-) -> Tensor:
-    return fine.new_empty((*fine.shape[:3], head_weight.shape[0]))
-
-
-@torch.library.custom_op("msformer_fast::score_map_backward", mutates_args=())
 def _backward(
-    grad: Tensor,
+    grad_logits: Tensor,
     coarse: Tensor,
     fine: Tensor,
     up_weight: Tensor,
     head_weight: Tensor,
-    coarse_norm: Sequence[Tensor],
-    coarse_eps: float,
-    fine_norm: Sequence[Tensor],
-    fine_eps: float,
+    coarse_norm: BatchNorm | None,
+    fine_norm: BatchNorm | None,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
+) -> tuple[Tensor | list[Tensor], ...]:
     """Gradients of the maps and weights, and of each batch norm's weight and bias."""
+    given = grad_logits, coarse, fine, up_weight, head_weight
     if backend == "torch":
-        with in_strips("score_map.backward", fine):
-            return *identity.score_map_backward(grad, coarse, fine, up_weight, head_weight), [], []
+        return *identity.score_map_backward(*given), [], []
     from msformer_fast.kernels.score_map import score_map_backward
 
-    with launching("score_map.backward", fine):
-        norms = map_norm(coarse_norm, coarse_eps), map_norm(fine_norm, fine_eps)
-        found = score_map_backward(grad, coarse, fine, up_weight, head_weight, *norms, input_precision(fine.dtype))
-    return (*found[:4], norm_gradients(found.coarse_norm, coarse_norm), norm_gradients(found.fine_norm, fine_norm))
+    found = score_map_backward(*given, map_norm(coarse_norm), map_norm(fine_norm), input_precision(fine.dtype))
+    return *found[:4], norm_gradients(found.coarse_norm, coarse_norm), norm_gradients(found.fine_norm, fine_norm)
 
 
-def norm_gradients(found: tuple[Tensor, Tensor] | None, norm: Sequence[Tensor]) -> list[Tensor]:
-    """Of a packed batch norm's weight and bias, in their dtypes; copies, as a registered op's results may not alias."""
-    return [] if found is None else [d.to(v.dtype, copy=True) for d, v in zip(found, norm, strict=False)]
-
-
-@_backward.register_fake
-def _(
-    grad: Tensor,
+def _gradient_shapes(
     coarse: Tensor,
     fine: Tensor,
     up_weight: Tensor,
     head_weight: Tensor,
-    coarse_norm: Sequence[Tensor],
-    coarse_eps: float,
-    fine_norm: Sequence[Tensor],
-    fine_eps: float,
+    coarse_norm: BatchNorm | None,
+    fine_norm: BatchNorm | None,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
-    made = [value.new_empty(value.shape) for value in (up_weight, head_weight)]
-    like = torch.empty_like if backend == "torch" else _contiguous_like
-    norms = [[value.new_empty(value.shape) for value in norm[:2]] for norm in (coarse_norm, fine_norm)]
-    return like(coarse), like(fine), made[0], made[1], norms[0], norms[1]
+) -> tuple[Tensor | list[Tensor], ...]:
+    like = torch.empty_like if backend == "torch" else contiguous_like
+    weights = contiguous_like(up_weight), contiguous_like(head_weight)
+    return like(coarse), like(fine), *weights, *norms_like(coarse_norm, fine_norm)
 
 
-def _contiguous_like(value: Tensor) -> Tensor:
-    return value.new_empty(value.shape)
+def norms_like(*norms: BatchNorm | None) -> list[list[Tensor]]:
+    """Results of :func:`norm_gradients`, empty."""
+    return [[] if norm is None else [contiguous_like(norm.weight), contiguous_like(norm.bias)] for norm in norms]
 
 
-refuse_double_backward(OP, _backward)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    coarse, fine, up_weight, head_weight, coarse_norm, ctx.coarse_eps, fine_norm, ctx.fine_eps, ctx.backend = inputs
-    ctx.norms = len(coarse_norm), len(fine_norm)
-    ctx.save_for_backward(coarse, fine, up_weight, head_weight, *coarse_norm, *fine_norm)
-
-
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    saved = ctx.saved_tensors  # read once: activation checkpointing allows no more
-    given, norms = saved[:4], saved[4:]
-    coarse_norm, fine_norm = norms[: ctx.norms[0]], norms[ctx.norms[0] :]
-    if ctx.backend == "torch" and wants_double_backward():
-        found = differentiable_gradients(lambda *maps: (identity.score_map(*maps),), given, [grad])
-        return *found, [], None, [], None, None
-    *found, d_coarse_norm, d_fine_norm = _backward(
-        grad, *given, coarse_norm, ctx.coarse_eps, fine_norm, ctx.fine_eps, ctx.backend
-    )
-    return *found, packed_gradients(d_coarse_norm), None, packed_gradients(d_fine_norm), None, None
-
-
-_forward.register_autograd(_differentiate, setup_context=_setup_context)
+_registered = register(
+    OP,
+    forward=_forward,
+    outputs=["logits"],
+    shapes=lambda fine, head_weight: fine.new_empty((*fine.shape[:3], head_weight.shape[0])),
+    backward=_backward,
+    gradients=["coarse", "fine", "up_weight", "head_weight", "coarse_norm", "fine_norm"],
+    gradient_shapes=_gradient_shapes,
+    expression=identity.score_map,
+)

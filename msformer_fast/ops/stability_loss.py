@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor
 
 from msformer_fast.dtypes import sum_dtype
 from msformer_fast.errors import InputError
 from msformer_fast.identities import stability_loss as identity
 from msformer_fast.ops.backend import choose, over_limit, runs_in_strips, why_not_torch, why_not_triton
-from msformer_fast.ops.double_backward import differentiable_gradients, refuse_double_backward, wants_double_backward
-from msformer_fast.ops.launch import in_strips, launching
 from msformer_fast.ops.precision import cast_product, input_precision
+from msformer_fast.ops.registration import register
 from msformer_fast.ops.shapes import Shapes
 from msformer_fast.reference import stability_loss as _reference
 
@@ -53,7 +49,7 @@ def stability_loss(queries: Tensor, keys: Tensor, *, scale: float = 8.0, backend
         return _reference.stability_loss(queries, keys, scale)
     if chosen == "torch" and not runs_in_strips(queries):
         return identity.stability_loss(queries, keys, scale)
-    return _forward(queries, keys, scale, chosen)[0]
+    return _registered(queries, keys, scale, chosen)[0]
 
 
 def stability_attention(queries: Tensor, keys: Tensor, *, scale: float = 8.0) -> Tensor:
@@ -79,62 +75,35 @@ def _why_not_triton(queries: Tensor, keys: Tensor) -> str | None:
     return over_limit(OP, ("channels", queries.shape[-1], MAX_CHANNELS)) or why_not_triton(OP, queries, keys)
 
 
-@torch.library.custom_op("msformer_fast::stability_loss", mutates_args=())
-def _forward(queries: Tensor, keys: Tensor, scale: float, backend: str) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(queries: Tensor, keys: Tensor, scale: float, backend: str) -> tuple[Tensor, ...]:
     if backend == "torch":
-        with in_strips("stability_loss.forward", queries):
-            return identity.stability_loss_forward(queries, keys, scale)
+        return identity.stability_loss_forward(queries, keys, scale)
     from msformer_fast.kernels.stability_loss import stability_loss_forward
 
-    with launching("stability_loss.forward", queries):
-        return stability_loss_forward(queries, keys, scale, input_precision(queries.dtype))
+    return stability_loss_forward(queries, keys, scale, input_precision(queries.dtype))
 
 
-@_forward.register_fake
-def _(queries: Tensor, keys: Tensor, scale: float, backend: str) -> tuple[Tensor, Tensor, Tensor]:
-    dtype, rows = sum_dtype(queries.dtype), queries.shape[:2]
-    others = queries.new_empty(rows, dtype=dtype)
-    return queries.new_empty((), dtype=dtype), others, torch.empty_like(others)
-
-
-@torch.library.custom_op("msformer_fast::stability_loss_backward", mutates_args=())
 def _backward(
     grad_loss: Tensor, queries: Tensor, keys: Tensor, others: Tensor, diagonal: Tensor, scale: float, backend: str
 ) -> tuple[Tensor, Tensor]:
     if backend == "torch":
-        with in_strips("stability_loss.backward", queries):
-            return identity.stability_loss_backward(grad_loss, queries, keys, others, diagonal, scale)
+        return identity.stability_loss_backward(grad_loss, queries, keys, others, diagonal, scale)
     from msformer_fast.kernels.stability_loss import stability_loss_backward
 
-    with launching("stability_loss.backward", queries):
-        return stability_loss_backward(
-            queries, keys, others, diagonal, grad_loss, scale, input_precision(queries.dtype)
-        )
+    return stability_loss_backward(queries, keys, others, diagonal, grad_loss, scale, input_precision(queries.dtype))
 
 
-@_backward.register_fake
-def _(
-    grad_loss: Tensor, queries: Tensor, keys: Tensor, others: Tensor, diagonal: Tensor, scale: float, backend: str
-) -> tuple[Tensor, Tensor]:
-    return queries.new_empty(queries.shape), keys.new_empty(keys.shape)
+def _shapes(queries: Tensor) -> tuple[Tensor, ...]:
+    dtype, rows = sum_dtype(queries.dtype), queries.shape[:2]
+    return tuple(queries.new_empty(shape, dtype=dtype) for shape in ((), rows, rows))
 
 
-refuse_double_backward(OP, _backward)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    queries, keys, ctx.scale, ctx.backend = inputs
-    ctx.save_for_backward(queries, keys, output[1], output[2])
-
-
-def _differentiate(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    scale = ctx.scale
-    if ctx.backend == "torch" and wants_double_backward():
-        found = differentiable_gradients(
-            lambda q, k: (identity.stability_loss(q, k, scale),), ctx.saved_tensors[:2], [grad_loss]
-        )
-        return *found, None, None
-    return *_backward(grad_loss, *ctx.saved_tensors, scale, ctx.backend), None, None
-
-
-_forward.register_autograd(_differentiate, setup_context=_setup_context)
+_registered = register(
+    OP,
+    forward=_forward,
+    outputs=("loss", "others", "diagonal"),
+    shapes=_shapes,
+    backward=_backward,
+    gradients=["queries", "keys"],
+    expression=identity.stability_loss,
+)
