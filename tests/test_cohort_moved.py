@@ -53,9 +53,14 @@ NAMED = ["absolute", "relative", "pattern", "list", "files"]
 
 @pytest.mark.parametrize(
     ("how", "named"),
-    [(_moved, each) for each in NAMED]
-    + [(_linked, each) for each in NAMED]
-    + [(_copied, "absolute"), (_copied_without_times, "list")],
+    [
+        (_moved, "absolute"),
+        (_linked, "relative"),
+        (_copied_without_times, "list"),
+        pytest.param(_copied, "absolute", marks=pytest.mark.slow),
+        *(pytest.param(_moved, each, marks=pytest.mark.slow) for each in NAMED if each != "absolute"),
+        *(pytest.param(_linked, each, marks=pytest.mark.slow) for each in NAMED if each != "relative"),
+    ],
 )
 def test_a_project_that_lies_elsewhere(
     how: Any, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -125,7 +125,7 @@ def test_too_little_would_be_left() -> None:
 
 
 @pytest.mark.parametrize("kind", ["lesion", "chest"])
-@pytest.mark.parametrize("colour", [255, 128, (200, 180, 40)])
+@pytest.mark.parametrize("colour", [255, *(pytest.param(c, marks=pytest.mark.slow) for c in (128, (200, 180, 40)))])
 def test_the_margin_is_left_out_of_everything(kind: str, colour: Any) -> None:
     """The mask is that of the picture alone, at the size of the whole."""
     picture, truth = phantom.make(kind, (65, 65), 0)

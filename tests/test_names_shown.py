@@ -41,7 +41,7 @@ class Terminal:
         return code, out, err
 
 
-@pytest.fixture(params=["ascii", "latin-1", "utf-8"])
+@pytest.fixture(params=["ascii", *(pytest.param(name, marks=pytest.mark.slow) for name in ("latin-1", "utf-8"))])
 def terminal(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Terminal:
     monkeypatch.setattr("msformer_fast.cohort.run.LocalEngine", Inline)
     return Terminal(monkeypatch, request.param)
@@ -108,7 +108,7 @@ def test_refusals(tmp_path: Path, terminal: Terminal, monkeypatch: pytest.Monkey
     assert (code, out) == (2, "") and "error: " in err
 
 
-@pytest.mark.parametrize("name", [ACCENT, RAW], ids=["accent", "raw"])
+@pytest.mark.parametrize("name", [pytest.param(ACCENT, marks=pytest.mark.slow), RAW], ids=["accent", "raw"])
 def test_a_locale_that_knows_ascii_alone(scans: Path, name: str) -> None:
     """There names are bytes to Python."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONIOENCODING"}

@@ -10,6 +10,7 @@ from torch import Tensor
 from msformer_fast.dtypes import label_dtype, sum_dtype
 from msformer_fast.errors import InputError
 from msformer_fast.identities import clustering_loss as identity
+from msformer_fast.limits import CLUSTERING_LOSS_CLUSTERS
 from msformer_fast.ops.backend import choose, over_limit, runs_in_strips, why_not_torch, why_not_triton
 from msformer_fast.ops.registration import register
 from msformer_fast.ops.shapes import Shapes
@@ -17,7 +18,6 @@ from msformer_fast.reference.clustering_loss import clustering_loss as _referenc
 
 OP = "clustering_loss"
 REDUCTIONS = ("mean", "sum", "none")
-MAX_CLUSTERS = 1024
 
 
 def clustering_loss(
@@ -64,7 +64,7 @@ def clustering_loss(
 
 
 def _why_not_triton(logits: Tensor, clusters: int) -> str | None:
-    return over_limit(OP, ("clusters", clusters, MAX_CLUSTERS)) or why_not_triton(OP, logits)
+    return over_limit(OP, ("clusters", clusters, CLUSTERING_LOSS_CLUSTERS)) or why_not_triton(OP, logits)
 
 
 def _forward(logits: Tensor, reduction: str, cluster_dim: int, backend: str) -> tuple[Tensor, ...]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from msformer_fast.dtypes import sum_dtype
 from msformer_fast.errors import InputError
 from msformer_fast.identities.cross_scale_attention import cross_scale_attention as _identity
+from msformer_fast.limits import CROSS_SCALE_ATTENTION_HEAD_DIM
 from msformer_fast.ops.backend import choose, over_limit, why_not_torch, why_not_triton
 from msformer_fast.ops.precision import cast_product, input_precision
 from msformer_fast.ops.registration import contiguous_like, register
@@ -19,7 +20,6 @@ from msformer_fast.reference.cross_scale_attention import cross_scale_attention 
 from msformer_fast.windows import Windows, windows_of
 
 OP = "cross_scale_attention"
-MAX_HEAD_DIM = 128
 
 
 def cross_scale_attention(
@@ -170,7 +170,7 @@ def _unpacked(maps: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
 
 def _why_not_triton(width: int, maps: list[Tensor], bias: Tensor | None, *pads: Tensor | None) -> str | None:
     """A bias may have a dtype of its own: under autocast it is a parameter beside activations."""
-    refusal = over_limit(OP, ("channels a head", width, MAX_HEAD_DIM))
+    refusal = over_limit(OP, ("channels a head", width, CROSS_SCALE_ATTENTION_HEAD_DIM))
     if refusal is not None:
         return refusal
     # What autocast makes of them, seen on none of their elements.

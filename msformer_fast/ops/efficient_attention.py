@@ -11,6 +11,7 @@ from msformer_fast.dtypes import sum_dtype
 from msformer_fast.errors import InputError
 from msformer_fast.identities import efficient_attention as identity
 from msformer_fast.identities.efficient_attention import Options, Parameters, Saved
+from msformer_fast.limits import EFFICIENT_ATTENTION_CHANNELS
 from msformer_fast.ops.backend import choose, over_limit, runs_in_strips, why_not_torch, why_not_triton
 from msformer_fast.ops.batch_norm import BatchNorm, check_batch_norm
 from msformer_fast.ops.memory import check_memory, is_kept, lean
@@ -20,7 +21,6 @@ from msformer_fast.ops.shapes import Shapes
 from msformer_fast.reference.efficient_attention import efficient_attention as _reference
 
 OP = "efficient_attention"
-MAX_CHANNELS = 256
 
 
 def efficient_attention(
@@ -142,7 +142,7 @@ def _why_not_triton(x: Tensor, *others: Tensor | None) -> str | None:
     """Under autocast x may have another dtype than the parameters: the kernels round what they read."""
     matrices = [tensor.shape for tensor in others if tensor is not None and tensor.ndim == 2]
     widest = max(max(shape) for shape in matrices)
-    refusal = over_limit(OP, ("channels", widest, MAX_CHANNELS))
+    refusal = over_limit(OP, ("channels", widest, EFFICIENT_ATTENTION_CHANNELS))
     if refusal is not None:
         return refusal
     double = any(tensor is not None and tensor.dtype == torch.float64 for tensor in (x, *others))

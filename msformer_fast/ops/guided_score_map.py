@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from msformer_fast.dtypes import label_dtype, sum_dtype
+from msformer_fast.limits import GUIDED_SCORE_MAP_CLUSTERS, SCORE_MAP_CHANNELS
 from msformer_fast.ops.backend import choose, over_limit, why_not_torch
 from msformer_fast.ops.batch_norm import BatchNorm, batch_statistics
 from msformer_fast.ops.clustering_loss import clustering_loss
@@ -17,7 +18,6 @@ from msformer_fast.ops.registration import contiguous_like, register
 from msformer_fast.ops.score_map import check_shapes, map_norm, norm_gradients, norms_like, score_map, why_not
 
 OP = "guided_score_map"
-MAX_CLUSTERS, MAX_WIDTH = 256, 256
 
 
 class GuidedScores(NamedTuple):
@@ -103,7 +103,7 @@ def guided_score_map(
 
 def _why_not_triton(patch_weight: Tensor, patch_bias: Tensor | None, *head: Tensor) -> str | None:
     clusters, width = head[-1].shape[0], patch_weight.shape[0]
-    limits = ("clusters", clusters, MAX_CLUSTERS), ("embedded channels", width, MAX_WIDTH)
+    limits = ("clusters", clusters, GUIDED_SCORE_MAP_CLUSTERS), ("embedded channels", width, SCORE_MAP_CHANNELS)
     bias = () if patch_bias is None else (patch_bias,)
     return over_limit(OP, *limits) or why_not(OP, *head, patch_weight, *bias)
 

@@ -11,6 +11,7 @@ from msformer_fast.dtypes import sum_dtype
 from msformer_fast.errors import InputError
 from msformer_fast.identities import mix_ffn as identity
 from msformer_fast.identities.mix_ffn import Options, Parameters
+from msformer_fast.limits import MIX_FFN_CHANNELS, MIX_FFN_HIDDEN
 from msformer_fast.ops.backend import choose, over_limit, runs_in_strips, why_not_torch, why_not_triton
 from msformer_fast.ops.batch_norm import batch_statistics
 from msformer_fast.ops.memory import check_memory, is_kept, lean, will_be_differentiated
@@ -20,7 +21,6 @@ from msformer_fast.ops.shapes import Shapes
 from msformer_fast.reference.mix_ffn import mix_ffn as _reference
 
 OP = "mix_ffn"
-MAX_CHANNELS, MAX_HIDDEN = 256, 2048
 
 
 def mix_ffn(
@@ -157,7 +157,7 @@ def _check(t: Tensor, p: Parameters, options: Options) -> None:
 
 
 def _why_not_triton(t: Tensor, p: Parameters) -> str | None:
-    widths = ("channels", t.shape[-1], MAX_CHANNELS), ("hidden channels", p.fc1_weight.shape[0], MAX_HIDDEN)
+    widths = ("channels", t.shape[-1], MIX_FFN_CHANNELS), ("hidden channels", p.fc1_weight.shape[0], MIX_FFN_HIDDEN)
     refusal = over_limit(OP, *widths)
     if refusal is not None:
         return refusal

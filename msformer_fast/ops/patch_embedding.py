@@ -8,6 +8,7 @@ from torch import Tensor
 from msformer_fast.dtypes import sum_dtype
 from msformer_fast.errors import InputError
 from msformer_fast.identities import patch_embedding as identity
+from msformer_fast.limits import PATCH_EMBEDDING_CHANNELS, PATCH_EMBEDDING_CLUSTERS
 from msformer_fast.ops.backend import choose, over_limit, runs_in_strips, why_not_torch, why_not_triton
 from msformer_fast.ops.batch_norm import statistics
 from msformer_fast.ops.precision import cast_product, input_precision
@@ -16,7 +17,6 @@ from msformer_fast.ops.shapes import Shapes
 from msformer_fast.reference.patch_embedding import patch_embedding as _reference
 
 OP = "patch_embedding"
-MAX_CHANNELS, MAX_CLUSTERS = 256, 1024
 
 
 def patch_embedding(
@@ -142,7 +142,10 @@ def _norm_of(
 
 
 def _why_not_triton(logits: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
-    limits = ("clusters", logits.shape[1], MAX_CLUSTERS), ("channels", weight.shape[0], MAX_CHANNELS)
+    limits = (
+        ("clusters", logits.shape[1], PATCH_EMBEDDING_CLUSTERS),
+        ("channels", weight.shape[0], PATCH_EMBEDDING_CHANNELS),
+    )
     return over_limit(OP, *limits) or why_not_triton(OP, logits, weight, bias)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from msformer_fast.errors import InputError
 from msformer_fast.identities import score_map as identity
+from msformer_fast.limits import SCORE_MAP_CHANNELS
 from msformer_fast.ops.backend import choose, over_limit, runs_in_strips, why_not_torch, why_not_triton
 from msformer_fast.ops.batch_norm import BatchNorm, check_batch_norm
 from msformer_fast.ops.precision import cast_product, input_precision
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from msformer_fast.kernels.score_map import MapNorm
 
 OP = "score_map"
-MAX_CHANNELS = 256
 
 
 def score_map(
@@ -114,7 +114,7 @@ def check_shapes(
 
 def why_not(op: str, *given: Tensor) -> str | None:
     """Why the kernels cannot run on coarse, fine and their weights, or ``None``."""
-    return over_limit(op, ("channels", given[0].shape[-1], MAX_CHANNELS)) or why_not_triton(op, *given)
+    return over_limit(op, ("channels", given[0].shape[-1], SCORE_MAP_CHANNELS)) or why_not_triton(op, *given)
 
 
 def map_norm(norm: BatchNorm | None) -> MapNorm | None:

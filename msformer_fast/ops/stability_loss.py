@@ -7,6 +7,7 @@ from torch import Tensor
 from msformer_fast.dtypes import sum_dtype
 from msformer_fast.errors import InputError
 from msformer_fast.identities import stability_loss as identity
+from msformer_fast.limits import STABILITY_LOSS_CHANNELS
 from msformer_fast.ops.backend import choose, over_limit, runs_in_strips, why_not_torch, why_not_triton
 from msformer_fast.ops.precision import cast_product, input_precision
 from msformer_fast.ops.registration import register
@@ -14,7 +15,6 @@ from msformer_fast.ops.shapes import Shapes
 from msformer_fast.reference import stability_loss as _reference
 
 OP = "stability_loss"
-MAX_CHANNELS = 256
 
 
 def stability_loss(queries: Tensor, keys: Tensor, *, scale: float = 8.0, backend: str | None = None) -> Tensor:
@@ -72,7 +72,7 @@ def _check_pair(op: str, queries: Tensor, keys: Tensor, scale: float) -> None:
 
 
 def _why_not_triton(queries: Tensor, keys: Tensor) -> str | None:
-    return over_limit(OP, ("channels", queries.shape[-1], MAX_CHANNELS)) or why_not_triton(OP, queries, keys)
+    return over_limit(OP, ("channels", queries.shape[-1], STABILITY_LOSS_CHANNELS)) or why_not_triton(OP, queries, keys)
 
 
 def _forward(queries: Tensor, keys: Tensor, scale: float, backend: str) -> tuple[Tensor, ...]:

@@ -190,7 +190,7 @@ def test_what_is_refused() -> None:
 
 
 @interpreted
-@pytest.mark.parametrize("loss_scale", [1.0, 2.0**10], ids=str)
+@pytest.mark.parametrize("loss_scale", [pytest.param(1.0, marks=pytest.mark.slow), 2.0**10], ids=str)
 def test_float16_holds_the_gradients_of_many_tokens(monkeypatch: pytest.MonkeyPatch, loss_scale: float) -> None:
     """Of 257 x 257: a probability of size 1 / N is less than float16's smallest normal number, and the gradient of the
     sums over all tokens, times a loss's scale, more than its largest. Neither is ever rounded to it."""
