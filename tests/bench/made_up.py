@@ -99,7 +99,7 @@ def units(code: str = "abc", time: float = 1.0) -> dict[str, dict[str, Any]]:
         "rows/step/float32/257/compiled": {"ok": True, "rows": late},
         "rows/step/tf32/257": {"ok": True, "rows": step[:2], "ceilings": ceilings},
         "rows/mix_ffn/float32/257": {"ok": True, "rows": op, "ceilings": ceilings},
-        "tune/mix_ffn/wide/float32": {"ok": True, "found": tuned},
+        "tune/mix_ffn/hidden/float32": {"ok": True, "found": tuned},
         "tune/efficient_attention/keys/float32": {"ok": True, "found": keys},
     }
     return {name: {"unit": name, **here, **unit} for name, unit in found.items()}

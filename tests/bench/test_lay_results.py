@@ -48,7 +48,7 @@ def test_lines_go_into_the_folder_of_their_card_and_tables_out_of_it(tmp_path: P
     line = "| step 257, float32 | 20.0 | 4.00 (5.00, 5.00 to 5.00) | - | 2.00 (10.00, 10.00 to 10.00) | - | 10.0 (2.00"
     assert line in drawn
     assert "| step 257, tf32 | 20.0 | 4.00 (5.00, 5.00 to 5.00) | - | - | - | - |" in drawn
-    better = "| `mix_ffn` wide, ieee | (8, 8, 64, 16, 8, 1) | (4, 8, 64, 16, 8, 2) | 1.25 (1.23 to 1.27) | faster |"
+    better = "| `mix_ffn` hidden, ieee | (8, 8, 64, 16, 8, 1) | (4, 8, 64, 16, 8, 2) | 1.25 (1.23 to 1.27) | faster |"
     row = "(32, 128, 0, 32, 8)"
     noise = f"| `efficient_attention` keys, ieee | {row} | {row}, 2 stages | 1.02 (1.00 to 1.04) | within noise |"
     assert better in drawn and noise in drawn

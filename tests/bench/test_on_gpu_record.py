@@ -219,7 +219,7 @@ def test_what_is_printed_last_fits_a_screen(tmp_path: Path) -> None:
     assert "failed: 34" in text and "mix_ffn: side 67: gradient of x off by 5.0e-01, allowed 2.0e-05" in text
     assert "step 257, float32, ms: reference 20 (1.00 x), triton 4 (5.00 x), triton-captured 2 (10.00 x)" in text
     assert "worst shares of the floor:" in text and "  10.0%  mix_ffn backward, 257 pixels, float32: 2 ms" in text
-    assert "tuned: 2 kernels, faster 1" in text and "1.25 x  mix_ffn wide ieee: [4, 8, 64, 16, 8, 2] 2 stages" in text
+    assert "tuned: 2 kernels, faster 1" in text and "1.25 x  mix_ffn hidden ieee: [4, 8, 64, 16, 8, 2] 2 stages" in text
     assert "not done: 1, from rows/missing on" in lines[-1]
 
 
