@@ -54,7 +54,7 @@ def test_float32_stays_close() -> None:
 
 
 def test_a_step_in_strips_equals_the_authors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a handful of rows a strip, and wide maps made again."""
+    """With a handful of rows a strip, and hidden activations recomputed."""
     monkeypatch.setattr("msformer_fast.identities.strips.STRIP_BYTES", 20000)
     rows = compare(GOLDEN / "dim8_img65.npz", backend="torch", memory="lean")
     assert [row for row in rows if not row.passed] == []

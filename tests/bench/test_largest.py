@@ -113,7 +113,7 @@ def test_what_is_held_is_counted_by_hand() -> None:
 
 
 def test_a_few_strips_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of six strips of the wide map two are left out, of five of the tokens one: the same peak."""
+    """Of six strips of hidden activations two are left out, of five of the tokens one: the same peak."""
     monkeypatch.setattr(strips, "STRIP_BYTES", 3 * 17 * 32 * 4)
     uncached = peak_of.__wrapped__
     few, every = (uncached("torch", "lean", 17, all_strips=all_, **TINY) for all_ in (False, True))
@@ -121,7 +121,7 @@ def test_a_few_strips_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_kernels_keep_less_than_plain_code() -> None:
-    """By the wide maps that a lean block does not keep, too, and a card of more multiprocessors holds more sums."""
+    """By the hidden activations that a lean block does not keep, too, and a card of more multiprocessors holds more sums."""
     if importlib.util.find_spec("triton") is None or not interpreting():
         pytest.skip("the launchers run on CPU tensors in Triton's interpreter alone")
     plain, fast, lean = (

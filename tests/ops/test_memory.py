@@ -23,7 +23,7 @@ def saved_bytes(call, *inputs: torch.Tensor) -> int:
 
 
 @pytest.mark.parametrize(("kind", "wide"), [(nn.MixFFN, 4 * 11), (nn.EfficientAttention, 2 * 9)])
-def test_lean_keeps_no_wide_map(kind: type, wide: int) -> None:
+def test_lean_keeps_no_hidden_activations(kind: type, wide: int) -> None:
     """Fast keeps one more map: the hidden one with its two rows of zeros, or keys and queries."""
     c, height, width = 8, 9, 13
     x = torch.rand(1, height, width, c, requires_grad=True)
@@ -55,7 +55,7 @@ def test_nothing_is_kept_where_no_backward_comes() -> None:
 
 
 def test_half_precision_keeps_its_inputs_alone() -> None:
-    """Its strips are in float32: a wide map kept in it would be twice the size of what it is made from."""
+    """Its strips are in float32: hidden activations kept in it would be twice the size of what it is made from."""
     x = torch.rand(1, 9, 13, 8, dtype=torch.bfloat16, requires_grad=True)
     fast, lean = (saved_bytes(nn.MixFFN(8, memory=m, backend="torch").bfloat16(), x) for m in ("fast", "lean"))
     assert fast == lean
