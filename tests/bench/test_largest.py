@@ -121,7 +121,7 @@ def test_a_few_strips_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_kernels_keep_less_than_plain_code() -> None:
-    """By the hidden activations that a lean block does not keep, too, and a card of more multiprocessors holds more sums."""
+    """By the hidden activations that a lean block does not keep, too, and more multiprocessors hold more sums."""
     if importlib.util.find_spec("triton") is None or not interpreting():
         pytest.skip("the launchers run on CPU tensors in Triton's interpreter alone")
     plain, fast, lean = (
