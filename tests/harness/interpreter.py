@@ -321,6 +321,29 @@ def _check_bounds(patches, interp, tl):
         patches.wrap(Builder, name, replacement)
 
 
+def _patch_language_once(patches, interp):
+    """The interpreter replaces the functions of `tl` at every call of a device function, milliseconds each time: once a
+    launch and a module is enough, for what a launch puts back it puts back at its end."""
+    done = set()
+
+    def launch(original, self, *args, **kwargs):
+        done.clear()
+        return original(self, *args, **kwargs)
+
+    def call(original, self, *args, **kwargs):
+        module = self.fn.__globals__["__name__"]
+        if module not in done:
+            done.add(module)
+            return original(self, *args, **kwargs)
+        try:
+            return self.rewrite()(*args, **kwargs)
+        except Exception as error:
+            raise interp.InterpreterError(repr(error)) from error
+
+    patches.wrap(interp.GridExecutor, "__call__", launch)
+    patches.wrap(interp.InterpretedFunction, "__call__", call)
+
+
 def install(bf16=True, bounds=True, tf32=False, poison=False):
     """Change the interpreter for the rest of the process; returns a function that changes it back."""
     import triton.language as tl
@@ -328,6 +351,7 @@ def install(bf16=True, bounds=True, tf32=False, poison=False):
 
     patches = _Patches()
     _mend_numbers(patches, interp)
+    _patch_language_once(patches, interp)
     for wanted, patch in ((bf16, _fix_bf16), (tf32, _emulate_tf32), (poison, _poison), (bounds, _check_bounds)):
         if wanted:
             patch(patches, interp, tl)
