@@ -27,7 +27,6 @@ import triton.language as tl
 from torch import Tensor
 
 from msformer_fast.dtypes import sum_dtype
-from msformer_fast.kernels.blocks import load_block, store_block
 from msformer_fast.kernels.launch import (
     accumulator,
     choose,
@@ -45,7 +44,8 @@ SIZES = ("B", "T", "partials")  # never specialised: a new size runs the code of
 @triton.jit
 def _load_patches(p, o_row, o_c, T, C, stride_t, stride_c):
     """Some channels of some patches [rows, channels], 0 outside."""
-    return load_block(p, o_row.to(tl.int64) * stride_t, o_c.to(tl.int64) * stride_c, o_row < T, o_c < C)
+    o = (o_row.to(tl.int64) * stride_t)[:, None] + (o_c.to(tl.int64) * stride_c)[None, :]
+    return tl.load(p + o, mask=(o_row < T)[:, None] & (o_c < C)[None, :], other=0.0)
 
 
 @triton.jit
@@ -189,7 +189,8 @@ def gradient_kernel(
     else:
         b_da *= b_c
 
-    store_block(p_da, (image * T + o_m) * C, o_c, o_m < T, o_c < C, b_da)
+    o_out = ((image * T + o_m) * C)[:, None] + o_c[None, :]
+    tl.store(p_da + o_out, b_da.to(p_da.dtype.element_ty), mask=(o_m < T)[:, None] & (o_c < C)[None, :])
 
 
 # (part, kind of product): {(targets, largest padded C): (BLOCK_M, BLOCK_N, BLOCK_K, num_warps, num_stages)}; "" is any.
