@@ -73,7 +73,7 @@ def launched(call: dict[str, Any]) -> tuple[list[tuple[str, dict[str, Tensor]]],
 
     with contextlib.ExitStack() as stack:
         if DEVICE == "cpu":
-            card = {"TARGET": call["target"], "PROCESSORS": call["multiprocessors"]}
+            card = {"TARGET": call["target"], "MULTIPROCESSORS": call["multiprocessors"]}
             stack.enter_context(mock.patch.multiple(largest, **card))
             stack.enter_context(largest.as_on_a_card())
         stack.enter_context(poisoned())
@@ -102,8 +102,8 @@ def record(call: dict[str, Any], file: Path) -> None:
         from msformer_fast.kernels.launch import target_of
 
         device = torch.device("cuda")
-        processors = torch.cuda.get_device_properties(device).multi_processor_count
-        call |= {"target": target_of(device), "multiprocessors": processors}
+        multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
+        call |= {"target": target_of(device), "multiprocessors": multiprocessors}
     else:
         from tests.harness.ptx import driver, plugin
 
