@@ -31,11 +31,11 @@ def test_clustering_loss_trains_any_model() -> None:
     logits = torch.randn(2, 4, 5, 6)
     pixels, _, _ = nn.ClusteringLoss(reduction="none", cluster_dim=-1)(logits)
     torch.testing.assert_close(pixels, logits.logsumexp(-1) - logits.amax(-1))
-    assert "reduction='none', cluster_dim=-1" in repr(nn.ClusteringLoss("none", -1))
+    assert "reduction='none', cluster_dim=-1" in repr(nn.ClusteringLoss(reduction="none", cluster_dim=-1))
 
 
 def test_stability_loss_behind_its_patch_embedding() -> None:
-    embed, criterion = nn.PatchEmbedding(clusters=5, channels=7, patch=4), nn.SpatialStabilityLoss(scale=3.0)
+    embed, criterion = nn.PatchEmbedding(clusters=5, channels=7, patch=4), nn.StabilityLoss(scale=3.0)
     assert names(embed) == {"norm.weight", "norm.bias", "proj.weight", "proj.bias"}
     logits = torch.randn(2, 5, 9, 14, requires_grad=True)
     queries, keys = embed(logits)
@@ -65,12 +65,12 @@ def test_patch_embedding_counts_as_batch_norm_does() -> None:
 
 
 def test_efficient_attention_on_a_feature_map() -> None:
-    attention = nn.EfficientAttention(6, key_channels=4, value_channels=8, heads=2)
+    attention = nn.EfficientAttention(6, key_channels=4, value_channels=8, num_heads=2)
     assert names(attention) == {
         f"{part}.{kind}" for part in ("keys", "queries", "values", "reprojection") for kind in ("weight", "bias")
     }
-    y, context = attention(torch.randn(2, 6, 5, 7))
-    assert y.shape == (2, 6, 5, 7)
+    y, context = attention(torch.randn(2, 5, 7, 6))
+    assert y.shape == (2, 5, 7, 6)
     assert context.shape == (2, 2, 2, 4)
 
 
@@ -93,7 +93,7 @@ def test_block_and_score_map() -> None:
     assert context.shape == (2, 4, 4)
     head = nn.ScoreMap(4, 9)
     assert names(head) == {"linear_up.weight", "linear_down.weight"}
-    assert head(torch.randn(2, 3, 4, 4), y).shape == (2, 5, 7, 9)
+    assert head(torch.randn(2, 3, 4, 4), y).shape == (2, 9, 5, 7)
 
 
 def test_a_backend_by_name_is_asked_for() -> None:

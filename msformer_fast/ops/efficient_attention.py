@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +26,18 @@ OP = "efficient_attention"
 MAX_CHANNELS = 256
 
 
+class Attended(NamedTuple):
+    """A map after attention.
+
+    Attributes:
+        y: (B, H, W, C).
+        context: (B, heads, Ck / heads, Cv / heads).
+    """
+
+    y: Tensor
+    context: Tensor
+
+
 def efficient_attention(
     x: Tensor,
     key_weight: Tensor,
@@ -46,7 +58,7 @@ def efficient_attention(
     batch_norm: BatchNorm | None = None,
     memory: str = "fast",
     backend: str | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> Attended:
     r"""``y = x + attention(LayerNorm(x))`` and the attention's context.
 
     With ``n = LayerNorm(x)`` and for each head ``keys``, ``queries``, ``values`` = linear maps of ``n``::
@@ -127,15 +139,15 @@ def efficient_attention(
         y, context, *_ = _forward(
             x, tensors, present, *options, normed_by, bn_eps, _products_dtype(x), keep=False, backend=chosen
         )
-        return y, context
+        return Attended(y, context)
     x = x if batch_norm is None else batch_norm.apply(x)
     if chosen == "reference":
-        return _reference(x, *parameters, *options)
+        return Attended(*_reference(x, *parameters, *options))
     if not runs_in_strips(x):
-        return lean(memory, identity.efficient_attention, x, parameters, options)
+        return Attended(*lean(memory, identity.efficient_attention, x, parameters, options))
     keep = is_kept(memory, x, *tensors)
     y, context, *_ = _forward(x, tensors, present, *options, [], 0.0, x.dtype, keep=keep, backend=chosen)
-    return y, context
+    return Attended(y, context)
 
 
 def _products_dtype(x: Tensor) -> torch.dtype:

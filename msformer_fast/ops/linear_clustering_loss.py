@@ -10,7 +10,7 @@ from torch import Tensor
 from msformer_fast.errors import InputError
 from msformer_fast.identities import linear_clustering_loss as identity
 from msformer_fast.ops.backend import choose, runs_in_strips, why_not_torch, why_not_triton
-from msformer_fast.ops.clustering_loss import REDUCTIONS, fake_results
+from msformer_fast.ops.clustering_loss import REDUCTIONS, Clustering, fake_results
 from msformer_fast.ops.double_backward import differentiable_gradients, refuse_double_backward, wants_double_backward
 from msformer_fast.ops.launch import in_strips, launching
 from msformer_fast.ops.precision import cast_product, input_precision
@@ -27,7 +27,7 @@ def linear_clustering_loss(
     *,
     reduction: str = "mean",
     backend: str | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Clustering:
     """:func:`clustering_loss` of ``features @ weight.T + bias``, for callers who do not need these scores.
 
     Args:
@@ -73,7 +73,8 @@ def linear_clustering_loss(
         loss, labels, label_count = identity.linear_clustering_loss(features, weight, bias, reduction)
     else:
         loss, labels, label_count, _ = _forward(features, weight, bias, reduction, chosen)
-    return loss.reshape(pixels) if reduction == "none" else loss, labels.reshape(pixels), label_count
+    loss = loss.reshape(pixels) if reduction == "none" else loss
+    return Clustering(loss, labels.reshape(pixels), label_count)
 
 
 def _as_images(features: Tensor) -> Tensor:
