@@ -55,7 +55,7 @@ class MSFormer(Fused):
         patch: P, side in pixels of the stability loss's patches (paper: 32).
         seed: draws the parameters from this seed and leaves PyTorch's generators as they were; ``None`` draws
             from PyTorch's current state. The draws are PyTorch's defaults, made in the order of the authors' code.
-            A seed draws on the CPU in PyTorch's default dtype, so that it is one network on every device.
+            Drawn from a seed they are moved afterwards: it is one network for every ``device`` and ``dtype``.
         memory: ``"fast"`` keeps wide maps between forward and backward, ``"lean"`` makes them again there, a strip of
             rows at a time. The reference always keeps all.
         cross_scale: ``"none"`` is the paper's network. ``"window"``, an extension, lets the two maps ask each other
@@ -140,11 +140,13 @@ class MSFormer(Fused):
 
     def _exchange(self, index: int, factory: dict[str, Any]) -> TwoWayCrossScaleAttention:
         """What stands behind block ``index``: windows of 8 fine pixels, every other time shifted by half of them."""
-        options = {"num_heads": math.gcd(self.channels, 4), "shift": 4 * (index % 2), "backend": self.backend}
-        return TwoWayCrossScaleAttention(self.channels, window=8, **options, **factory)
+        heads, shift = math.gcd(self.channels, 4), 4 * (index % 2)
+        return TwoWayCrossScaleAttention(
+            self.channels, window=8, num_heads=heads, shift=shift, backend=self.backend, **factory
+        )
 
     def _blocks(self, depth: int, factory: dict[str, Any]) -> nn.ModuleList:
-        options = {"memory": self.memory, "backend": self.backend} | factory
+        options = factory | {"memory": self.memory, "backend": self.backend}
         return nn.ModuleList(EfficientTransformerBlock(self.channels, **options) for _ in range(depth))
 
     def forward(self, image: Tensor, *, stability: bool = True) -> Scores:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from msformer_fast import BackendError, nn, ops
+from msformer_fast import BackendError, MSFormer, nn, ops
 
 
 def names(module: torch.nn.Module) -> set[str]:
@@ -99,3 +99,60 @@ def test_block_and_score_map() -> None:
 def test_a_backend_by_name_is_asked_for() -> None:
     with pytest.raises(BackendError, match='mix_ffn: backend="triton" takes at most 256 channels, got 257'):
         nn.MixFFN(257, 4, backend="triton")(torch.randn(1, 3, 3, 257))
+
+
+#: Every module with parameters, small.
+FACTORIES = {
+    "CrossScaleAttention": lambda **f: nn.CrossScaleAttention(4, 6, window=4, num_heads=2, **f),
+    "EfficientAttention": lambda **f: nn.EfficientAttention(4, num_heads=2, **f),
+    "EfficientTransformerBlock": lambda **f: nn.EfficientTransformerBlock(4, **f),
+    "MSFormer": lambda **f: MSFormer(3, 4, 5, depth=1, patch=4, cross_scale="window", **f),
+    "MSFormer of a seed": lambda **f: MSFormer(3, 4, 5, depth=1, patch=4, seed=0, **f),
+    "MixFFN": lambda **f: nn.MixFFN(4, 6, **f),
+    "OverlapEmbedding": lambda **f: nn.OverlapEmbedding(3, 4, stride=2, **f),
+    "PatchEmbedding": lambda **f: nn.PatchEmbedding(5, 4, patch=2, **f),
+    "ScoreMap": lambda **f: nn.ScoreMap(4, 5, **f),
+    "TwoWayCrossScaleAttention": lambda **f: nn.TwoWayCrossScaleAttention(4, window=4, num_heads=2, **f),
+}
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_parameters_are_created_where_and_as_asked_for(name: str) -> None:
+    """``device`` and ``dtype`` of every parameter and buffer, and the same numbers as without."""
+    on_meta = FACTORIES[name](device="meta", dtype=torch.bfloat16)
+    for key, value in on_meta.state_dict().items():
+        assert value.device.type == "meta", key
+        assert value.dtype == (torch.bfloat16 if value.is_floating_point() else torch.int64), key
+    torch.manual_seed(0)
+    plain = FACTORIES[name]().state_dict()
+    torch.manual_seed(0)
+    for key, value in FACTORIES[name](device="cpu").state_dict().items():
+        assert torch.equal(value, plain[key]), key
+
+
+def test_a_seed_is_one_network_in_every_dtype() -> None:
+    single, double = (FACTORIES["MSFormer of a seed"](dtype=dtype) for dtype in (torch.float32, torch.float64))
+    for key, value in single.state_dict().items():
+        assert torch.equal(value.to(double.state_dict()[key].dtype), double.state_dict()[key]), key
+
+
+def test_modules_chain_without_a_permutation() -> None:
+    """One layout: an image and logits channels first, feature maps channels last."""
+    image = torch.rand(2, 3, 13, 10)
+    fine, coarse = (nn.OverlapEmbedding(3, 4, stride=stride)(image) for stride in (1, 2))
+    fine, _ = nn.EfficientAttention(4)(nn.MixFFN(4)(fine))
+    fine, coarse = nn.TwoWayCrossScaleAttention(4, num_heads=2)(fine, coarse)
+    logits = nn.ScoreMap(4, 5)(nn.EfficientTransformerBlock(4)(coarse).y, fine)
+    assert logits.shape == (2, 5, 13, 10)
+    assert nn.ClusteringLoss()(logits).labels.shape == (2, 13, 10)
+    patches = nn.PatchEmbedding(5, 4, patch=4)(logits)
+    assert nn.StabilityLoss()(*patches).shape == ()
+
+
+def test_names_of_modules_are_those_of_ops() -> None:
+    """In capitals, for every op that has a module."""
+    modules = {name.lower() for name in nn.__all__}
+    without = {"batch_statistics", "guided_score_map", "linear_clustering_loss", "mix_ffn_with_statistics"}
+    without |= {"stability_attention"}
+    functions = {name for name in ops.__all__ if name == name.lower()}
+    assert {name for name in functions if name.replace("_", "") not in modules} == without
