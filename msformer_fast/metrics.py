@@ -23,7 +23,7 @@ _CROP_DILATIONS = 2
 
 
 @dataclass(frozen=True)
-class Scores:
+class MaskScores:
     """The six scores of one mask.
 
     ``dice``, ``iou``, ``hm`` and ``xor`` have no unit; ``hd95`` and ``asd`` have the unit of ``spacing``,
@@ -120,17 +120,17 @@ def average_surface_distance(pred: Any, truth: Any, spacing: Spacing = 1.0) -> f
     return _average(*_surface_distances(*_pair(pred, truth), spacing))
 
 
-def score(pred: Any, truth: Any, spacing: Spacing = 1.0) -> Scores:
+def score(pred: Any, truth: Any, spacing: Spacing = 1.0) -> MaskScores:
     """Return all six scores of ``pred`` (H, W) against ``truth`` (H, W).
 
     Arguments, empty masks and errors as in the functions of the single scores.
     """
     a, g = _pair(pred, truth)
     distances = _surface_distances(a, g, spacing)
-    return Scores(dice(a, g), iou(a, g), hm(a, g), xor(a, g), _hausdorff95(*distances), _average(*distances))
+    return MaskScores(dice(a, g), iou(a, g), hm(a, g), xor(a, g), _hausdorff95(*distances), _average(*distances))
 
 
-def score_blind(mask: Any, truth: Any, spacing: Spacing = 1.0) -> Scores:
+def score_blind(mask: Any, truth: Any, spacing: Spacing = 1.0) -> MaskScores:
     """Score a mask that was made without any ground truth: no choice of cluster, no crop.
 
     This is the honest protocol: ``truth`` is used for scoring and for nothing else. The result is that of
@@ -182,7 +182,7 @@ def oracle_mask(labels: Any, truth: Any) -> Mask:
     return mask
 
 
-def score_oracle(labels: Any, truth: Any, spacing: Spacing = 1.0) -> Scores:
+def score_oracle(labels: Any, truth: Any, spacing: Spacing = 1.0) -> MaskScores:
     """Score clusters by the authors' protocol: :func:`oracle_mask`, then :func:`score`.
 
     The ground truth is seen twice before scoring (choice of the cluster, crop around the truth): an upper

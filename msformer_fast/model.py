@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from einops.layers.torch import Rearrange
@@ -14,9 +14,11 @@ from msformer_fast.errors import InputError
 from msformer_fast.nn.batch_norm import Folded, can_fold, update_running
 from msformer_fast.nn.block import EfficientTransformerBlock
 from msformer_fast.nn.cross_scale_attention import TwoWayCrossScaleAttention
-from msformer_fast.nn.hooks import is_hooked
+from msformer_fast.nn.hooks import Fused
 from msformer_fast.nn.overlap_embedding import OverlapEmbedding
-from msformer_fast.nn.patch_embedding import embed_patches
+from msformer_fast.nn.patch_embedding import embed_patches, normed_windows
+from msformer_fast.nn.score_map import compose_scores
+from msformer_fast.ops import Clustering, Patches
 from msformer_fast.ops.memory import check_memory
 
 #: How the two branches see each other before the head: not at all, or window by window.
@@ -39,10 +41,10 @@ class Scores(NamedTuple):
     context_coarse: Tensor
     queries: Tensor | None
     keys: Tensor | None
-    clustering: tuple[Tensor, Tensor, Tensor] | None = None
+    clustering: Clustering | None = None
 
 
-class MSFormer(nn.Module):
+class MSFormer(Fused):
     """Dual-branch, two-scale, self-guided transformer (Karimijafarbigloo et al., MIDL 2023).
 
     Args:
@@ -53,6 +55,7 @@ class MSFormer(nn.Module):
         patch: P, side in pixels of the stability loss's patches (paper: 32).
         seed: draws the parameters from this seed and leaves PyTorch's generators as they were; ``None`` draws
             from PyTorch's current state. The draws are PyTorch's defaults, made in the order of the authors' code.
+            Drawn from a seed they are moved afterwards: it is one network for every ``device`` and ``dtype``.
         memory: ``"fast"`` keeps wide maps between forward and backward, ``"lean"`` makes them again there, a strip of
             rows at a time. The reference always keeps all.
         cross_scale: ``"none"`` is the paper's network. ``"window"``, an extension, lets the two maps ask each other
@@ -61,10 +64,14 @@ class MSFormer(nn.Module):
             paper's network: these parameters are drawn last, and what they add is zero at first. Heads: 4, or 2 or 1
             where 4 do not divide C. ``memory`` does not concern it.
         backend: of every op; see :mod:`msformer_fast.ops`.
+        device, dtype: of the parameters, see :class:`torch.nn.Linear`.
+
+    Shape: an image, channels first, (B, in_channels, H, W) -> :class:`Scores`, whose logits are channels first too.
 
     In training the kernels apply every batch norm where the next op reads, and take the clustering loss from the pass
-    that makes the logits, unless a module has hooks: then each is called by itself, so that they run. So it is with
-    ``cross_scale="window"``, which reads the maps behind the norms.
+    that makes the logits, unless a module has hooks: then each is called by itself, so that they run, as described in
+    :class:`msformer_fast.nn.Fused`. Each means every submodule but the lists (``block_s`` and the like), which PyTorch
+    never calls. With ``cross_scale="window"``, which reads the maps behind the norms, these are called too.
 
     State dict: the authors' names and shapes, both ways; ``cross_scale="window"`` adds ``cross.*``.
 
@@ -84,6 +91,8 @@ class MSFormer(nn.Module):
         memory: str = "fast",
         cross_scale: str = "none",
         backend: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         fine_depth, coarse_depth = (depth, depth) if isinstance(depth, int) else depth
@@ -105,34 +114,40 @@ class MSFormer(nn.Module):
         self.cross_scale = cross_scale
         self.backend = backend
 
+        factory: dict[str, Any] = {"device": device, "dtype": dtype} if seed is None else {}
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
             # The suffixes are the authors': s is the branch of small patches (fine), l of large ones (coarse).
-            self.patch_embed_s = OverlapEmbedding(in_channels, channels, stride=1)
-            self.patch_embed_l = OverlapEmbedding(in_channels, channels, stride=2)
-            self.block_s = self._blocks(fine_depth)
-            self.block_l = self._blocks(coarse_depth)
-            self.bn2_s = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(fine_depth))
-            self.bn2_l = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(coarse_depth))
-            self.linear_up = nn.Linear(channels, 4 * channels, bias=False)
-            self.linear_down = nn.Linear(2 * channels, clusters, bias=False)
+            self.patch_embed_s = OverlapEmbedding(in_channels, channels, stride=1, **factory)
+            self.patch_embed_l = OverlapEmbedding(in_channels, channels, stride=2, **factory)
+            self.block_s = self._blocks(fine_depth, factory)
+            self.block_l = self._blocks(coarse_depth, factory)
+            self.bn2_s = nn.ModuleList(nn.BatchNorm2d(channels, **factory) for _ in range(fine_depth))
+            self.bn2_l = nn.ModuleList(nn.BatchNorm2d(channels, **factory) for _ in range(coarse_depth))
+            self.linear_up = nn.Linear(channels, 4 * channels, bias=False, **factory)
+            self.linear_down = nn.Linear(2 * channels, clusters, bias=False, **factory)
             self.to_patch_embedding = nn.Sequential(
                 Rearrange("b c (h p1) (w p2) -> b (h w) (p1 p2 c)", p1=patch, p2=patch),
-                nn.Linear(patch * patch * clusters, channels),
+                nn.Linear(patch * patch * clusters, channels, **factory),
             )
-            self.bn3 = nn.BatchNorm2d(clusters)
+            self.bn3 = nn.BatchNorm2d(clusters, **factory)
             # Last, so that a seed draws the paper's parameters with it and without it.
             exchanges = min(fine_depth, coarse_depth) if cross_scale == "window" else 0
-            self.cross = nn.ModuleList(self._exchange(index) for index in range(exchanges))
+            self.cross = nn.ModuleList(self._exchange(index, factory) for index in range(exchanges))
+        if seed is not None:
+            self.to(device=device, dtype=dtype)
 
-    def _exchange(self, index: int) -> TwoWayCrossScaleAttention:
+    def _exchange(self, index: int, factory: dict[str, Any]) -> TwoWayCrossScaleAttention:
         """What stands behind block ``index``: windows of 8 fine pixels, every other time shifted by half of them."""
         heads, shift = math.gcd(self.channels, 4), 4 * (index % 2)
-        return TwoWayCrossScaleAttention(self.channels, window=8, heads=heads, shift=shift, backend=self.backend)
+        return TwoWayCrossScaleAttention(
+            self.channels, window=8, num_heads=heads, shift=shift, backend=self.backend, **factory
+        )
 
-    def _blocks(self, depth: int) -> nn.ModuleList:
-        return nn.ModuleList(EfficientTransformerBlock(self.channels, self.memory, self.backend) for _ in range(depth))
+    def _blocks(self, depth: int, factory: dict[str, Any]) -> nn.ModuleList:
+        options = factory | {"memory": self.memory, "backend": self.backend}
+        return nn.ModuleList(EfficientTransformerBlock(self.channels, **options) for _ in range(depth))
 
     def forward(self, image: Tensor, *, stability: bool = True) -> Scores:
         """Score every pixel.
@@ -158,9 +173,7 @@ class MSFormer(nn.Module):
                 coarse = _norm_tokens(coarse, self.bn2_l[index])
             if index < len(self.cross):
                 fine, coarse = self.cross[index](fine, coarse)
-        logits = ops.score_map(
-            coarse, fine, self.linear_up.weight, self.linear_down.weight, backend=self.backend
-        ).permute(0, 3, 1, 2)
+        logits = self._score(coarse, fine)
         queries, keys = self.embed_patches(logits) if stability else (None, None)
         return Scores(logits, context_fine, context_coarse, queries, keys)
 
@@ -170,8 +183,7 @@ class MSFormer(nn.Module):
         if self.cross or not kernels:
             return False
         norms = (self.patch_embed_s.norm, self.patch_embed_l.norm, *self.bn2_s, *self.bn2_l, self.bn3)
-        hooked = any(is_hooked(module) for module in self.modules() if module is not self)
-        return not hooked and can_fold(norms)
+        return can_fold(norms) and self._may_bypass()
 
     def _forward_folded(self, image: Tensor, stability: bool) -> Scores:
         """The same with no pass for any batch norm; the clustering loss is from the pass that makes the logits."""
@@ -199,7 +211,7 @@ class MSFormer(nn.Module):
             backend=self.backend,
         )
         update_running([*norms, Folded(norm, made.mean, made.var, made.labels.numel())])
-        clustering = made.loss, made.labels, made.label_count
+        clustering = Clustering(made.loss, made.labels, made.label_count)
         return Scores(made.logits, context_fine, context_coarse, made.queries, made.keys, clustering)
 
     def _branch(
@@ -215,8 +227,20 @@ class MSFormer(nn.Module):
             folded.append(Folded(norm, mean, var, x[..., 0].numel()))
         return x, context, folded
 
-    def embed_patches(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+    def _score(self, coarse: Tensor, fine: Tensor) -> Tensor:
+        """Logits (B, K, H, W) of both branches."""
+        up, down = self.linear_up, self.linear_down
+        if self._may_bypass("linear_up", "linear_down"):
+            logits = ops.score_map(coarse, fine, up.weight, down.weight, backend=self.backend)
+        else:
+            logits = compose_scores(coarse, fine, up, down)
+        return logits.permute(0, 3, 1, 2)
+
+    def embed_patches(self, logits: Tensor) -> Patches:
         """Queries and keys of the stability loss, (B, T, C) each, from the logits (B, K, H, W)."""
+        if not self._may_bypass("bn3", "to_patch_embedding"):
+            windows = normed_windows(logits, self.bn3, self.patch)
+            return Patches(*(self.to_patch_embedding(each) for each in windows))
         linear = self.to_patch_embedding[1]
         assert isinstance(linear, nn.Linear)
         return embed_patches(logits, self.bn3, linear, self.patch, self.backend)

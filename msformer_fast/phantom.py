@@ -8,7 +8,7 @@ They are for tests, demonstrations and timing; accuracy figures on them say noth
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +16,15 @@ from numpy.typing import NDArray
 from msformer_fast.errors import InputError
 
 Field: TypeAlias = NDArray[np.float64]
-Phantom: TypeAlias = tuple[NDArray[np.float32], NDArray[np.bool_]]
 
 _MIN_SIDE = 33
+
+
+class Phantom(NamedTuple):
+    """A drawn image (H, W, 3), float32 in [0, 1], and the mask (H, W), bool, of what there is to find."""
+
+    image: NDArray[np.float32]
+    mask: NDArray[np.bool_]
 
 
 def make(kind: str, size: tuple[int, int] = (257, 257), seed: int = 0) -> Phantom:
@@ -72,7 +78,7 @@ def lesion(size: tuple[int, int] = (257, 257), seed: int = 0) -> Phantom:
     eccentricity = np.hypot(y * 0.93, x * 1.02)
     light = 1 - 0.10 * eccentricity**2 - 0.85 * _smooth_step(eccentricity, 0.95, 1.30)
     image = image * np.clip(light, 0.08, 1)[..., None] + rng.normal(0, 0.010, (height, width, 3))
-    return np.clip(image, 0, 1).astype(np.float32), mask
+    return Phantom(np.clip(image, 0, 1).astype(np.float32), mask)
 
 
 def chest(size: tuple[int, int] = (257, 257), seed: int = 0) -> Phantom:
@@ -112,7 +118,7 @@ def chest(size: tuple[int, int] = (257, 257), seed: int = 0) -> Phantom:
     image += 0.02 * _noise((height, width), 0.10, rng) * thickness
     image = _soften(image, 0.003) + 0.02 + rng.normal(0, 0.008, (height, width))
     grey = np.clip(image, 0, 1).astype(np.float32)
-    return np.repeat(grey[..., None], 3, axis=2), mask
+    return Phantom(np.repeat(grey[..., None], 3, axis=2), mask)
 
 
 KINDS: dict[str, Callable[[tuple[int, int], int], Phantom]] = {"lesion": lesion, "chest": chest}

@@ -63,7 +63,7 @@ def guide_image(
     started = time.perf_counter()
     sizes = seen.shape[2], settings["channels"], settings["clusters"], settings["depth"], settings["patch"]
     options = {name: settings[name] for name in ("memory", "cross_scale", "backend")}
-    model = MSFormer(*sizes, seed=seed, **options).to(device=device, dtype=dtype)
+    model = MSFormer(*sizes, seed=seed, device=device, dtype=dtype, **options)
     x = torch.from_numpy(np.ascontiguousarray(seen)).permute(2, 0, 1)[None].to(device=device, dtype=dtype)
     names = ["learning_rate", "momentum", "max_iterations", "min_labels", "patience", "capture"]
     guided = self_guide(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import os
 import time
 from dataclasses import asdict, dataclass, replace
@@ -14,17 +15,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from msformer_fast.capture import check_capture
 from msformer_fast.consensus import consensus_labels
 from msformer_fast.errors import InputError
-from msformer_fast.files import check_output_folder
-from msformer_fast.foreground import RULES, Foreground, Maps, clusters_in, foreground_of_runs
+from msformer_fast.files import check_output_folder, show
+from msformer_fast.foreground import Foreground, Maps, clusters_in, foreground_of_runs
 from msformer_fast.foreground.evidence import enlarge
+from msformer_fast.formats import open_image
 from msformer_fast.images import MIN_SIDE, as_image, fit_size, resize_image, resize_nearest
 from msformer_fast.losses import LossWeights
 from msformer_fast.margin import Margin, find_margin
 from msformer_fast.runs import Run, guide_image, load_run, run_path, save_run
 from msformer_fast.self_guiding import Callback, Iteration
+from msformer_fast.settings import check_values, choose_device
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Segmentation:
         agreement: (H, W) float64, share of the runs that voted for the pixel's label; ``None`` of one run.
         runs: what each run of the loop left, at the network's size.
         margin: uniform margin that was left out: the network never saw it, the mask is empty there; or ``None``.
+        notes: sentences about what could not be read of a DICOM file's header and was left out; seldom any.
     """
 
     labels: NDArray[np.unsignedinteger[Any]]
@@ -57,6 +60,7 @@ class Segmentation:
     agreement: NDArray[np.float64] | None = None
     runs: tuple[Run, ...] = ()
     margin: Margin | None = None
+    notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but the maps, ready for JSON."""
@@ -74,6 +78,7 @@ class Segmentation:
                 "terms": dict(self.foreground.terms),
                 "candidates": self.foreground.candidates,
             },
+            **({"notes": list(self.notes)} if self.notes else {}),
             "image_size": list(self.labels.shape),
             "margin": None if self.margin is None else asdict(self.margin),
             "network_size": list(self.network_size),
@@ -90,6 +95,9 @@ class Segmentation:
 def segment(
     image: NDArray[Any] | Tensor | str | os.PathLike[str],
     *,
+    frame: int | None = None,
+    axis: int = 2,
+    window: tuple[float, float] | None = None,
     rule: str = "auto",
     size: int | None = 257,
     seed: int = 0,
@@ -119,8 +127,13 @@ def segment(
     they were. A uniform margin, as a scanned page has it, is left out (:func:`msformer_fast.margin.find_margin`).
 
     Args:
-        image: a path; a NumPy array (H, W) or (H, W, C), ``uint8``, ``uint16`` or float in [0, 1]; or a tensor
-            (H, W), (C, H, W) or (1, C, H, W), likewise. At least 33 pixels high and wide.
+        image: path of a file that the command line reads: PNG, JPEG, TIFF, BMP, DICOM or NIfTI; a NumPy array (H, W) or
+            (H, W, C), ``uint8``, ``uint16`` or float in [0, 1]; or a tensor (H, W), (C, H, W) or (1, C, H, W),
+            likewise. At least 33 pixels high and wide.
+        frame: which frame of a DICOM file, or slice of a NIfTI volume, from 0 on; ``None`` for the only one. For all
+            of them, written as one volume, there is :func:`msformer_fast.segment_cohort`.
+        axis: voxel axis along which a NIfTI volume is sliced: 0, 1 or 2.
+        window: centre and width of the grey levels of a DICOM or NIfTI file, in its units, in place of the file's own.
         rule: how the foreground is chosen, a name in :data:`msformer_fast.foreground.RULES`.
         size: longest side, in pixels, of what the network sees; ``None`` for the image's own size.
         seed: of the network's parameters.
@@ -145,7 +158,7 @@ def segment(
             image and settings, to try another rule without the network; ``None`` to keep nothing.
 
     Raises:
-        InputError: an image or a setting that cannot be used.
+        InputError: an image or a setting that cannot be used; a file of several frames, and none named.
         BackendError: a backend, or ``capture="always"``, that cannot run; the message says why.
         DivergenceError: a loss became NaN or infinite; names the iteration.
 
@@ -153,8 +166,8 @@ def segment(
     """
     started = time.perf_counter()
     weights = LossWeights(*weights) if weights is not None else LossWeights()
-    _check_settings(rule, seeds, max_iterations, min_labels, patience, learning_rate, momentum, weights, dtype, capture)
-    pixels = as_image(image)
+    check_values(rule, seeds, max_iterations, min_labels, patience, learning_rate, momentum, weights, dtype, capture)
+    pixels, notes = _pixels(image, frame, axis, window)
     target = choose_device(device)
     network_size = fit_size(pixels.shape[0], pixels.shape[1], size)
     margin, network_size = _without_margin(pixels, size, patch, network_size)
@@ -214,7 +227,34 @@ def segment(
         agreement=agreement,
         runs=tuple(made),
         margin=margin,
+        notes=notes,
     )
+
+
+def _pixels(
+    image: NDArray[Any] | Tensor | str | os.PathLike[str],
+    frame: int | None,
+    axis: int,
+    window: tuple[float, float] | None,
+) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+    """The image (H, W, C) in [0, 1], decoded once where it is a file, and the file's notes."""
+    if not isinstance(image, (str, os.PathLike)):
+        if frame is not None:
+            raise InputError(f"frame: got {frame!r} for an image in memory; accepted is None, frames are of files")
+        return as_image(image), ()
+    try:
+        index = operator.index(0 if frame is None else frame)
+    except TypeError:
+        raise InputError(f"frame: got {frame!r}; accepted is an integer or None") from None
+    file = open_image(image, axis=axis, window=window)
+    name = show(image)
+    if frame is None and file.frames > 1:
+        raise InputError(
+            f"{name}: has {file.frames} frames and frame is None; accepted are 0 to {file.frames - 1}, or "
+            "segment_cohort for all of them"
+        )
+    pixels = file.read(index)
+    return as_image(pixels, name=f"{name}, frame {index}" if file.is_volume else name), file.notes
 
 
 def _without_margin(
@@ -254,38 +294,6 @@ def _run(
     return run
 
 
-def _check_settings(
-    rule: str,
-    seeds: int,
-    max_iterations: int,
-    min_labels: int,
-    patience: int | None,
-    learning_rate: float,
-    momentum: float,
-    weights: LossWeights,
-    dtype: torch.dtype,
-    capture: str,
-) -> None:
-    if rule not in RULES:
-        raise InputError(f"rule must be one of {', '.join(RULES)}; got {rule!r}")
-    if seeds < 1:
-        raise InputError(f"seeds must be at least 1, got {seeds}")
-    if patience is not None and patience < 1:
-        raise InputError(f"patience must be at least 1 or None, got {patience}")
-    if max_iterations < 1:
-        raise InputError(f"max_iterations must be at least 1, got {max_iterations}")
-    if min_labels < 1:
-        raise InputError(f"min_labels must be at least 1, got {min_labels}")
-    if not (math.isfinite(learning_rate) and learning_rate > 0):
-        raise InputError(f"learning_rate must be a positive finite number, got {learning_rate}")
-    if not 0 <= momentum < 1:
-        raise InputError(f"momentum must be in [0, 1), got {momentum}")
-    weights.check()
-    check_capture(capture)
-    if dtype not in (torch.float32, torch.float64):
-        raise InputError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
-
-
 def check_settings(**settings: Any) -> None:
     """Raise what :func:`segment` would for these keyword arguments, whatever the image: before the first of many.
 
@@ -299,21 +307,3 @@ def check_settings(**settings: Any) -> None:
     given: dict[str, Any] = {"max_iterations": 1, **settings, **once, "size": None, "runs": None, "callback": None}
     noise = np.random.default_rng(0).random((MIN_SIDE, MIN_SIDE, 3), dtype=np.float32)
     segment(noise, **given)
-
-
-def choose_device(device: str | torch.device | None) -> torch.device:
-    """The device to run on, ``None`` for CUDA where there is one; tried with one small allocation, so that a missing
-    one is told before any work.
-
-    Raises:
-        InputError: it cannot be used.
-    """
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(1, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"device {str(device)!r} cannot be used ({reason}); this machine always has 'cpu'") from error
-    return chosen

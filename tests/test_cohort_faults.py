@@ -21,7 +21,7 @@ import pytest
 
 from msformer_fast.cli import main
 from msformer_fast.cohort.job import Options, Task, run_task
-from msformer_fast.cohort.run import segment_cohort
+from msformer_fast.cohort.run import run_cohort
 from msformer_fast.cohort.workers import LocalEngine
 from msformer_fast.errors import InputError, OutputError
 
@@ -52,7 +52,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     images, out = tmp_path_factory.mktemp("images"), tmp_path_factory.mktemp("undisturbed")
     paths = write_images(images, 30)
     paths[7].write_bytes(paths[7].read_bytes()[:900])
-    summary = segment_cohort([images], out, settings=SETTINGS, threads=1)
+    summary = run_cohort([images], out, settings=SETTINGS, threads=1)
     assert (summary.made, summary.failed_now, summary.left) == (29, 1, 0)
     return images, out
 
@@ -258,7 +258,7 @@ def test_an_input_that_disappears_is_corrupt_or_a_broken_link(tmp_path: Path, mo
     def remove(line: Any, through: int, total: int) -> None:
         paths[4].unlink(missing_ok=True)
 
-    summary = segment_cohort([tmp_path / "in"], tmp_path / "out", settings=SETTINGS, threads=1, report=remove)
+    summary = run_cohort([tmp_path / "in"], tmp_path / "out", settings=SETTINGS, threads=1, report=remove)
     assert [line["status"] for line in summary.lines] == ["done", "failed", "done", "done", *["failed"] * 4]
     assert "damaged or truncated PNG" in summary.lines[1]["reason"]
     assert "No such file" in summary.lines[4]["reason"]
@@ -273,7 +273,7 @@ def test_a_read_only_folder(tmp_path: Path) -> None:
     write_images(tmp_path / "in", 1)
     (tmp_path / "out").mkdir(mode=0o500)
     with pytest.raises(InputError, match="cannot be used as the output folder"):
-        segment_cohort([tmp_path / "in"], tmp_path / "out", settings=SETTINGS)
+        run_cohort([tmp_path / "in"], tmp_path / "out", settings=SETTINGS)
 
 
 def test_outputs_that_cannot_be_written_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,7 +281,7 @@ def test_outputs_that_cannot_be_written_end_the_run(tmp_path: Path, monkeypatch:
     images = write_images(tmp_path / "in", 2)
     (tmp_path / "out" / "image001_labels.png").mkdir(parents=True)
     with pytest.raises(OutputError, match=r"image001_labels.png: cannot be written"):
-        segment_cohort(images, tmp_path / "out", settings=SETTINGS, threads=1, overwrite=True)
+        run_cohort(images, tmp_path / "out", settings=SETTINGS, threads=1, overwrite=True)
     assert [line["output"] for line in lines(tmp_path / "out")] == ["image000"]
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from msformer_fast.cohort.job import Task
 from msformer_fast.cohort.ray_engine import RayEngine
-from msformer_fast.cohort.run import segment_cohort
+from msformer_fast.cohort.run import run_cohort
 from msformer_fast.errors import InputError
 
 from .cohort_samples import SETTINGS, lines, same_run, write_images
@@ -43,7 +43,7 @@ def _busy() -> list[int]:
 def test_the_same_results_with_a_worker_killed(cluster: object, tmp_path: Path) -> None:
     images = write_images(tmp_path / "in", 12)
     images[3].write_bytes(b"no image")
-    expected = segment_cohort([tmp_path / "in"], tmp_path / "expected", settings=SETTINGS, threads=1)
+    expected = run_cohort([tmp_path / "in"], tmp_path / "expected", settings=SETTINGS, threads=1)
     killed = []
 
     def kill(line: object, through: int, total: int) -> None:
@@ -55,27 +55,27 @@ def test_the_same_results_with_a_worker_killed(cluster: object, tmp_path: Path) 
                 return
 
     out = tmp_path / "ray"
-    summary = segment_cohort([tmp_path / "in"], out, settings=SETTINGS, engine="ray", report=kill)
+    summary = run_cohort([tmp_path / "in"], out, settings=SETTINGS, engine="ray", report=kill)
     assert killed
     assert (summary.made, summary.failed_now, summary.left) == (expected.made, 1, 0) == (11, 1, 0)
     same_run(tmp_path / "expected", out)
-    again = segment_cohort([tmp_path / "in"], out, settings=SETTINGS, engine="ray")  # nothing is left to do
+    again = run_cohort([tmp_path / "in"], out, settings=SETTINGS, engine="ray")  # nothing is left to do
     assert (again.made, len(lines(out))) == (0, 12)
 
 
 def test_a_run_is_gone_on_with_by_the_other_engine(cluster: object, tmp_path: Path) -> None:
     images = write_images(tmp_path / "in", 6)
-    segment_cohort(images[:3], tmp_path / "out", settings=SETTINGS, threads=1)
-    summary = segment_cohort(images, tmp_path / "out", settings=SETTINGS, engine="ray", threads=1)
+    run_cohort(images[:3], tmp_path / "out", settings=SETTINGS, threads=1)
+    summary = run_cohort(images, tmp_path / "out", settings=SETTINGS, engine="ray", threads=1)
     assert (summary.made, len(summary.lines)) == (3, 6)
-    segment_cohort(images, tmp_path / "whole", settings=SETTINGS, threads=1)
+    run_cohort(images, tmp_path / "whole", settings=SETTINGS, threads=1)
     same_run(tmp_path / "out", tmp_path / "whole")
 
 
 def test_settings_are_refused_before_any_image(cluster: object, tmp_path: Path) -> None:
     images = write_images(tmp_path / "in", 2)
     with pytest.raises(InputError, match="rule must be one of"):
-        segment_cohort(images, tmp_path / "out", settings=SETTINGS | {"rule": "nonsense"}, engine="ray")
+        run_cohort(images, tmp_path / "out", settings=SETTINGS | {"rule": "nonsense"}, engine="ray")
     assert lines(tmp_path / "out") == []
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from msformer_fast.cohort import ray_engine
-from msformer_fast.cohort.run import segment_cohort
+from msformer_fast.cohort.run import run_cohort
 from msformer_fast.errors import BackendError, InputError
 
 from .cohort_samples import finish, lines, start, write_images
@@ -46,7 +46,7 @@ NOBODY = ["127.0.0.1:{}", "ray://127.0.0.1:{}", "no-such-host.invalid:{}", "127.
 def test_no_cluster_at_the_address(address: str, tmp_path: Path) -> None:
     images = write_images(tmp_path / "in", 1)
     with pytest.raises(InputError, match="^ray_address: no cluster could be reached .*nothing answers at") as caught:
-        segment_cohort(images, tmp_path / "out", engine="ray", ray_address=address.format(_free_port()))
+        run_cohort(images, tmp_path / "out", engine="ray", ray_address=address.format(_free_port()))
     assert "\n" not in str(caught.value)
     assert not [path for path in (tmp_path / "out").iterdir() if path.name != ".lock"]
 
@@ -58,7 +58,7 @@ def test_something_else_at_the_address(tmp_path: Path, monkeypatch: pytest.Monke
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(InputError, match="no cluster of Ray at 127.0.0.1:.* within 2 seconds"):
-            segment_cohort(images, tmp_path / "out", engine="ray", ray_address=address)
+            run_cohort(images, tmp_path / "out", engine="ray", ray_address=address)
 
 
 def test_a_cluster_that_asks_for_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +69,7 @@ def test_a_cluster_that_asks_for_a_token(tmp_path: Path, monkeypatch: pytest.Mon
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(InputError, match="asks for its token: set RAY_AUTH_MODE=token"):
-            segment_cohort(images, tmp_path / "out", engine="ray", ray_address=address)
+            run_cohort(images, tmp_path / "out", engine="ray", ray_address=address)
 
 
 class Node:

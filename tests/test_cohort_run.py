@@ -15,7 +15,7 @@ import msformer_fast.cohort.plan as plan_module
 from msformer_fast.cli import main
 from msformer_fast.cohort.job import Options, Task, run_task
 from msformer_fast.cohort.journal import SETTINGS as SETTINGS_FILE
-from msformer_fast.cohort.run import segment_cohort
+from msformer_fast.cohort.run import run_cohort
 from msformer_fast.cohort.workers import LocalEngine
 from msformer_fast.errors import BackendError, InputError
 
@@ -229,7 +229,7 @@ def test_lists_and_patterns(inline: None, tmp_path: Path, monkeypatch: pytest.Mo
 def test_two_jobs_give_what_one_gives(tmp_path: Path) -> None:
     images = write_images(tmp_path / "in", 6)
     for jobs in (1, 2):
-        summary = segment_cohort(images, tmp_path / str(jobs), settings=SETTINGS, jobs=jobs, threads=1)
+        summary = run_cohort(images, tmp_path / str(jobs), settings=SETTINGS, jobs=jobs, threads=1)
         assert summary.made == 6
     same_run(tmp_path / "1", tmp_path / "2")
 

@@ -14,7 +14,7 @@ import pytest
 
 from msformer_fast.cohort import seen
 from msformer_fast.cohort.job import Task, run_task
-from msformer_fast.cohort.run import segment_cohort
+from msformer_fast.cohort.run import run_cohort
 
 from .cohort_samples import SETTINGS, Inline, lines, write_images
 
@@ -38,12 +38,12 @@ def test_what_was_written_elsewhere_is_not_done(tmp_path: Path, monkeypatch: pyt
     out = tmp_path / "out"
     for _ in range(2):
         monkeypatch.setattr("msformer_fast.cohort.run.LocalEngine", Elsewhere)
-        summary = segment_cohort([tmp_path / "in"], out, settings=SETTINGS, overwrite=True)
+        summary = run_cohort([tmp_path / "in"], out, settings=SETTINGS, overwrite=True)
         assert (summary.made, summary.failed_now) == (0, 2)
         assert all("its outputs are not in" in line["reason"] for line in summary.failures)
         assert all(line["reason"].endswith("the same files under the same paths") for line in lines(out))
         monkeypatch.setattr("msformer_fast.cohort.run.LocalEngine", Inline)
-        summary = segment_cohort([tmp_path / "in"], out, settings=SETTINGS, retry_failed=True)
+        summary = run_cohort([tmp_path / "in"], out, settings=SETTINGS, retry_failed=True)
         assert (summary.made, len(summary.failures)) == (2, 0)
 
 
@@ -84,7 +84,7 @@ def test_every_path_that_is_handed_on_is_absolute(output: str, tmp_path: Path, m
     (tmp_path / "work" / "list.csv").write_text("../in/image000.png\n")
     monkeypatch.chdir(tmp_path / "work")
     for inputs in (["../in"], ["list.csv"], ["../in/*.png"], ["../in/image000.png"]):
-        segment_cohort(inputs, output, settings=SETTINGS | {"runs": "kept"}, overwrite=True)
+        run_cohort(inputs, output, settings=SETTINGS | {"runs": "kept"}, overwrite=True)
         (task,) = Noting.tasks
         assert all(map(os.path.isabs, (task.path, task.folder, task.settings["runs"])))
         assert os.path.samefile(task.folder, output) and os.path.samefile(task.settings["runs"], "kept")

@@ -86,7 +86,7 @@ def test_through_inductor(
 
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["MixFFN", "ScoreMap", "SpatialStabilityLoss"])
+@pytest.mark.parametrize("name", ["MixFFN", "ScoreMap", "StabilityLoss"])
 def test_kernels_through_inductor(name: str) -> None:
     assert_compiles(name, "triton", "automatic", "inductor")
 
@@ -147,7 +147,7 @@ def test_no_view_is_saved_beside_its_base(monkeypatch: pytest.MonkeyPatch) -> No
     no_strips(monkeypatch)
     for name in (
         "ClusteringLoss",
-        "SpatialStabilityLoss",
+        "StabilityLoss",
         "PatchEmbedding",
         "ScoreMap",
         "MixFFN",

@@ -26,7 +26,7 @@ kernels = pytest.mark.skipif(
 CASES = {
     "default": ({}, (19, 24), (10, 12)),
     "shift, halo": ({"window": 4, "shift": 2, "halo": 1}, (9, 13), (5, 7)),
-    "pairs": ({"window": (4, 2), "shift": (2, 0), "halo": (0, 2), "heads": 3}, (7, 10), (4, 5)),
+    "pairs": ({"window": (4, 2), "shift": (2, 0), "halo": (0, 2), "num_heads": 3}, (7, 10), (4, 5)),
     "ratio 2": ({"window": 3, "shift": 1, "ratio": 2}, (5, 8), (9, 16)),
     "ratio 1/4": ({"window": 8, "shift": 4, "ratio": (1, 4)}, (18, 13), (5, 4)),
     "ratio 2/3": ({"window": 3, "ratio": Fraction(2, 3)}, (9, 12), (6, 8)),
@@ -36,21 +36,21 @@ CASES = {
 }
 
 
-def build(*sizes: int, **options: object) -> nn.CrossScaleWindowAttention:
+def build(*sizes: int, **options: object) -> nn.CrossScaleAttention:
     """A module in float64 whose output projection is drawn, so that the attention shows."""
-    return awake(nn.CrossScaleWindowAttention(*sizes, **options).double())
+    return awake(nn.CrossScaleAttention(*sizes, **options).double())
 
 
 def awake(module: torch.nn.Module) -> torch.nn.Module:
     for part in module.modules():
-        if isinstance(part, nn.CrossScaleWindowAttention):
+        if isinstance(part, nn.CrossScaleAttention):
             part.proj.reset_parameters()
             if part.relative_position_bias_table is not None:
                 torch.nn.init.normal_(part.relative_position_bias_table)
     return module
 
 
-def plain(module: nn.CrossScaleWindowAttention, x: Tensor, context: Tensor, shift: tuple[int, int]) -> Tensor:
+def plain(module: nn.CrossScaleAttention, x: Tensor, context: Tensor, shift: tuple[int, int]) -> Tensor:
     """The module by hand, through the reference."""
     normed = torch.nn.functional.layer_norm(x, x.shape[-1:], module.norm.weight, module.norm.bias)
     q = torch.nn.functional.linear(normed, module.q.weight, module.q.bias)
@@ -61,7 +61,7 @@ def plain(module: nn.CrossScaleWindowAttention, x: Tensor, context: Tensor, shif
     weights = module.kv.weight.chunk(2)
     biases = (None, None) if module.kv.bias is None else module.kv.bias.chunk(2)
     k, v = (torch.nn.functional.linear(normed, w, b) for w, b in zip(weights, biases, strict=True))
-    heads = module.heads
+    heads = module.num_heads
     q, k, v = (t.reshape(*t.shape[:-1], heads, t.shape[-1] // heads) for t in (q, k, v))
     windows = windows_of("plain", x.shape[1:3], context.shape[1:3], module.window, module.halo, shift)
     attended = reference(q, k, v, windows, q.shape[-1] ** -0.5, bias=module.relative_position_bias_table)
@@ -93,7 +93,7 @@ def test_it_is_the_reference_behind_norms_and_projections(case: str, backend: st
 
 def test_channels_split_into_heads_in_order() -> None:
     """With one head's values zero, its channels are all that the projection misses."""
-    module = build(8, heads=2, window=2)
+    module = build(8, num_heads=2, window=2)
     with torch.no_grad():
         module.kv.weight[8:12] = 0
         module.kv.bias[8:12] = 0
@@ -128,7 +128,7 @@ def test_what_a_window_sees(pixel: tuple[int, int], halo: int, rows: tuple[int, 
 
 def test_it_starts_as_the_identity_and_learns() -> None:
     """The first step moves the output projection; from then on every parameter has a gradient."""
-    module = nn.CrossScaleWindowAttention(8, window=4, shift=2)
+    module = nn.CrossScaleAttention(8, window=4, shift=2)
     names = {name for name, _ in module.named_parameters()}
     parts = {f"{part}.{kind}" for part in ("norm", "norm_context", "q", "kv", "proj") for kind in ("weight", "bias")}
     assert names == parts | {"relative_position_bias_table"}
@@ -156,7 +156,7 @@ def test_it_starts_as_the_identity_and_learns() -> None:
 @pytest.mark.parametrize(("height", "width"), [(17, 22), (9, 4), (2, 3)])
 def test_two_ways_at_once(height: int, width: int) -> None:
     """Each direction is the module of its own, on the maps as they came; halos and shifts cover the same areas."""
-    module = awake(nn.TwoWayCrossScaleAttention(8, 4, window=(8, 4), shift=(4, 2), halo=1, heads=2).double())
+    module = awake(nn.TwoWayCrossScaleAttention(8, 4, window=(8, 4), shift=(4, 2), halo=1, num_heads=2).double())
     assert (module.fine.window, module.fine.shift, module.fine.halo) == ((8, 4), (4, 2), (1, 1))
     assert (module.coarse.window, module.coarse.shift, module.coarse.halo) == ((4, 2), (2, 1), (2, 2))
     fine = torch.randn(2, height, width, 8, dtype=torch.float64)
@@ -180,8 +180,8 @@ def test_compiled_it_equals_eager() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"heads": 3}, "heads must divide the 8 channels, got 3"),
-        ({"heads": 0}, "heads must be at least 1"),
+        ({"num_heads": 3}, "num_heads must divide the 8 channels, got 3"),
+        ({"num_heads": 0}, "num_heads must be at least 1"),
         ({"context_channels": 0}, "context_channels must be at least 1"),
         ({"window": 7}, "window 7 .* the nearest that fit: 6 and 8"),
         ({"window": 8, "shift": 3}, "shift .* move whole keys"),
@@ -193,8 +193,8 @@ def test_compiled_it_equals_eager() -> None:
     ],
 )
 def test_arguments_out_of_range(arguments: dict, message: str) -> None:
-    with pytest.raises(InputError, match=f"^CrossScaleWindowAttention: {message}"):
-        nn.CrossScaleWindowAttention(8, **arguments)
+    with pytest.raises(InputError, match=f"^CrossScaleAttention: {message}"):
+        nn.CrossScaleAttention(8, **arguments)
 
 
 @pytest.mark.parametrize(
@@ -208,8 +208,8 @@ def test_arguments_out_of_range(arguments: dict, message: str) -> None:
     ],
 )
 def test_maps_that_do_not_fit(x: tuple[int, ...], context: tuple[int, ...], message: str) -> None:
-    with pytest.raises(InputError, match=f"^CrossScaleWindowAttention: {message}"):
-        nn.CrossScaleWindowAttention(8, 5)(torch.rand(x), torch.rand(context))
+    with pytest.raises(InputError, match=f"^CrossScaleAttention: {message}"):
+        nn.CrossScaleAttention(8, 5)(torch.rand(x), torch.rand(context))
 
 
 def test_the_option_leaves_the_papers_network_alone() -> None:
@@ -239,7 +239,7 @@ def test_the_option_stands_behind_every_common_block() -> None:
     model = awake(MSFormer(3, 6, 7, depth=(3, 2), patch=8, seed=0, cross_scale="window").double())
     assert [exchange.fine.shift for exchange in model.cross] == [(0, 0), (4, 4)]
     assert all(exchange.fine.window == (8, 8) and exchange.coarse.window == (4, 4) for exchange in model.cross)
-    assert model.cross[0].fine.heads == 2
+    assert model.cross[0].fine.num_heads == 2
     image = torch.rand(1, 3, 19, 26, dtype=torch.float64)
     scores = model(image)
 

@@ -10,7 +10,7 @@ import pytest
 
 from msformer_fast.errors import InputError
 from msformer_fast.metrics import (
-    Scores,
+    MaskScores,
     average_surface_distance,
     dice,
     hausdorff95,
@@ -115,7 +115,7 @@ def test_against_brute_force(seed, spacing):
     assert list(result) == list(expected)
     assert result == pytest.approx(expected)
     singles = dice(a, g), iou(a, g), hm(a, g), xor(a, g), hausdorff95(a, g, spacing)
-    assert Scores(*singles, average_surface_distance(a, g, spacing)) == score(a, g, spacing)
+    assert MaskScores(*singles, average_surface_distance(a, g, spacing)) == score(a, g, spacing)
     assert all(type(value) is float for value in result.values())
 
 
@@ -125,15 +125,15 @@ def test_symmetry_and_identity(seed):
     forth, back = score(a, g).as_dict(), score(g, a).as_dict()
     forth.pop("xor"), back.pop("xor")
     assert forth == pytest.approx(back)
-    assert score(a, a) == Scores(1, 1, 0, 0, 0, 0)
+    assert score(a, a) == MaskScores(1, 1, 0, 0, 0, 0)
 
 
 @pytest.mark.parametrize(
     ("pred", "truth", "expected"),
     [
-        (EMPTY, EMPTY, Scores(1, 1, 0, 0, 0, 0)),
-        (EMPTY, FULL, Scores(0, 0, 1, 1, INF, INF)),
-        (FULL, EMPTY, Scores(0, 0, 1, INF, INF, INF)),
+        (EMPTY, EMPTY, MaskScores(1, 1, 0, 0, 0, 0)),
+        (EMPTY, FULL, MaskScores(0, 0, 1, 1, INF, INF)),
+        (FULL, EMPTY, MaskScores(0, 0, 1, INF, INF, INF)),
     ],
 )
 def test_empty_masks(pred, truth, expected):

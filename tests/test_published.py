@@ -71,7 +71,7 @@ def test_attentions(context: str, residual: bool) -> None:
     for heads, keys, values in ((1, 10, 10), (3, 6, 9)):
         drop_in = check(EfficientAttention(10, keys, values, heads, residual, context), image(10))
         form = drop_in.form
-        assert (form.heads, form.residual) == (heads, residual)
+        assert (form.num_heads, form.residual) == (heads, residual)
         assert form.context == context or (heads == 1 and {form.context, context} == {"first", "last"})
 
 
@@ -94,7 +94,7 @@ def test_names_of_the_number_of_heads(name: str) -> None:
 
     module = Renamed(12, head_count=3)
     module.__dict__[name] = module.__dict__.pop("head_count")
-    assert check(module, image(12)).form.heads == 3
+    assert check(module, image(12)).form.num_heads == 3
 
 
 @pytest.mark.parametrize("used", ["norm1", "norm2", "norm3"])
@@ -136,7 +136,7 @@ def test_feed_forwards(skip: bool, norm: bool, residual: bool) -> None:
 @pytest.mark.parametrize(("heads", "context"), [(1, True), (2, True), (2, False)])
 def test_blocks(heads: int, context: bool, mlp: str) -> None:
     form = check(EfficientTransformerBlock(8, heads, mlp, context), *tokens(8)).form
-    assert form.attention.heads == heads and form.context == ("last" if context else "none")
+    assert form.attention.num_heads == heads and form.context == ("last" if context else "none")
     assert form.feed_forward.norm == ("norm1" if mlp == "mix_skip" else None)
 
 

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="in float64, o
 
 every_op = pytest.mark.parametrize("op", OPS.values(), ids=lambda op: op.name)
 every_module = pytest.mark.parametrize("name", CASES)
-QUICK_KERNELS = ("ClusteringLoss", "MixFFN", "OverlapEmbedding", "ScoreMap", "SpatialStabilityLoss")
+QUICK_KERNELS = ("ClusteringLoss", "MixFFN", "OverlapEmbedding", "ScoreMap", "StabilityLoss")
 every_pair = pytest.mark.parametrize(
     ("name", "backend"),
     [

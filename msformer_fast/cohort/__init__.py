@@ -1,7 +1,6 @@
 """Many images: listed, segmented by several processes or a cluster, recorded line by line, gone on with after any stop.
 
-``segment_cohort(inputs, output, settings=..., jobs=...)`` is what ``msformer-fast segment FOLDER`` calls; see
-``docs/cohorts.md``.
+:func:`msformer_fast.segment_cohort` is what ``msformer-fast segment FOLDER`` calls; see ``docs/cohorts.md``.
 """
 
 from __future__ import annotations
@@ -9,20 +8,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from msformer_fast.cohort.job import Options
-    from msformer_fast.cohort.run import Summary, segment_cohort
+    from msformer_fast.cohort.python import segment_cohort
+    from msformer_fast.cohort.run import CohortSummary
 
-__all__ = ["Options", "Summary", "segment_cohort"]
+__all__ = ["CohortSummary", "segment_cohort"]
 
 
 def __getattr__(name: str) -> Any:
     # The command line reads its options from here without loading what a run needs.
-    if name == "Options":
-        from msformer_fast.cohort.job import Options
+    if name == "CohortSummary":
+        from msformer_fast.cohort.run import CohortSummary
 
-        return Options
-    if name in __all__:
-        from msformer_fast.cohort import run
+        return CohortSummary
+    if name == "segment_cohort":
+        from msformer_fast.cohort.python import segment_cohort
 
-        return getattr(run, name)
+        return segment_cohort
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

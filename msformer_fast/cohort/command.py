@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import shlex
 import sys
@@ -13,20 +12,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from msformer_fast.cohort.job import Options, Task, fitted, segment_file
+from msformer_fast.cohort.job import Options, Task, segment_file
 from msformer_fast.cohort.journal import FAILED, Line
 from msformer_fast.cohort.list_file import LISTS
 from msformer_fast.cohort.plan import free_bytes
-from msformer_fast.cohort.run import Summary, segment_cohort
-from msformer_fast.errors import InputError
-from msformer_fast.files import check_output_folder, show
-from msformer_fast.formats import open_image, stem
+from msformer_fast.cohort.python import bytes_of, segment_cohort
+from msformer_fast.cohort.run import CohortSummary
+from msformer_fast.files import show
+from msformer_fast.formats import stem
 from msformer_fast.options import progress, settings_of
 from msformer_fast.own_outputs import ENDINGS
 
 # Seconds between two lines where no progress bar can be drawn.
 _LINE_EVERY = 30.0
 _FAILURES_SHOWN = 20
+# What else the parser gives: the rest are options of segment_cohort, by their names.
+_OF_THE_COMMAND = ("inputs", "output", "quiet", "run", "words")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -37,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     options.check()
     single = len(arguments.inputs) == 1 and not _is_many(arguments.inputs[0])
-    return _one(arguments, options) if single else _many(arguments, options)
+    return _one(arguments, options) if single else _many(arguments)
 
 
 def _is_many(text: str) -> bool:
@@ -55,15 +56,11 @@ def _one(arguments: argparse.Namespace, options: Options) -> int:
     from msformer_fast.outputs import refuse_existing
 
     source = Path(arguments.inputs[0])
-    file = open_image(source, axis=options.axis, window=options.window)
     name = stem(source)
     folder = Path(arguments.output or ".")
-    budget = _max_memory(arguments)
+    budget = bytes_of(arguments.max_memory)
     budget = free_bytes() if budget is None else budget
     task = Task(str(source), name, str(folder), settings_of(arguments), options, budget)
-    fitted(file, task)  # before anything is decoded, which alone may take more
-    file.read(0)
-    check_output_folder(folder)
     if not arguments.overwrite:
         refuse_existing([folder / (name + ending) for ending in ENDINGS])
     with progress(arguments, source.name) as callback:
@@ -75,38 +72,16 @@ def _one(arguments: argparse.Namespace, options: Options) -> int:
     return 0
 
 
-def _max_memory(arguments: argparse.Namespace) -> int | None:
-    """In bytes. Raises InputError for what is no amount."""
-    given: float | None = arguments.max_memory
-    if given is not None and not (math.isfinite(given) and given > 0):
-        raise InputError(f"max_memory: got {given:g}; accepted are gigabytes above 0")
-    return None if given is None else int(given * 10**9)
-
-
-def _many(arguments: argparse.Namespace, options: Options) -> int:
-    settings = settings_of(arguments)
+def _many(arguments: argparse.Namespace) -> int:
+    options = {name: value for name, value in vars(arguments).items() if name not in _OF_THE_COMMAND}
     with _reporting(arguments) as (report, notice):
         summary = segment_cohort(
-            arguments.inputs,
-            arguments.output or "results",
-            settings=settings,
-            options=options,
-            recursive=arguments.recursive,
-            resume=arguments.resume,
-            retry_failed=arguments.retry_failed,
-            overwrite=arguments.overwrite,
-            jobs=arguments.jobs,
-            threads=arguments.threads,
-            max_memory=_max_memory(arguments),
-            engine=arguments.engine,
-            ray_address=arguments.ray_address,
-            report=report,
-            notice=notice,
+            arguments.inputs, arguments.output or "results", **options, report=report, notice=notice
         )
     return _conclude(summary, arguments)
 
 
-def _conclude(summary: Summary, arguments: argparse.Namespace) -> int:
+def _conclude(summary: CohortSummary, arguments: argparse.Namespace) -> int:
     failures = summary.failures
     for line in failures[:_FAILURES_SHOWN]:
         print(f"failed: {show(line['source'])}: {line['reason']}", file=sys.stderr)

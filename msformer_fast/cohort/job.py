@@ -157,14 +157,15 @@ def segment_file(
 
     options = task.options
     file = open_image(task.path, axis=options.axis, window=options.window)
-    settings, resized = fitted(file, task)
+    settings, resized = fitted(file, task)  # before anything is decoded, which alone may take more
     options, notes = _possible(file, options)
+    first = file.read(0)  # what cannot be decoded is refused before a folder is made for it
     target = check_output_folder((Path(task.folder) / task.name).parent)
     begun = dict(line or {}) | {"status": DONE} | ({"notes": notes} if notes else {})
     if task.run is not None:
         begun["sha256"] = digest(task.path)
     write = volume.write_volume if file.is_volume else _write_image
-    return write(file, replace(task, settings=settings, options=options), target, begun | resized, callback)
+    return write(file, first, replace(task, settings=settings, options=options), target, begun | resized, callback)
 
 
 def fitted(file: ImageFile, task: Task) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -179,7 +180,7 @@ def fitted(file: ImageFile, task: Task) -> tuple[dict[str, Any], dict[str, Any]]
     network_size = fit_size(*file.shape, settings["size"])
     if task.budget is None:
         return settings, {}
-    from msformer_fast.segmentation import choose_device
+    from msformer_fast.settings import choose_device
 
     device = choose_device(settings.get("device"))
     known = settings | {"device": str(device)}
@@ -232,13 +233,17 @@ def _free_on_gpu(device: Any) -> int:
 
 
 def _write_image(
-    file: ImageFile, task: Task, target: Path, line: Line, callback: Callable[[Any], Any] | None
+    file: ImageFile,
+    pixels: NDArray[np.float32],
+    task: Task,
+    target: Path,
+    line: Line,
+    callback: Callable[[Any], Any] | None,
 ) -> tuple[list[Path], Line]:
     from msformer_fast.outputs import save_segmentation
     from msformer_fast.overlay import overlay
     from msformer_fast.segmentation import segment
 
-    pixels = file.read(0)
     result = segment(pixels, callback=callback, **task.settings)
     chosen = result.foreground
     line = line | {

@@ -53,7 +53,7 @@ class Engine(Protocol):
 
 
 @dataclass
-class Summary:
+class CohortSummary:
     """What a run came to.
 
     Attributes:
@@ -92,7 +92,7 @@ class Summary:
         return sum(bool(line.get("doubtful")) for line in self.lines)
 
 
-def segment_cohort(
+def run_cohort(
     inputs: Sequence[str | os.PathLike[str]],
     output: str | os.PathLike[str],
     *,
@@ -109,10 +109,8 @@ def segment_cohort(
     ray_address: str | None = None,
     report: Callable[[Line, int, int], object] | None = None,
     notice: Callable[[str], object] | None = None,
-) -> Summary:
-    """Segment many images into one folder, resumable; see :mod:`msformer_fast.cohort`.
-
-    Call it under ``if __name__ == "__main__":``, since it starts processes that import the caller's main module.
+) -> CohortSummary:
+    """What :func:`msformer_fast.segment_cohort` does, with settings and options in two bundles.
 
     Args:
         inputs: folders, patterns, ``.csv`` lists and files; see :func:`find_images`.
@@ -155,7 +153,7 @@ def segment_cohort(
         made_by = {"version": __version__, **named, **vars(options)}
         _refuse_foreign(folder, listing.found, overwrite)
         journal = Journal(folder, made_by, resume=resume, overwrite=overwrite)
-        summary = Summary(ignored=listing.ignored, outputs=listing.outputs, index=Path(output) / INDEX)
+        summary = CohortSummary(ignored=listing.ignored, outputs=listing.outputs, index=Path(output) / INDEX)
         run = hashlib.sha256(json.dumps(plain(made_by), sort_keys=True).encode()).hexdigest()[:32]
         tasks = _tasks(listing.found, journal, folder, run, retry_failed, summary)
         plan = Plan(wanted, jobs, threads, max_memory, len(tasks))
@@ -197,7 +195,7 @@ def segment_cohort(
 
 
 def _tasks(
-    found: Sequence[Found], journal: Journal, folder: Path, run: str, retry_failed: bool, summary: Summary
+    found: Sequence[Found], journal: Journal, folder: Path, run: str, retry_failed: bool, summary: CohortSummary
 ) -> list[tuple[str, str]]:
     """Path and name of every image to do; results that a killed process left without a line get it."""
     moved = moved_lines(found, journal.lines)
@@ -274,7 +272,9 @@ def _entry(folder: Path, line: Line) -> Entry:
     )
 
 
-def _tell_beginning(tell: Callable[[str], object], summary: Summary, journal: Journal, found: int, left: int) -> None:
+def _tell_beginning(
+    tell: Callable[[str], object], summary: CohortSummary, journal: Journal, found: int, left: int
+) -> None:
     if summary.ignored:
         tell(f"left out: {_count(summary.ignored, 'file')} that cannot be an image")
     if summary.outputs:

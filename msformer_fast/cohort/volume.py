@@ -27,7 +27,12 @@ _TILES = 25
 
 
 def write_volume(
-    file: ImageFile, task: Task, target: Path, line: Line, callback: Callable[[Any], Any] | None
+    file: ImageFile,
+    first: NDArray[np.float32],
+    task: Task,
+    target: Path,
+    line: Line,
+    callback: Callable[[Any], Any] | None,
 ) -> tuple[list[Path], Line]:
     """Segment every slice; see :func:`msformer_fast.cohort.job.segment_file`.
 
@@ -38,7 +43,7 @@ def write_volume(
     from msformer_fast.formats.nifti import NiftiFile
 
     kept = _kept_folder(task)
-    slices = [_slice(file, index, task, kept, callback) for index in range(file.frames)]
+    slices = [_slice(file, index, first if index == 0 else None, task, kept, callback) for index in range(file.frames)]
     masks = np.stack([mask for mask, _, _ in slices])
     labels = np.stack([each for _, each, _ in slices])
     records = [record for _, _, record in slices]
@@ -67,14 +72,19 @@ def write_volume(
 
 
 def _slice(
-    file: ImageFile, index: int, task: Task, kept: Path, callback: Callable[[Any], Any] | None
+    file: ImageFile,
+    index: int,
+    pixels: NDArray[np.float32] | None,
+    task: Task,
+    kept: Path,
+    callback: Callable[[Any], Any] | None,
 ) -> tuple[NDArray[np.bool_], NDArray[Any], Mapping[str, Any]]:
-    """Mask, labels and record of one slice, found where it was done before."""
+    """Mask, labels and record of one slice, found where it was done before; its pixels where they were read already."""
     path = kept / f"{index:05d}.npz"
     found = _load(path, file.shape)
     if found is not None:
         return found
-    pixels = file.read(index)
+    pixels = file.read(index) if pixels is None else pixels
     if (pixels == pixels[0, 0]).all():
         blank = np.zeros(file.shape, dtype=np.uint8)
         return blank.astype(bool), blank, {"blank": True}

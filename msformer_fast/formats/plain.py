@@ -22,6 +22,7 @@ class PlainImage(ImageFile):
         self.is_volume = False
         self._max_pixels = max_pixels
         self._shape: tuple[int, int] | None = None
+        self._decoded: NDArray[np.float32] | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -29,13 +30,15 @@ class PlainImage(ImageFile):
         if self._shape is None:
             self._shape = upright_size(self.path)
         if self._shape is None:
-            self.read(0)
+            self._decoded = self.read(0)
         assert self._shape is not None
         return self._shape
 
     def read(self, index: int) -> NDArray[np.float32]:
-        """See :meth:`ImageFile.read`: (H, W, 3)."""
+        """See :meth:`ImageFile.read`: (H, W, 3); decoded once where :attr:`shape` had to decode it."""
         self._check_index(index)
-        image = read_image(self.path, max_pixels=self._max_pixels)
+        image, self._decoded = self._decoded, None
+        if image is None:
+            image = read_image(self.path, max_pixels=self._max_pixels)
         self._shape = image.shape[0], image.shape[1]
         return image

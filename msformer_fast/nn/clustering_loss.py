@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from msformer_fast import ops
+from msformer_fast.ops import Clustering
 
 
 class ClusteringLoss(nn.Module):
@@ -17,16 +18,17 @@ class ClusteringLoss(nn.Module):
         cluster_dim: axis of the clusters, 1 for (B, K, H, W) or -1 for (B, H, W, K).
         backend: see :func:`msformer_fast.ops.clustering_loss`.
 
-    Shape: logits -> loss, labels (B, H, W) and label_count (B).
+    Shape: logits, clusters first, (B, K, H, W) or by ``cluster_dim`` -> :class:`msformer_fast.Clustering`: ``loss``,
+    ``labels`` (B, H, W) and ``label_count`` (B).
     """
 
-    def __init__(self, reduction: str = "mean", cluster_dim: int = 1, backend: str | None = None) -> None:
+    def __init__(self, *, reduction: str = "mean", cluster_dim: int = 1, backend: str | None = None) -> None:
         super().__init__()
         self.reduction = reduction
         self.cluster_dim = cluster_dim
         self.backend = backend
 
-    def forward(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, logits: Tensor) -> Clustering:
         return ops.clustering_loss(logits, cluster_dim=self.cluster_dim, reduction=self.reduction, backend=self.backend)
 
     def extra_repr(self) -> str:

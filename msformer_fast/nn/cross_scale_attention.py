@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from msformer_fast.windows import ratio_of, windows_of
 Size = int | tuple[int, int]
 
 
-class CrossScaleWindowAttention(nn.Module):
+class CrossScaleAttention(nn.Module):
     r"""``x + proj(attention(q(LN(x)), kv(LN(context))))``: each window of ``x`` asks the same area of another map.
 
     What one window of 8 pixels of ``x`` asks at ratio 1/2: the same area (4 x 4 pixels), and with a halo of 1 those
@@ -37,28 +38,29 @@ class CrossScaleWindowAttention(nn.Module):
     the first step. The table is drawn as Swin's (truncated normal, 0.02), everything else as PyTorch does.
 
     Args:
-        channels: C, of ``x``; divisible by ``heads``.
+        channels: C, of ``x``; divisible by ``num_heads``.
         context_channels: Cc, of the context; default C.
         window: side of a window in pixels of ``x``; its area must be a whole number of context pixels.
-        heads: of C / heads channels each.
+        num_heads: of C / num_heads channels each.
         ratio: pixels of the context a pixel of ``x``, per axis: a fraction or (p, q) for p / q.
         halo: pixels of the context that a window sees beyond its area, on each side.
         shift: of the windows, in pixels of ``x``, as Swin's; on an axis that one window covers there is none.
         bias: a relative position bias.
         qkv_bias: of the projections of queries, keys and values.
         backend: see :func:`msformer_fast.ops.cross_scale_attention`.
+        device, dtype: of the parameters, see :class:`torch.nn.Linear`.
 
     ``window``, ``halo`` and ``shift`` are a number or a pair (height, width).
 
-    Shape: x (B, H, W, C), context (B, Hc, Wc, Cc) -> (B, H, W, C), in the dtype of ``x``. H and W are any; Hc and Wc
-    stand to them in the ratio, the coarser of the two rounded up.
+    Shape: feature maps, channels last, x (B, H, W, C), context (B, Hc, Wc, Cc) -> (B, H, W, C), in the dtype of ``x``.
+    H and W are any; Hc and Wc stand to them in the ratio, the coarser of the two rounded up.
 
     Raises:
-        InputError: heads that do not divide C, a window, halo, shift or ratio that does not fit; when called, maps of
-            another ratio.
+        InputError: ``num_heads`` that does not divide C, a window, halo, shift or ratio that does not fit; when called,
+            maps of another ratio.
 
     Attributes:
-        relative_position_bias_table: (entries, heads), or ``None``.
+        relative_position_bias_table: (entries, num_heads), or ``None``.
     """
 
     def __init__(
@@ -67,23 +69,29 @@ class CrossScaleWindowAttention(nn.Module):
         context_channels: int | None = None,
         *,
         window: Size = 8,
-        heads: int = 4,
+        num_heads: int = 4,
         ratio: Fraction | int | tuple[int, int] = Fraction(1, 2),
         halo: Size = 0,
         shift: Size = 0,
         bias: bool = True,
         qkv_bias: bool = True,
         backend: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         name = type(self).__name__
         context_channels = channels if context_channels is None else context_channels
-        for argument, value in (("channels", channels), ("context_channels", context_channels), ("heads", heads)):
+        for argument, value in (
+            ("channels", channels),
+            ("context_channels", context_channels),
+            ("num_heads", num_heads),
+        ):
             if value < 1:
                 raise InputError(f"{name}: {argument} must be at least 1, got {value}")
-        if channels % heads:
-            raise InputError(f"{name}: heads must divide the {channels} channels, got {heads}")
-        self.channels, self.context_channels, self.heads = channels, context_channels, heads
+        if channels % num_heads:
+            raise InputError(f"{name}: num_heads must divide the {channels} channels, got {num_heads}")
+        self.channels, self.context_channels, self.num_heads = channels, context_channels, num_heads
         self.ratio = _fraction(name, ratio)
         # Maps large enough that their sizes have this ratio and no other.
         queries, keys = 64 * self.ratio.denominator, 64 * self.ratio.numerator
@@ -92,22 +100,23 @@ class CrossScaleWindowAttention(nn.Module):
         self.halo = windows.y.halo, windows.x.halo
         self.shift = windows.y.shift, windows.x.shift
         self.backend = backend
-        self.norm = nn.LayerNorm(channels)
-        self.norm_context = nn.LayerNorm(context_channels)
-        self.q = nn.Linear(channels, channels, bias=qkv_bias)
-        self.kv = nn.Linear(context_channels, 2 * channels, bias=qkv_bias)
-        self.proj = nn.Linear(channels, channels)
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.norm = nn.LayerNorm(channels, **factory)
+        self.norm_context = nn.LayerNorm(context_channels, **factory)
+        self.q = nn.Linear(channels, channels, bias=qkv_bias, **factory)
+        self.kv = nn.Linear(context_channels, 2 * channels, bias=qkv_bias, **factory)
+        self.proj = nn.Linear(channels, channels, **factory)
         nn.init.zeros_(self.proj.weight)
         nn.init.zeros_(self.proj.bias)
-        table = nn.Parameter(torch.empty(windows.table, heads)) if bias else None
+        table = nn.Parameter(torch.empty(windows.table, num_heads, **factory)) if bias else None
         self.relative_position_bias_table = None if table is None else nn.init.trunc_normal_(table, std=0.02)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         shift = self._check(x, context)
         attended = ops.cross_scale_attention(
-            self.q(self.norm(x)).unflatten(-1, (self.heads, -1)),
+            self.q(self.norm(x)).unflatten(-1, (self.num_heads, -1)),
             # Packed, as the projection leaves them: their gradients come back packed too.
-            self.kv(self.norm_context(context)).unflatten(-1, (2, self.heads, -1)),
+            self.kv(self.norm_context(context)).unflatten(-1, (2, self.num_heads, -1)),
             None,
             self.window,
             self.halo,
@@ -139,9 +148,16 @@ class CrossScaleWindowAttention(nn.Module):
 
     def extra_repr(self) -> str:
         return (
-            f"window={self.window}, heads={self.heads}, ratio={self.ratio}, halo={self.halo}, shift={self.shift}, "
-            f"bias={self.relative_position_bias_table is not None}, backend={self.backend!r}"
+            f"window={self.window}, num_heads={self.num_heads}, ratio={self.ratio}, halo={self.halo}, "
+            f"shift={self.shift}, bias={self.relative_position_bias_table is not None}, backend={self.backend!r}"
         )
+
+
+class TwoMaps(NamedTuple):
+    """A fine map (B, H, W, C) and a coarse one (B, ceil(H / 2), ceil(W / 2), Cc)."""
+
+    fine: Tensor
+    coarse: Tensor
 
 
 class TwoWayCrossScaleAttention(nn.Module):
@@ -151,16 +167,17 @@ class TwoWayCrossScaleAttention(nn.Module):
     coarse pixels see each other.
 
     Args:
-        channels: C, of the fine map; divisible by ``heads``.
-        coarse_channels: Cc, of the coarse map; default C; divisible by ``heads``.
+        channels: C, of the fine map; divisible by ``num_heads``.
+        coarse_channels: Cc, of the coarse map; default C; divisible by ``num_heads``.
         window, shift: in fine pixels, even; the coarse map's are half of them.
         halo: in coarse pixels; the fine map's is twice that.
-        heads, bias, qkv_bias, backend: of both directions, see :class:`CrossScaleWindowAttention`.
+        num_heads, bias, qkv_bias, backend, device, dtype: of both directions, see :class:`CrossScaleAttention`.
 
-    Shape: fine (B, H, W, C), coarse (B, ceil(H / 2), ceil(W / 2), Cc) -> both again, in their shapes and dtypes.
+    Shape: feature maps, channels last, fine (B, H, W, C), coarse (B, ceil(H / 2), ceil(W / 2), Cc) -> :class:`TwoMaps`,
+    both again, in their shapes and dtypes.
 
     Raises:
-        InputError: as :class:`CrossScaleWindowAttention`.
+        InputError: as :class:`CrossScaleAttention`.
 
     Attributes:
         fine: the module by which the fine map asks the coarse one; ``coarse``: the other direction.
@@ -172,46 +189,52 @@ class TwoWayCrossScaleAttention(nn.Module):
         coarse_channels: int | None = None,
         *,
         window: Size = 8,
-        heads: int = 4,
+        num_heads: int = 4,
         halo: Size = 0,
         shift: Size = 0,
         bias: bool = True,
         qkv_bias: bool = True,
         backend: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         coarse_channels = channels if coarse_channels is None else coarse_channels
-        self.fine = CrossScaleWindowAttention(
+        self.fine = CrossScaleAttention(
             channels,
             coarse_channels,
             window=window,
-            heads=heads,
+            num_heads=num_heads,
             ratio=Fraction(1, 2),
             halo=halo,
             shift=shift,
             bias=bias,
             qkv_bias=qkv_bias,
             backend=backend,
+            device=device,
+            dtype=dtype,
         )
         # From the pairs that the first has checked: even windows and shifts.
         height, width = self.fine.window
         shift_y, shift_x = self.fine.shift
         halo_y, halo_x = self.fine.halo
-        self.coarse = CrossScaleWindowAttention(
+        self.coarse = CrossScaleAttention(
             coarse_channels,
             channels,
             window=(height // 2, width // 2),
-            heads=heads,
+            num_heads=num_heads,
             ratio=Fraction(2),
             halo=(2 * halo_y, 2 * halo_x),
             shift=(shift_y // 2, shift_x // 2),
             bias=bias,
             qkv_bias=qkv_bias,
             backend=backend,
+            device=device,
+            dtype=dtype,
         )
 
-    def forward(self, fine: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
-        return self.fine(fine, coarse), self.coarse(coarse, fine)
+    def forward(self, fine: Tensor, coarse: Tensor) -> TwoMaps:
+        return TwoMaps(self.fine(fine, coarse), self.coarse(coarse, fine))
 
 
 def _fraction(owner: str, ratio: Fraction | int | Sequence[int]) -> Fraction:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from msformer_fast.nn.hooks import is_looked_at
+from msformer_fast.nn.hooks import all_are_hooked, is_looked_at
 
 
 class DropIn(nn.Module):
@@ -36,7 +36,7 @@ class DropIn(nn.Module):
         self.library: Any = type(module)
         self.backend = backend
         self._inputs = tuple(inspect.signature(type(module).forward).parameters)[1:]
-        self._built = tuple((name, type(part)) for name, part in module.named_modules() if name)
+        self._built = [type(part) for part in module.modules()][1:]
 
     def give_back(self, module: nn.Module) -> None:
         """Hand the module what its attributes became here since, the mode among them."""
@@ -64,10 +64,10 @@ class DropIn(nn.Module):
 
         If not, a forward that does not call the parts would compute something else than they do.
         """
-        parts = [(name, part) for name, part in self.named_modules() if name]
-        if tuple((name, type(part)) for name, part in parts) != self._built:
+        parts = list(self.modules())[1:]
+        if all_are_hooked() or [type(part) for part in parts] != self._built:
             return False
-        return not any(is_looked_at(part) or drops(part) for _, part in parts)
+        return not any(is_looked_at(part) or drops(part) for part in parts)
 
 
 def drops(part: Any) -> bool:

@@ -4,61 +4,84 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from msformer_fast import ops
+from msformer_fast.nn.hooks import Fused
+from msformer_fast.ops import WithStatistics
 
 
 class _Depthwise(nn.Module):
     """Holds the depthwise convolution under the name that published checkpoints use (``dwconv.dwconv``)."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, **factory: Any) -> None:
         super().__init__()
-        self.dwconv = nn.Conv2d(channels, channels, 3, 1, 1, groups=channels)
+        self.dwconv = nn.Conv2d(channels, channels, 3, 1, 1, groups=channels, **factory)
+
+    def forward(self, u: Tensor) -> Tensor:
+        convolved: Tensor = self.dwconv(u.permute(0, 3, 1, 2))
+        return convolved.permute(0, 2, 3, 1)
 
 
-class MixFFN(nn.Module):
+class MixFFN(Fused):
     """``fc2(GELU(LayerNorm(dwconv3x3(u) + u)))``, ``u = fc1(t)``.
 
     Args:
         channels: C.
-        hidden: D, default 4C.
+        hidden_channels: D, default 4C.
         inner_skip: add ``u`` to the convolution's result, and norm the sum. ``False`` is SegFormer's Mix-FFN.
         memory: ``"fast"`` or ``"lean"``, see :func:`msformer_fast.ops.mix_ffn`.
         backend: see :func:`msformer_fast.ops.mix_ffn`.
+        device, dtype: of the parameters, see :class:`torch.nn.Linear`.
 
-    Shape: (B, H, W, C) -> (B, H, W, C).
+    Shape: a feature map, channels last, (B, H, W, C) -> (B, H, W, C).
     """
 
     def __init__(
         self,
         channels: int,
-        hidden: int | None = None,
+        hidden_channels: int | None = None,
+        *,
         inner_skip: bool = True,
         memory: str = "fast",
         backend: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        hidden = hidden or 4 * channels
+        hidden_channels = hidden_channels or 4 * channels
         self.inner_skip = inner_skip
         self.memory = memory
         self.backend = backend
-        self.fc1 = nn.Linear(channels, hidden)
-        self.dwconv = _Depthwise(hidden)
-        self.fc2 = nn.Linear(hidden, channels)
-        self.norm1 = nn.LayerNorm(hidden) if inner_skip else None
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.fc1 = nn.Linear(channels, hidden_channels, **factory)
+        self.dwconv = _Depthwise(hidden_channels, **factory)
+        self.fc2 = nn.Linear(hidden_channels, channels, **factory)
+        self.norm1 = nn.LayerNorm(hidden_channels, **factory) if inner_skip else None
 
-    def forward(self, t: Tensor, norm: nn.LayerNorm | None = None, residual: bool = False) -> Tensor:
-        """With ``norm`` and ``residual`` it is ``t + ffn(norm(t))``."""
+    def forward(self, t: Tensor) -> Tensor:
+        return self.fused(t) if self._may_bypass() else self._composed(t)
+
+    def fused(self, t: Tensor, norm: nn.LayerNorm | None = None, residual: bool = False) -> Tensor:
+        """The op alone, whatever hooks there are; with ``norm`` and ``residual`` it is ``t + ffn(norm(t))``."""
         parameters, options = self._arguments(norm, residual)
         return ops.mix_ffn(t, *parameters, **options)
 
-    def with_statistics(
-        self, t: Tensor, norm: nn.LayerNorm | None = None, residual: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def with_statistics(self, t: Tensor, norm: nn.LayerNorm | None = None, residual: bool = False) -> WithStatistics:
         """The same, and mean and biased variance (C) of the result, for the batch norm behind it."""
         parameters, options = self._arguments(norm, residual)
         return ops.mix_ffn_with_statistics(t, *parameters, **options)
+
+    def _composed(self, t: Tensor) -> Tensor:
+        """Part after part, each called."""
+        u = self.fc1(t)  # [B, H, W, D]
+        v = self.dwconv(u)
+        if self.norm1 is not None:
+            v = self.norm1(v + u)
+        y: Tensor = self.fc2(F.gelu(v))
+        return y
 
     def _arguments(self, norm: nn.LayerNorm | None, residual: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What the op takes behind ``t``."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -11,13 +13,29 @@ from msformer_fast.identities.transforms import transformed
 class OverlapEmbedding(nn.Module):
     """``BatchNorm2d(Conv2d(in_channels, channels, 3, stride, padding=1))``.
 
-    Shape: (B, in_channels, H, W) -> (B, ceil(H / stride), ceil(W / stride), channels).
+    Args:
+        in_channels: of the image.
+        channels: C, of the feature map.
+        stride: 1 for full resolution, 2 for half.
+        device, dtype: of the parameters, see :class:`torch.nn.Conv2d`.
+
+    Shape: an image, channels first, (B, in_channels, H, W) -> a feature map, channels last,
+    (B, ceil(H / stride), ceil(W / stride), C).
     """
 
-    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        *,
+        stride: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(in_channels, channels, 3, stride, 1)
-        self.norm = nn.BatchNorm2d(channels)
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.proj = nn.Conv2d(in_channels, channels, 3, stride, 1, **factory)
+        self.norm = nn.BatchNorm2d(channels, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
         embedded: Tensor = self.norm(self.project(x).permute(0, 3, 1, 2))

@@ -24,13 +24,13 @@ class AttentionForm:
     """What one copy of ``EfficientAttention`` computes.
 
     Attributes:
-        heads: number of heads.
+        num_heads: number of heads.
         residual: it adds its input.
         context: what it returns besides: ``"none"``; the context of the ``"last"`` or ``"first"`` head,
-            (B, Ck / heads, Cv / heads); or of ``"all"``, (B, heads, Ck / heads, Cv / heads).
+            (B, Ck / num_heads, Cv / num_heads); or of ``"all"``, (B, num_heads, Ck / num_heads, Cv / num_heads).
     """
 
-    heads: int = 1
+    num_heads: int = 1
     residual: bool = False
     context: str = "none"
 
@@ -113,7 +113,7 @@ class PublishedEfficientAttention(_Published):
 
     def on_map(self, x: Tensor) -> tuple[Tensor, ...]:
         form = self.form
-        y, context = attend(self, x, None, heads=form.heads, residual=form.residual, backend=self.backend)
+        y, context = attend(self, x, None, heads=form.num_heads, residual=form.residual, backend=self.backend)
         return y, *_returned(context, form.context)
 
 
@@ -145,7 +145,7 @@ class PublishedTransformerBlock(_Published):
         form, parts = self.form, self._modules
         norm1: Any = parts["norm1"]
         norm2: Any = parts["norm2"]
-        options = {"heads": form.attention.heads, "residual": True, "backend": self.backend}
+        options = {"heads": form.attention.num_heads, "residual": True, "backend": self.backend}
         t, context = attend(parts["attn"], x, norm1, **options)
         y = _feed_forward(parts["mlp"], t, form.feed_forward, norm2, True, self.backend)
         return y, *_returned(context, form.context)

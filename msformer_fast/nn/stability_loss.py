@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from msformer_fast import ops
 
 
-class SpatialStabilityLoss(nn.Module):
+class StabilityLoss(nn.Module):
     r"""Mean absolute difference between the attention of two shifted patch grids and the identity.
 
     .. math:: L = \frac{1}{T^2} \sum_{ij} | A_{ij} - \delta_{ij} |, \quad A = \mathrm{softmax}(Q K^T / s)
@@ -19,7 +19,7 @@ class SpatialStabilityLoss(nn.Module):
     Shape: queries and keys (B, T, C) -> scalar.
     """
 
-    def __init__(self, scale: float = 8.0, backend: str | None = None) -> None:
+    def __init__(self, *, scale: float = 8.0, backend: str | None = None) -> None:
         super().__init__()
         self.scale = scale
         self.backend = backend

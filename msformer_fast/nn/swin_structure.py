@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from msformer_fast.nn.drop_in import drops
-from msformer_fast.nn.hooks import is_looked_at
+from msformer_fast.nn.hooks import all_are_hooked, is_looked_at
 
 #: What the libraries add to the score of two tokens on different sides of the seam that the shift made.
 SEAM = -100.0
@@ -103,7 +103,8 @@ def replaced(module: nn.Module, *methods: str) -> list[str]:
 def needs_the_library(attn: Any) -> bool:
     """Whether the library's own code must run: somebody hooks into, or replaced, a module of the attention that the op
     has no call of, or probabilities are dropped, which the op never stores."""
-    return any(is_looked_at(part) for part in (attn, attn.softmax, attn.attn_drop)) or drops(attn.attn_drop)
+    looked_at = all_are_hooked() or any(is_looked_at(part) for part in (attn, attn.softmax, attn.attn_drop))
+    return looked_at or drops(attn.attn_drop)
 
 
 def standard_index(window: Sequence[int]) -> Tensor:

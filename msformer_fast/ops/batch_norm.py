@@ -39,6 +39,13 @@ class BatchNorm(NamedTuple):
         return normed.permute(0, 2, 3, 1)
 
 
+class BatchStatistics(NamedTuple):
+    """Mean and biased variance of every channel, (C) each."""
+
+    mean: Tensor
+    var: Tensor
+
+
 def check_batch_norm(shapes: Shapes, name: str, norm: BatchNorm | None) -> None:
     """Check the vectors of an argument against the size C.
 
@@ -49,7 +56,7 @@ def check_batch_norm(shapes: Shapes, name: str, norm: BatchNorm | None) -> None:
         shapes(f"{name}.{field}", getattr(norm, field), "C")
 
 
-def batch_statistics(x: Tensor, *, backend: str | None = None) -> tuple[Tensor, Tensor]:
+def batch_statistics(x: Tensor, *, backend: str | None = None) -> BatchStatistics:
     """Mean and biased variance of every channel of ``x`` (B, H, W, C) over batch and pixels, without a gradient.
 
     Args:
@@ -68,13 +75,12 @@ def batch_statistics(x: Tensor, *, backend: str | None = None) -> tuple[Tensor, 
     chosen = choose(OP, backend, x.device, refusals)
     x = x.detach()
     if chosen == "triton" or (chosen == "torch" and runs_in_strips(x)):
-        mean, var = statistics(x.permute(0, 3, 1, 2), chosen)
-        return mean, var
+        return BatchStatistics(*statistics(x.permute(0, 3, 1, 2), chosen))
     rows = x.to(sum_dtype(x.dtype)).flatten(0, 2)
     if not rows.shape[0]:
-        return rows.new_zeros(rows.shape[1]), rows.new_zeros(rows.shape[1])
+        return BatchStatistics(rows.new_zeros(rows.shape[1]), rows.new_zeros(rows.shape[1]))
     var, mean = torch.var_mean(rows, 0, correction=0)
-    return mean, var
+    return BatchStatistics(mean, var)
 
 
 def _statistics(x: Tensor, backend: str) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,9 +21,23 @@ OP = "clustering_loss"
 REDUCTIONS = ("mean", "sum", "none")
 
 
+class Clustering(NamedTuple):
+    """The clustering loss, and what its pass finds besides.
+
+    Attributes:
+        loss: scalar, or one a pixel, (B, H, W).
+        labels: (B, H, W), the smallest integer dtype that holds K.
+        label_count: (B) int32, distinct labels of each image.
+    """
+
+    loss: Tensor
+    labels: Tensor
+    label_count: Tensor
+
+
 def clustering_loss(
     logits: Tensor, *, cluster_dim: int = 1, reduction: str = "mean", backend: str | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Clustering:
     """Cross-entropy of the scores against their own argmax: ``logsumexp(l) - max(l)`` for each pixel.
 
     Args:
@@ -56,11 +71,10 @@ def clustering_loss(
     refusals = {"triton": lambda: _why_not_triton(logits, shapes["K"]), "torch": lambda: why_not_torch(OP, logits)}
     chosen = choose(OP, backend, logits.device, refusals)
     if chosen == "reference":
-        return _reference(logits, cluster_dim, reduction)
+        return Clustering(*_reference(logits, cluster_dim, reduction))
     if chosen == "torch" and not runs_in_strips(logits):
-        return identity.clustering_loss(logits, cluster_dim, reduction)
-    loss, labels, label_count = _registered(logits, reduction, cluster_dim, chosen)
-    return loss, labels, label_count
+        return Clustering(*identity.clustering_loss(logits, cluster_dim, reduction))
+    return Clustering(*_registered(logits, reduction, cluster_dim, chosen))
 
 
 def _why_not_triton(logits: Tensor, clusters: int) -> str | None:

@@ -23,6 +23,18 @@ from msformer_fast.reference.efficient_attention import efficient_attention as _
 OP = "efficient_attention"
 
 
+class Attended(NamedTuple):
+    """A map after attention.
+
+    Attributes:
+        y: (B, H, W, C).
+        context: (B, heads, Ck / heads, Cv / heads).
+    """
+
+    y: Tensor
+    context: Tensor
+
+
 def efficient_attention(
     x: Tensor,
     key_weight: Tensor,
@@ -43,7 +55,7 @@ def efficient_attention(
     batch_norm: BatchNorm | None = None,
     memory: str = "fast",
     backend: str | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> Attended:
     r"""``y = x + attention(LayerNorm(x))`` and the attention's context.
 
     With ``n = LayerNorm(x)`` and for each head ``keys``, ``queries``, ``values`` = linear maps of ``n``::
@@ -121,15 +133,15 @@ def efficient_attention(
     chosen = choose(OP, backend, x.device, refusals)
     if chosen == "triton":
         y, context, *_ = _registered(x, parameters, options, batch_norm, _products_dtype(x), False, chosen)
-        return y, context
+        return Attended(y, context)
     x = x if batch_norm is None else batch_norm.apply(x)
     if chosen == "reference":
-        return _reference(x, *parameters, *options)
+        return Attended(*_reference(x, *parameters, *options))
     if not runs_in_strips(x):
-        return lean(memory, identity.efficient_attention, x, parameters, options)
+        return Attended(*lean(memory, identity.efficient_attention, x, parameters, options))
     keep = is_kept(memory, x, *parameters)
     y, context, *_ = _registered(x, parameters, options, None, x.dtype, keep, chosen)
-    return y, context
+    return Attended(y, context)
 
 
 def _products_dtype(x: Tensor) -> torch.dtype:

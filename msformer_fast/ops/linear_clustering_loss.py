@@ -8,7 +8,7 @@ from torch import Tensor
 from msformer_fast.errors import InputError
 from msformer_fast.identities import linear_clustering_loss as identity
 from msformer_fast.ops.backend import choose, runs_in_strips, why_not_torch, why_not_triton
-from msformer_fast.ops.clustering_loss import REDUCTIONS, empty_results
+from msformer_fast.ops.clustering_loss import REDUCTIONS, Clustering, empty_results
 from msformer_fast.ops.precision import cast_product, input_precision
 from msformer_fast.ops.registration import register
 from msformer_fast.ops.shapes import Shapes
@@ -24,7 +24,7 @@ def linear_clustering_loss(
     *,
     reduction: str = "mean",
     backend: str | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Clustering:
     """:func:`clustering_loss` of ``features @ weight.T + bias``, for callers who do not need these scores.
 
     Args:
@@ -70,7 +70,8 @@ def linear_clustering_loss(
         loss, labels, label_count = identity.linear_clustering_loss(features, weight, bias, reduction)
     else:
         loss, labels, label_count, _ = _registered(features, weight, bias, reduction, chosen)
-    return loss.reshape(pixels) if reduction == "none" else loss, labels.reshape(pixels), label_count
+    loss = loss.reshape(pixels) if reduction == "none" else loss
+    return Clustering(loss, labels.reshape(pixels), label_count)
 
 
 def _as_images(features: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -21,6 +21,14 @@ from msformer_fast.ops.shapes import Shapes
 from msformer_fast.reference.mix_ffn import mix_ffn as _reference
 
 OP = "mix_ffn"
+
+
+class WithStatistics(NamedTuple):
+    """A map ``y`` (B, H, W, C), and mean and biased variance (C) of its channels."""
+
+    y: Tensor
+    mean: Tensor
+    var: Tensor
 
 
 def mix_ffn(
@@ -93,7 +101,7 @@ def mix_ffn(
 
 def mix_ffn_with_statistics(
     t: Tensor, *parameters: Tensor | None, memory: str = "fast", backend: str | None = None, **options: Any
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> WithStatistics:
     """:func:`mix_ffn`, and what a batch norm behind it needs: mean and variance of every channel of the result.
 
     Args:
@@ -111,8 +119,7 @@ def mix_ffn_with_statistics(
     absent = dict.fromkeys(name for name in _AFFINE if name not in names[: len(parameters)])
     p: Parameters = cast(Any, Parameters)(*parameters, **(absent | given))
     y, moments = _run(t, p, Options(**(_DEFAULTS | options)), memory, backend, statistics=True)
-    mean, var = moments.unbind()
-    return y, mean, var
+    return WithStatistics(y, *moments.unbind())
 
 
 _AFFINE = ("norm_weight", "norm_bias", "inner_norm_weight", "inner_norm_bias")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,13 @@ from msformer_fast.reference.patch_embedding import patch_embedding as _referenc
 OP = "patch_embedding"
 
 
+class Patches(NamedTuple):
+    """Embedded patches of two windows of a score map, one diagonal step apart: (B, T, C) each."""
+
+    queries: Tensor
+    keys: Tensor
+
+
 def patch_embedding(
     logits: Tensor,
     weight: Tensor,
@@ -33,7 +42,7 @@ def patch_embedding(
     momentum: float = 0.1,
     eps: float = 1e-5,
     backend: str | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> Patches:
     """Queries and keys of the stability loss: patches of the batch-normed logits, one diagonal step apart.
 
     Queries are cut from the map without its first row and column, keys from the map without its last row and
@@ -75,14 +84,15 @@ def patch_embedding(
     chosen = choose(OP, backend, logits.device, refusals)
     if chosen == "reference" or (chosen == "torch" and not runs_in_strips(logits)):
         plain = _reference if chosen == "reference" else identity.patch_embedding
-        return plain(
-            logits, weight, bias, norm_weight, norm_bias, running_mean, running_var, patch, training, momentum, eps
+        return Patches(
+            *plain(
+                logits, weight, bias, norm_weight, norm_bias, running_mean, running_var, patch, training, momentum, eps
+            )
         )
     mean, rstd = _norm_of(logits, running_mean, running_var, training, momentum, eps, chosen)
     gamma = mean.new_ones(shapes["K"]) if norm_weight is None else norm_weight
     beta = mean.new_zeros(shapes["K"]) if norm_bias is None else norm_bias
-    queries, keys = _registered(logits, mean, rstd, gamma, beta, weight, bias, patch, training, eps, chosen)
-    return queries, keys
+    return Patches(*_registered(logits, mean, rstd, gamma, beta, weight, bias, patch, training, eps, chosen))
 
 
 def check_patches(

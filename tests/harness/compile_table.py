@@ -115,10 +115,10 @@ CASES = {
     "MSFormer, memory lean": Case(lambda b: Step(memory="lean", backend=b), _planes(3)),
     "MSFormer, cross_scale window": Case(lambda b: _awake(Step(cross_scale="window", backend=b)), _planes(3)),
     "ClusteringLoss": Case(lambda b: mf.nn.ClusteringLoss(backend=b), _planes(5)),
-    "CrossScaleWindowAttention": Case(
-        lambda b: _awake(mf.nn.CrossScaleWindowAttention(4, window=4, heads=2, shift=2, halo=1, backend=b)), _two_scales
+    "CrossScaleAttention": Case(
+        lambda b: _awake(mf.nn.CrossScaleAttention(4, window=4, num_heads=2, shift=2, halo=1, backend=b)), _two_scales
     ),
-    "EfficientAttention": Case(lambda b: mf.nn.EfficientAttention(4, heads=2, backend=b), _planes(4)),
+    "EfficientAttention": Case(lambda b: mf.nn.EfficientAttention(4, num_heads=2, backend=b), _map()),
     "EfficientTransformerBlock": Case(lambda b: mf.nn.EfficientTransformerBlock(4, backend=b), _map()),
     "MixFFN": Case(lambda b: mf.nn.MixFFN(4, backend=b), _map()),
     "MonaiSwinBlock": _swin("monai"),
@@ -147,10 +147,10 @@ CASES = {
         _tokens,
     ),
     "ScoreMap": Case(lambda b: mf.nn.ScoreMap(4, 6, backend=b), _coarse_first),
-    "SpatialStabilityLoss": Case(lambda b: mf.nn.SpatialStabilityLoss(backend=b), _pairs),
+    "StabilityLoss": Case(lambda b: mf.nn.StabilityLoss(backend=b), _pairs),
     "TimmSwinBlock": _swin("timm"),
     "TwoWayCrossScaleAttention": Case(
-        lambda b: _awake(mf.nn.TwoWayCrossScaleAttention(4, window=4, heads=2, shift=2, backend=b)), _two_scales
+        lambda b: _awake(mf.nn.TwoWayCrossScaleAttention(4, window=4, num_heads=2, shift=2, backend=b)), _two_scales
     ),
 }
 
