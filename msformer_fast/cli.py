@@ -148,7 +148,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 def _demo(arguments: argparse.Namespace) -> int:
     from msformer_fast import phantom
     from msformer_fast.files import check_output_folder
-    from msformer_fast.images import read_image, write_png
+    from msformer_fast.formats.plain import read_image
+    from msformer_fast.images import write_png
     from msformer_fast.metrics import score_blind, score_oracle
     from msformer_fast.outputs import save_segmentation
     from msformer_fast.overlay import panel

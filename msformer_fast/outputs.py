@@ -13,7 +13,9 @@ from msformer_fast.contact_sheet import Tile, contact_sheet
 from msformer_fast.errors import InputError
 from msformer_fast.evaluate import worst_first
 from msformer_fast.files import show, write_json
-from msformer_fast.images import as_image, read_image, read_mask, write_png
+from msformer_fast.formats.plain import read_image, read_mask
+from msformer_fast.images import write_png
+from msformer_fast.inputs import as_image
 from msformer_fast.overlay import label_palette, overlay
 from msformer_fast.segmentation import Segmentation
 

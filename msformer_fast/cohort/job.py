@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 
 from msformer_fast.cohort.journal import DONE, FAILED, Line
 from msformer_fast.cohort.memory import image_bytes, largest_size, predicted_bytes
-from msformer_fast.decode import refuse_small
 from msformer_fast.errors import BackendError, DivergenceError, InputError, OutputError, out_of_memory
 from msformer_fast.files import atomic, check_output_folder, reason, show
 from msformer_fast.formats import ImageFile, open_image
-from msformer_fast.images import MIN_SIDE, fit_size
+from msformer_fast.images import MIN_SIDE, fit_size, refuse_small
 
 #: Below the output folder: small pictures for the index; slices of volumes that are not done yet.
 THUMBNAILS, PARTIAL = ".thumbnails", ".partial"
