@@ -92,9 +92,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         summary_table,
         to_csv,
     )
+    from msformer_fast.evaluation_sheet import evaluation_sheet
     from msformer_fast.files import check_output_folder, write_json, write_text
     from msformer_fast.images import write_png
-    from msformer_fast.outputs import evaluation_sheet, output_paths, refuse_existing, save_segmentation
+    from msformer_fast.outputs import output_paths, refuse_existing, save_segmentation
     from msformer_fast.simple_methods import missing_requirement
 
     every = find_pairs(arguments.images, arguments.masks)

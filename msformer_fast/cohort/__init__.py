@@ -6,23 +6,21 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from msformer_fast.cohort.job import Options
-    from msformer_fast.cohort.run import Summary, segment_cohort
+    from msformer_fast.cohort.run import segment_cohort
+    from msformer_fast.cohort.summary import Summary
+    from msformer_fast.cohort.task import Options
 
 __all__ = ["Options", "Summary", "segment_cohort"]
+
+_HOME = {"Options": "task", "Summary": "summary", "segment_cohort": "run"}
 
 
 def __getattr__(name: str) -> Any:
     # The command line reads its options from here without loading what a run needs.
-    if name == "Options":
-        from msformer_fast.cohort.job import Options
-
-        return Options
-    if name in __all__:
-        from msformer_fast.cohort import run
-
-        return getattr(run, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -13,11 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from msformer_fast.cohort.job import Options, Task, fitted, segment_file
+from msformer_fast.cohort.fitting import fitted
+from msformer_fast.cohort.job import segment_file
 from msformer_fast.cohort.journal import FAILED, Line
 from msformer_fast.cohort.list_file import LISTS
 from msformer_fast.cohort.plan import free_bytes
-from msformer_fast.cohort.run import Summary, segment_cohort
+from msformer_fast.cohort.run import segment_cohort
+from msformer_fast.cohort.summary import Summary
+from msformer_fast.cohort.task import Options, Task
 from msformer_fast.errors import InputError
 from msformer_fast.files import check_output_folder, show
 from msformer_fast.formats import open_image, stem
