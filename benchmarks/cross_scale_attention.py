@@ -26,7 +26,7 @@ def draw(s: Sizes, rand: Random) -> Inputs:
 
 def call(inputs: Inputs, s: Sizes, *, backend: str) -> tuple[Tensor, ...]:
     window = s["window"]
-    options = dict(shift=window // 2, bias=inputs["bias"], backend=backend)
+    options: dict[str, Any] = dict(shift=window // 2, bias=inputs["bias"], backend=backend)
     return (ops.cross_scale_attention(inputs["qkv"], None, None, window, **options),)
 
 

@@ -153,7 +153,7 @@ def _head(side: int, channels: int, multiprocessors: int, patch: int) -> list[Ro
     ]
     floor, flops = stability_floor.bytes_moved(1, patches, channels, DTYPE), stability_floor.flops(1, patches, channels)
     found = {
-        "forward": stability_loss.forward(1, patches, channels, DTYPE, slots=-(-patches // 16)),
+        "forward": stability_loss.forward(1, patches, channels, DTYPE, partials=-(-patches // 16)),
         "backward": stability_loss.backward(1, patches, channels, DTYPE),
     }
     return rows + [Row(f"stability loss, {part}", 1, found[part], floor[part], flops[part]) for part in found]

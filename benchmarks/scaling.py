@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -178,7 +179,7 @@ def measure(axis: Axis, device: str, seconds: float) -> list[Row]:
 def _subject(case: Case, provider: str) -> Subject:
     if case.bench != "step":
         return bench_of(case.bench).prepare(case, provider)
-    sizes = {name: case[name] for name in ("side", "channels", "clusters", "depth", "patch")}
+    sizes: dict[str, Any] = {name: case[name] for name in ("side", "channels", "clusters", "depth", "patch")}
     step = training_step(provider, **sizes, device=case.device)
     return Subject({"step": step}, {"step": lambda: None}, results=dict)
 

@@ -126,7 +126,8 @@ class _Call:
             return whole[index] if isinstance(whole, tuple) and isinstance(index, int) else _flat(whole)
         if isinstance(node, ast.Attribute) and node.attr == "dtype":
             return NONE
-        return NONE.union(*(_flat(self._value(each)) for each in ast.iter_child_nodes(node) if _is_value(each)))
+        parts = (each for each in ast.iter_child_nodes(node) if isinstance(each, ast.expr))
+        return NONE.union(*(_flat(self._value(each)) for each in parts))
 
     def _called(self, node: ast.Call) -> Origins:
         given = [self._value(each) for each in node.args]
@@ -138,7 +139,7 @@ class _Call:
             self.uses.loads.update(NONE if called.attr == "store" else touched)
             self.uses.stores.update(NONE if called.attr == "load" else touched)
             return NONE
-        helper = self.fn.__globals__.get(called.id) if isinstance(called, ast.Name) else None
+        helper: Any = self.fn.__globals__.get(called.id) if isinstance(called, ast.Name) else None
         if not hasattr(helper, "arg_names"):  # a function of Triton's or of Python's
             of = self._value(called.value) if isinstance(called, ast.Attribute) else NONE
             return NONE.union(*map(_flat, (of, *given, *named.values())))
@@ -164,10 +165,6 @@ class _Call:
             return eval(code, {"__builtins__": {}}, names)
         except Exception:  # whatever Python says of an expression of a name that has no value here
             return _UNKNOWN
-
-
-def _is_value(node: ast.AST) -> bool:
-    return isinstance(node, ast.expr)
 
 
 _UNKNOWN = object()
