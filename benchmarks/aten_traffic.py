@@ -34,7 +34,7 @@ class AtenTraffic(TorchDispatchMode):
     """
 
     def __init__(self, inside: bool = False) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.inside = inside
         self.launches, self.bytes = 0, 0
         self.calls: collections.Counter[str] = collections.Counter()

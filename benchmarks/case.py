@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from msformer_fast.benchmarks.options import DTYPES
-from msformer_fast.benchmarks.traffic import Kernels
+from msformer_fast.benchmarks.traffic import Kernels as Kernels
 from msformer_fast.errors import InputError
 from msformer_fast.ops.backend import interpreting
 

@@ -14,31 +14,19 @@ from msformer_fast.benchmarks.case import Sizes
 from msformer_fast.benchmarks.op_bench import Inputs, OpBench, Random
 from msformer_fast.benchmarks.traffic import cross_scale_attention as traffic
 from msformer_fast.floors import cross_scale_attention as floors
-from msformer_fast.windows import Windows, windows_of
-
-#: Channels of a head.
-WIDTH = 32
-
-
-def heads(s: Sizes) -> int:
-    return s["channels"] // WIDTH
-
-
-def windows(s: Sizes) -> Windows:
-    map_ = (s["side"], s["side"])
-    return windows_of("cross_scale_attention", map_, map_, s["window"], 0, s["window"] // 2)
 
 
 def draw(s: Sizes, rand: Random) -> Inputs:
     """A packed projection and a bias table, as in a shifted Swin block."""
     side, window = s["side"], s["window"]
-    qkv = rand(1, side, side, 3, heads(s), WIDTH)
-    return {"qkv": qkv, "bias": rand((2 * window - 1) ** 2, heads(s))}
+    heads = traffic.heads_of(s)
+    qkv = rand(1, side, side, 3, heads, traffic.WIDTH)
+    return {"qkv": qkv, "bias": rand((2 * window - 1) ** 2, heads)}
 
 
 def call(inputs: Inputs, s: Sizes, *, backend: str) -> tuple[Tensor, ...]:
     window = s["window"]
-    options = dict(shift=window // 2, bias=inputs["bias"], backend=backend)
+    options: dict[str, Any] = dict(shift=window // 2, bias=inputs["bias"], backend=backend)
     return (ops.cross_scale_attention(inputs["qkv"], None, None, window, **options),)
 
 
@@ -77,7 +65,9 @@ def _mask(side: int, padded: int, window: int, like: Tensor) -> Tensor:
 
 
 def floor(s: Sizes, dtype: torch.dtype) -> tuple[dict[str, int], dict[str, int]]:
-    sizes, bias = (1, heads(s), WIDTH, windows(s)), (2 * s["window"] - 1) ** 2 * heads(s) * dtype.itemsize
+    heads = traffic.heads_of(s)
+    sizes = 1, heads, traffic.WIDTH, traffic.windows_of_call(s)
+    bias = (2 * s["window"] - 1) ** 2 * heads * dtype.itemsize
     return floors.bytes_moved(*sizes, dtype, bias=bias), floors.flops(*sizes)
 
 
@@ -92,7 +82,7 @@ BENCH = OpBench(
     compiled_rivals=("sdpa",),
     sizes={"window": 8},
     paper=96,
-    multiple=WIDTH,
+    multiple=traffic.WIDTH,
     truth_backend="torch",
     compiled=False,
     plain="sdpa",

@@ -29,9 +29,8 @@ def draw(s: Sizes, rand: Random) -> Inputs:
 
 
 def call(inputs: Inputs, s: Sizes, *, backend: str, memory: str) -> tuple[Tensor, ...]:
-    weights = [inputs.get(f"{part}_{kind}") for part in PARTS for kind in ("weight", "bias")]
-    norm = inputs["norm_weight"], inputs["norm_bias"]
-    return (ops.efficient_attention(inputs["x"], *weights, *norm, memory=memory, backend=backend)[0],)
+    options: dict[str, Any] = dict(inputs, key_bias=None, memory=memory, backend=backend)
+    return (ops.efficient_attention(**options)[0],)
 
 
 def einsum(inputs: Inputs, s: Sizes) -> tuple[Tensor, ...]:

@@ -32,7 +32,8 @@ from torch.utils._pytree import tree_flatten
 
 from msformer_fast import kernels
 from msformer_fast.benchmarks.case import check_names
-from msformer_fast.benchmarks.step import PROVIDERS, training_step
+from msformer_fast.benchmarks.step import PROVIDERS
+from msformer_fast.benchmarks.training_step import training_step
 from msformer_fast.errors import InputError
 
 #: Card that the kernels' launchers are told of: multiprocessors and architecture of an H100.
@@ -61,7 +62,7 @@ class LiveBytes(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._held: dict[int, int] = {}
 

@@ -165,7 +165,7 @@ def operators(backend: str, side: int, channels: int) -> tuple[int, int]:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from msformer_fast.benchmarks.aten_traffic import AtenTraffic
-    from msformer_fast.benchmarks.step import training_step
+    from msformer_fast.benchmarks.training_step import training_step
 
     with FakeTensorMode():
         step = training_step(backend, side, channels, channels, fused=True)
@@ -178,7 +178,7 @@ def operators(backend: str, side: int, channels: int) -> tuple[int, int]:
 def operators_inside(side: int, channels: int) -> tuple[int, int]:
     """Launches and bytes of PyTorch's operators inside the registered ops, counted in a step that really runs."""
     from msformer_fast.benchmarks.aten_traffic import AtenTraffic
-    from msformer_fast.benchmarks.step import training_step
+    from msformer_fast.benchmarks.training_step import training_step
 
     step = training_step("triton", side, channels, channels, fused=True)
     with AtenTraffic(inside=True) as counted:

@@ -24,7 +24,8 @@ def draw(s: Sizes, rand: Random) -> Inputs:
 
 
 def call(inputs: Inputs, s: Sizes, *, backend: str, memory: str) -> tuple[Tensor, ...]:
-    return (ops.mix_ffn(**inputs, memory=memory, backend=backend),)
+    options: dict[str, Any] = dict(inputs, memory=memory, backend=backend)
+    return (ops.mix_ffn(**options),)
 
 
 def floor(s: Sizes, dtype: torch.dtype) -> tuple[dict[str, int], dict[str, int]]:

@@ -230,7 +230,7 @@ def _work(task: dict[str, Any], known: dict[str, Unit], device: str, dry: bool) 
     lost = _lost_context(device)
     if lost is not None:
         found |= {"ok": False, "lost_context": lost}
-    return plain({"found": found | {"took": time.time() - started}, "stop": lost is not None})  # type: ignore[no-any-return]
+    return plain({"found": found | {"took": time.time() - started}, "stop": lost is not None})
 
 
 def _tidy(device: str) -> None:

@@ -58,7 +58,7 @@ class Unit:
     stage: str
     seconds: float
     run: Callable[[str, bool, float], dict[str, Any]]
-    launches: Callable[[str], None] | None = None
+    launches: Callable[[str], object] | None = None
     timed: bool = False
     quiet: bool = False
 

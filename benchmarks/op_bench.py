@@ -141,11 +141,15 @@ class OpBench:
             gradients = zip(inputs, backward(), strict=True)
             return found | {f"gradient of {name}": value for name, value in gradients if value is not None}
 
+        def close() -> None:
+            for held in (kept, grads, leaves, inputs):
+                held.clear()
+
         return Subject(
             parts={"forward": forward, "backward": backward, "both": both},
             before={"forward": kept.clear, "backward": keep, "both": lambda: None if grads else keep()},
             results=results,
-            close=lambda: (kept.clear(), grads.clear(), leaves.clear(), inputs.clear()),
+            close=close,
         )
 
     def floor(self, case: Case, part: str) -> Floor | None:

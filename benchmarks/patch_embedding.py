@@ -26,7 +26,8 @@ def draw(s: Sizes, rand: Random) -> Inputs:
 
 
 def call(inputs: Inputs, s: Sizes, *, backend: str) -> tuple[Tensor, ...]:
-    return ops.patch_embedding(**inputs, patch=s["patch"], backend=backend)
+    options: dict[str, Any] = dict(inputs, patch=s["patch"], backend=backend)
+    return ops.patch_embedding(**options)
 
 
 def convolutions(inputs: Inputs, s: Sizes) -> tuple[Tensor, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -134,7 +134,7 @@ def _pieces(bench: Bench, case: Case, part: str, card: Card) -> list[_Piece]:
 def _of_step(case: Case, halves: Iterable[str], card: Card) -> list[_Piece]:
     from msformer_fast.benchmarks.ledger import rows_of
 
-    sizes = {name: case[name] for name in ("side", "channels", "depth", "patch")}
+    sizes: dict[str, Any] = {name: case[name] for name in ("side", "channels", "depth", "patch")}
     rows = rows_of(**sizes, multiprocessors=card.multiprocessors, target=card.target)
     return [
         _Piece.of(row.kernels, row.floor, row.flops).times(row.times)

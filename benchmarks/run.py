@@ -65,7 +65,9 @@ class Runner:
             else:
                 self._refuse(case, provider, reason)
         truth = self._truth(bench, case, able)
-        for provider in able if truth is not None else ():
+        for provider in able:
+            if truth is None:  # told of each already
+                break
             try:
                 subject = bench.prepare(case, provider)
                 error, where = check.error_of(subject.results(), truth)

@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,9 +24,9 @@ from msformer_fast.benchmarks.case import Case, Subject
 from msformer_fast.benchmarks.clock import Clock, in_turn, look_inside
 from msformer_fast.benchmarks.records import Results, Row, environment
 from msformer_fast.benchmarks.run import anchor
-from msformer_fast.benchmarks.stability_loss import tokens
-from msformer_fast.benchmarks.step import training_step
 from msformer_fast.benchmarks.suite import bench_of
+from msformer_fast.benchmarks.traffic.stability_loss import tokens
+from msformer_fast.benchmarks.training_step import training_step
 from msformer_fast.errors import InputError
 from msformer_fast.files import write_json
 
@@ -178,7 +179,7 @@ def measure(axis: Axis, device: str, seconds: float) -> list[Row]:
 def _subject(case: Case, provider: str) -> Subject:
     if case.bench != "step":
         return bench_of(case.bench).prepare(case, provider)
-    sizes = {name: case[name] for name in ("side", "channels", "clusters", "depth", "patch")}
+    sizes: dict[str, Any] = {name: case[name] for name in ("side", "channels", "clusters", "depth", "patch")}
     step = training_step(provider, **sizes, device=case.device)
     return Subject({"step": step}, {"step": lambda: None}, results=dict)
 

@@ -13,16 +13,9 @@ from msformer_fast.benchmarks.op_bench import Inputs, OpBench, Random
 from msformer_fast.benchmarks.traffic import stability_loss as traffic
 from msformer_fast.floors import stability_loss as floors
 
-#: Pixels of a patch's side, as the authors cut them.
-PATCH = 32
-
-
-def tokens(s: Sizes) -> int:
-    return ((s["side"] - 1) // s.get("patch", PATCH)) ** 2
-
 
 def draw(s: Sizes, rand: Random) -> Inputs:
-    shape = (1, tokens(s), s["channels"])
+    shape = (1, traffic.tokens(s), s["channels"])
     queries = rand(*shape)
     return {"queries": queries, "keys": 0.5 * queries + 0.7 * rand(*shape)}
 
@@ -39,7 +32,7 @@ def matrix(inputs: Inputs, s: Sizes) -> tuple[Tensor, ...]:
 
 
 def floor(s: Sizes, dtype: torch.dtype) -> tuple[dict[str, int], dict[str, int]]:
-    sizes = 1, tokens(s), s["channels"]
+    sizes = 1, traffic.tokens(s), s["channels"]
     return floors.bytes_moved(*sizes, dtype), floors.flops(*sizes)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from msformer_fast import MSFormer, self_guiding_losses
 from msformer_fast.benchmarks.case import Case, Floor, Kernels, Subject, Wanted, refuse_interpreter
+from msformer_fast.benchmarks.ledger import rows_of
 from msformer_fast.parity import NOISE
 
 #: Backend and memory of each provider; "compiled" is the plain network under ``torch.compile``.
@@ -70,8 +71,6 @@ class StepBench:
         return _subject(model, image_of(case).double(), backend).results()
 
     def floor(self, case: Case, part: str) -> Floor | None:
-        from msformer_fast.benchmarks.ledger import rows_of
-
         names = ("forward", "backward") if part == "step" else (part,)
         rows = rows_of(case["side"], case["channels"], multiprocessors=132, depth=case["depth"], patch=case["patch"])
         rows = [row for row in rows if row.name.endswith(names)]
@@ -90,33 +89,6 @@ def model_of(case: Case, backend: str, memory: str) -> MSFormer:
 def image_of(case: Case) -> Tensor:
     side = case["side"]
     return torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(case.seed)).to(case.device)
-
-
-def training_step(
-    backend: str,
-    side: int,
-    channels: int,
-    clusters: int,
-    *,
-    memory: str = "fast",
-    depth: int = 2,
-    patch: int = 32,
-    device: str = "cpu",
-    fused: bool | None = None,
-) -> Callable[[], None]:
-    """Forward, losses, backward and update of a fresh network on one random square image; the first call makes the
-    optimiser's buffers. ``fused`` is the optimiser's."""
-    with torch.device(device):
-        model = MSFormer(3, channels, clusters, depth, patch, seed=0, memory=memory, backend=backend)
-        image = torch.rand(1, 3, side, side)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=fused)
-
-    def step() -> None:
-        self_guiding_losses(model(image), backend=backend).total.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
 
 
 def _subject(model: nn.Module, image: Tensor, backend: str) -> Subject:

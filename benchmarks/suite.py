@@ -15,4 +15,4 @@ def bench_of(name: str) -> Bench:
         InputError: there is none.
     """
     check_names("benchmark", [name], NAMES)
-    return importlib.import_module(f"msformer_fast.benchmarks.{name}").BENCH  # type: ignore[no-any-return]
+    return importlib.import_module(f"msformer_fast.benchmarks.{name}").BENCH

@@ -92,9 +92,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         summary_table,
         to_csv,
     )
+    from msformer_fast.evaluation_sheet import evaluation_sheet
     from msformer_fast.files import check_output_folder, write_json, write_text
     from msformer_fast.images import write_png
-    from msformer_fast.outputs import evaluation_sheet, output_paths, refuse_existing, save_segmentation
+    from msformer_fast.outputs import output_paths, refuse_existing, save_segmentation
     from msformer_fast.simple_methods import missing_requirement
 
     every = find_pairs(arguments.images, arguments.masks)
@@ -148,7 +149,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 def _demo(arguments: argparse.Namespace) -> int:
     from msformer_fast import phantom
     from msformer_fast.files import check_output_folder
-    from msformer_fast.images import read_image, write_png
+    from msformer_fast.formats.plain import read_image
+    from msformer_fast.images import write_png
     from msformer_fast.metrics import score_blind, score_oracle
     from msformer_fast.outputs import save_segmentation
     from msformer_fast.overlay import panel

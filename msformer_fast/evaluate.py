@@ -15,7 +15,7 @@ from msformer_fast.errors import InputError
 from msformer_fast.files import show
 from msformer_fast.foreground import foreground
 from msformer_fast.foreground.evidence import darkness_channel
-from msformer_fast.images import read_image, read_mask
+from msformer_fast.formats.plain import read_image, read_mask
 from msformer_fast.margin import find_margin
 from msformer_fast.metrics import score_blind, score_oracle
 from msformer_fast.names import distinct_names

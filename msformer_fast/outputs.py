@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from msformer_fast.contact_sheet import Tile, contact_sheet
 from msformer_fast.errors import InputError
-from msformer_fast.evaluate import worst_first
 from msformer_fast.files import show, write_json
-from msformer_fast.images import as_image, read_image, read_mask, write_png
+from msformer_fast.images import write_png
+from msformer_fast.inputs import as_image
 from msformer_fast.overlay import label_palette, overlay
 from msformer_fast.segmentation import Segmentation
 
 #: What follows the image's stem in each output's name. The record is written last: where it is, all are.
 SUFFIXES = ("_mask.png", "_labels.png", "_overlay.png", ".json")
-
-# A sheet of more is no longer looked at.
-_SHEET_TILES = 100
 
 
 def output_paths(folder: Path, stem: str) -> list[Path]:
@@ -70,29 +66,3 @@ def save_segmentation(
 def write_labels(path: Path, labels: NDArray[np.unsignedinteger[Any]]) -> None:
     """Write a label map as PNG: indexed in the colours of the pictures where it is of 8 bits."""
     write_png(path, labels, palette=label_palette(256) if labels.dtype == "uint8" else None)
-
-
-def evaluation_sheet(
-    rows: Sequence[dict[str, Any]], pairs: Sequence[tuple[Path, Path]], folder: Path, names: Mapping[Path, str]
-) -> NDArray[np.uint8]:
-    """A picture of the images with the truth's outline and ours, (H, W, 3): the worst first, at most 100.
-
-    Args:
-        rows: from :func:`msformer_fast.evaluate.evaluate`.
-        pairs: image and mask paths of these rows.
-        folder: where :func:`save_segmentation` wrote.
-        names: what it called the outputs of each image.
-    """
-    paths = {image.name: (image, mask) for image, mask in pairs}
-    tiles = []
-    for row in worst_first(rows)[:_SHEET_TILES]:
-        image, truth = paths[row["image"]]
-        pixels = read_image(image)
-        ours = read_mask(output_paths(folder, names[image])[0], pixels.shape[:2])
-        flag = ", doubtful" if row["doubtful"] else ""
-        captions = (
-            f"Dice {row['blind_dice']:.3f}, oracle {row['oracle_dice']:.3f}",
-            f"confidence {row['confidence']:.2f}{flag}",
-        )
-        tiles.append(Tile(names[image], pixels, ours, read_mask(truth, pixels.shape[:2]), captions))
-    return contact_sheet(tiles)

@@ -21,7 +21,8 @@ from msformer_fast.files import check_output_folder, show
 from msformer_fast.foreground import Foreground, Maps, clusters_in, foreground_of_runs
 from msformer_fast.foreground.evidence import enlarge
 from msformer_fast.formats import open_image
-from msformer_fast.images import MIN_SIDE, as_image, fit_size, resize_image, resize_nearest
+from msformer_fast.images import MIN_SIDE, fit_size, resize_image, resize_nearest
+from msformer_fast.inputs import as_image
 from msformer_fast.losses import LossWeights
 from msformer_fast.margin import Margin, find_margin
 from msformer_fast.runs import Run, guide_image, load_run, run_path, save_run

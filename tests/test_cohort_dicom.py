@@ -14,7 +14,8 @@ from PIL import Image
 
 from msformer_fast import phantom
 from msformer_fast.cli import main
-from msformer_fast.cohort.job import Task, run_task
+from msformer_fast.cohort.job import run_task
+from msformer_fast.cohort.task import Task
 from msformer_fast.images import resize_image
 
 from .cohort_samples import OPTIONS, SETTINGS, lines

@@ -20,8 +20,9 @@ from typing import Any
 import pytest
 
 from msformer_fast.cli import main
-from msformer_fast.cohort.job import Options, Task, run_task
+from msformer_fast.cohort.job import run_task
 from msformer_fast.cohort.run import run_cohort
+from msformer_fast.cohort.task import Options, Task
 from msformer_fast.cohort.workers import LocalEngine
 from msformer_fast.errors import InputError, OutputError
 
@@ -304,7 +305,7 @@ def test_too_large_for_the_memory(tmp_path: Path) -> None:
 def test_what_was_not_predicted_fails_instead_of_being_killed(tmp_path: Path) -> None:
     (path,) = write_images(tmp_path, 1, height=200, width=200)
     code = (
-        "import sys; from msformer_fast.cohort.job import Task, run_task\n"
+        "import sys; from msformer_fast.cohort.job import run_task; from msformer_fast.cohort.task import Task\n"
         "from msformer_fast.cohort.workers import prepare\n"
         "prepare(1, 100_000_000, None)\n"
         "print(run_task(Task(sys.argv[1], 'x', sys.argv[2], {'size': 513, 'device': 'cpu'}))['reason'])\n"

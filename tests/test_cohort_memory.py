@@ -174,7 +174,9 @@ AROUND = (
     MEASURE
     + """
 from msformer_fast.foreground.evidence import enlarge
-from msformer_fast.images import as_image, read_image, resize_image, resize_nearest, write_png
+from msformer_fast.formats.plain import read_image
+from msformer_fast.images import resize_image, resize_nearest, write_png
+from msformer_fast.inputs import as_image
 from msformer_fast.overlay import label_palette, overlay
 
 path, folder, radius = sys.argv[1], Path(sys.argv[2]), float(sys.argv[3])

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from msformer_fast.cohort.job import Task
 from msformer_fast.cohort.ray_engine import RayEngine
 from msformer_fast.cohort.run import run_cohort
+from msformer_fast.cohort.task import Task
 from msformer_fast.errors import InputError
 
 from .cohort_samples import SETTINGS, lines, same_run, write_images

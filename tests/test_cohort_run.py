@@ -13,9 +13,10 @@ from PIL import Image
 
 import msformer_fast.cohort.plan as plan_module
 from msformer_fast.cli import main
-from msformer_fast.cohort.job import Options, Task, run_task
+from msformer_fast.cohort.job import run_task
 from msformer_fast.cohort.journal import SETTINGS as SETTINGS_FILE
 from msformer_fast.cohort.run import run_cohort
+from msformer_fast.cohort.task import Options, Task
 from msformer_fast.cohort.workers import LocalEngine
 from msformer_fast.errors import BackendError, InputError
 

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from msformer_fast.cohort import seen
-from msformer_fast.cohort.job import Task, run_task
+from msformer_fast.cohort.job import run_task
 from msformer_fast.cohort.run import run_cohort
+from msformer_fast.cohort.task import Task
 
 from .cohort_samples import SETTINGS, Inline, lines, write_images
 

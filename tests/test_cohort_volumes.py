@@ -13,7 +13,9 @@ from PIL import Image
 import msformer_fast.segmentation
 from msformer_fast import phantom
 from msformer_fast.cli import main
-from msformer_fast.cohort.job import PARTIAL, Options, Task, run_task
+from msformer_fast.cohort.job import run_task
+from msformer_fast.cohort.results import PARTIAL
+from msformer_fast.cohort.task import Options, Task
 from msformer_fast.errors import DivergenceError
 from msformer_fast.images import resize_image
 

@@ -14,7 +14,7 @@ import tifffile
 from PIL import Image, ImageOps
 
 from msformer_fast.errors import InputError
-from msformer_fast.images import read_image
+from msformer_fast.formats.plain import read_image
 
 from .image_samples import GREY8, GREY16, RGB8, RGB16, RNG, png16, refused, save, unit
 
@@ -190,7 +190,7 @@ def test_no_permission(tmp_path, monkeypatch):
         def denied(*_: object) -> None:
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr("msformer_fast.bounded_file.BoundedFile", denied)
+        monkeypatch.setattr("msformer_fast.formats.bounded_file.BoundedFile", denied)
     refused(read_image, path, match=r"a\.png: cannot be read \(Permission denied\)")
 
 

@@ -23,7 +23,8 @@ from msformer_fast.evaluate import (
     summary_table,
     worst_first,
 )
-from msformer_fast.images import read_image, read_mask, write_png
+from msformer_fast.formats.plain import read_image, read_mask
+from msformer_fast.images import write_png
 from msformer_fast.metrics import dice
 from msformer_fast.simple_methods import simple_mask
 

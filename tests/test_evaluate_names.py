@@ -14,7 +14,7 @@ from msformer_fast import phantom
 from msformer_fast.cli import main
 from msformer_fast.errors import InputError
 from msformer_fast.evaluate import find_pairs, output_names
-from msformer_fast.images import read_mask
+from msformer_fast.formats.plain import read_mask
 
 FAST = ["--size", "49", "--channels", "6", "--clusters", "8", "--depth", "1", "--max-iterations", "2", "--quiet"]
 FAST += ["--methods", "--device", "cpu"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from msformer_fast.formats import IMAGE_SUFFIXES, is_image_file, open_image, stem
-from msformer_fast.images import read_image
+from msformer_fast.formats.plain import read_image
 
 from . import medical_samples as samples
 from .image_samples import refused, save

@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 
 from msformer_fast.errors import InputError
-from msformer_fast.images import as_image, fit_size, read_mask, resize_image, resize_nearest, write_png
+from msformer_fast.formats.plain import read_mask
+from msformer_fast.images import fit_size, resize_image, resize_nearest, write_png
+from msformer_fast.inputs import as_image
 
 from .image_samples import GREY8, GREY16, RGB8, RGB16, RNG, refused, save, unit
 
@@ -163,7 +165,7 @@ def test_as_image_forgives_rounding():
 
 
 def test_import_is_light():
-    code = "import sys, msformer_fast.images; assert not {'torch', 'skimage', 'tifffile'} & set(sys.modules)"
+    code = "import sys, msformer_fast.inputs; assert not {'torch', 'skimage', 'tifffile'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

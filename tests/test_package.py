@@ -33,7 +33,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_wheel_holds_every_package(built: Path) -> None:
     (wheel,) = built.glob("*.whl")
-    names = set(zipfile.ZipFile(wheel).namelist())
+    found = zipfile.ZipFile(wheel).namelist()
+    names = set(found)
+    assert len(found) == len(names)
     for path in [*ROOT.glob("msformer_fast/**/*.py"), ROOT / "msformer_fast/py.typed"]:
         assert str(path.relative_to(ROOT)) in names
     for folder, patterns in (("kernels", ["*.py"]), ("benchmarks", ["*.py", "traffic/*.py", "compiled/*.csv"])):
@@ -47,8 +49,19 @@ def test_sdist_can_be_tested(built: Path) -> None:
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
+    assert not [name for name in names if name.startswith(("msformer_fast/kernels", "msformer_fast/benchmarks"))]
     assert {"docs/demo.png", "benchmarks/compiled/stability_loss.csv"} <= names
     assert {"README.md", "LICENSE", "tests/conftest.py", "tests/golden/dim8_img65.npz", "kernels/__init__.py"} <= names
+
+
+def test_kernels_and_benchmarks_lie_where_a_static_reader_looks() -> None:
+    """Links, for those who read files and import nothing: mypy, pyright, editors. What is installed does without."""
+    for name in ("kernels", "benchmarks"):
+        link = ROOT / "msformer_fast" / name
+        if link.is_file():
+            assert link.read_text(encoding="utf-8").strip() == f"../{name}"
+            pytest.skip("a checkout without symbolic links")
+        assert link.resolve() == ROOT / name
 
 
 def test_import_from_the_wheel(built: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import tifffile
 from PIL import Image, ImageOps
 
 from msformer_fast.formats import open_image
-from msformer_fast.images import read_image
+from msformer_fast.formats.plain import read_image
 
 from .image_samples import GREY16, RGB8, RGB16, png16, refused, save, unit
 

@@ -11,10 +11,13 @@ from msformer_fast.benchmarks.case import Sizes
 from msformer_fast.benchmarks.traffic import Kernels
 from msformer_fast.dtypes import sum_dtype
 from msformer_fast.ops.precision import input_precision
-from msformer_fast.windows import Windows
+from msformer_fast.windows import Windows, windows_of
 
 if TYPE_CHECKING:
     from msformer_fast.kernels.cross_scale_attention_table import Tile
+
+#: Channels of a head of the call that is timed.
+WIDTH = 32
 
 
 class _Call:
@@ -148,11 +151,20 @@ def usual_chain(images: int, heads: int, channels: int, windows: Windows, dtype:
     }
 
 
+def heads_of(sizes: Sizes) -> int:
+    """Heads of the call that is timed."""
+    return sizes["channels"] // WIDTH
+
+
+def windows_of_call(sizes: Sizes) -> Windows:
+    """Windows of the call that is timed: shifted by half of their side."""
+    map_ = sizes["side"], sizes["side"]
+    return windows_of("cross_scale_attention", map_, map_, sizes["window"], 0, sizes["window"] // 2)
+
+
 def of_call(sizes: Sizes, dtype: torch.dtype, multiprocessors: int, target: str | None) -> dict[str, Kernels]:
     """Of the call that ``benchmarks/cross_scale_attention.py`` times."""
-    from msformer_fast.benchmarks.cross_scale_attention import WIDTH, heads, windows
-
-    call = 1, heads(sizes), WIDTH, windows(sizes), dtype
+    call = 1, heads_of(sizes), WIDTH, windows_of_call(sizes), dtype
     precision = input_precision(dtype)
     gradients = backward(*call, multiprocessors=multiprocessors, bias="table", input_precision=precision, target=target)
     return {"forward": forward(*call, bias="table"), "backward": gradients}

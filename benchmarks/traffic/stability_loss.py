@@ -9,6 +9,9 @@ from msformer_fast.benchmarks.traffic import Kernels
 from msformer_fast.dtypes import sum_dtype
 from msformer_fast.ops.precision import input_precision
 
+#: Pixels of a patch's side, as the authors cut them.
+PATCH = 32
+
 
 def forward(images: int, patches: int, channels: int, dtype: torch.dtype, *, partials: int) -> Kernels:
     """``partials``: programs."""
@@ -35,9 +38,12 @@ def programs_of(images: int, patches: int, channels: int, dtype: torch.dtype, ta
     return images * -(-patches // settings["BLOCK_M"])
 
 
+def tokens(sizes: Sizes) -> int:
+    """Patches of the call that is timed."""
+    return ((sizes["side"] - 1) // sizes.get("patch", PATCH)) ** 2
+
+
 def of_call(sizes: Sizes, dtype: torch.dtype, multiprocessors: int, target: str | None) -> dict[str, Kernels]:
     """Of the call that ``benchmarks/stability_loss.py`` times."""
-    from msformer_fast.benchmarks.stability_loss import tokens
-
     call = 1, tokens(sizes), sizes["channels"], dtype
     return {"forward": forward(*call, partials=programs_of(*call, target)), "backward": backward(*call)}

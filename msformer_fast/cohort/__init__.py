@@ -5,23 +5,20 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from msformer_fast.cohort.python import segment_cohort
-    from msformer_fast.cohort.run import CohortSummary
+    from msformer_fast.cohort.summary import CohortSummary
 
 __all__ = ["CohortSummary", "segment_cohort"]
+
+_HOME = {"CohortSummary": "summary", "segment_cohort": "python"}
 
 
 def __getattr__(name: str) -> Any:
     # The command line reads its options from here without loading what a run needs.
-    if name == "CohortSummary":
-        from msformer_fast.cohort.run import CohortSummary
-
-        return CohortSummary
-    if name == "segment_cohort":
-        from msformer_fast.cohort.python import segment_cohort
-
-        return segment_cohort
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -12,12 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from msformer_fast.cohort.job import Options, Task, segment_file
+from msformer_fast.cohort.job import segment_file
 from msformer_fast.cohort.journal import FAILED, Line
 from msformer_fast.cohort.list_file import LISTS
 from msformer_fast.cohort.plan import free_bytes
 from msformer_fast.cohort.python import bytes_of, segment_cohort
-from msformer_fast.cohort.run import CohortSummary
+from msformer_fast.cohort.summary import CohortSummary
+from msformer_fast.cohort.task import Options, Task
 from msformer_fast.files import show
 from msformer_fast.formats import stem
 from msformer_fast.options import progress, settings_of

@@ -6,9 +6,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from msformer_fast.cohort.job import digest, stamp
 from msformer_fast.cohort.journal import Line
 from msformer_fast.cohort.listing import Found
+from msformer_fast.cohort.task import digest, stamp
 
 # Units in nanoseconds to which file systems and archives round a file's time.
 _UNITS = (100, 10**3, 10**6, 10**9, 2 * 10**9)

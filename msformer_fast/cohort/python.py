@@ -7,9 +7,10 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from msformer_fast.cohort.job import Options
 from msformer_fast.cohort.journal import Line
-from msformer_fast.cohort.run import CohortSummary, run_cohort
+from msformer_fast.cohort.run import run_cohort
+from msformer_fast.cohort.summary import CohortSummary
+from msformer_fast.cohort.task import Options
 from msformer_fast.errors import InputError
 
 if TYPE_CHECKING:

@@ -13,11 +13,12 @@ from dataclasses import replace
 from typing import Any
 
 from msformer_fast import __version__
-from msformer_fast.cohort.job import Task, run_task
+from msformer_fast.cohort.job import run_task
 from msformer_fast.cohort.journal import Line
 from msformer_fast.cohort.memory import network_bytes, process_bytes
 from msformer_fast.cohort.plan import free_bytes
 from msformer_fast.cohort.seen import refused_by_node
+from msformer_fast.cohort.task import Task
 from msformer_fast.cohort.workers import ATTEMPTS, died, prepare
 from msformer_fast.errors import BackendError, DivergenceError, InputError, OutputError
 from msformer_fast.files import show

@@ -11,28 +11,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from msformer_fast import __version__
 from msformer_fast.cohort.index import Entry, index_page
-from msformer_fast.cohort.job import (
-    FREE,
-    PARTIAL,
-    Options,
-    Task,
-    record_path,
-    recorded_line,
-    stamp,
-    thumbnail_path,
-)
 from msformer_fast.cohort.journal import DONE, FAILED, SETTINGS, Journal, Line, locked
 from msformer_fast.cohort.listing import Found, find_images, output_names
 from msformer_fast.cohort.moved import moved_lines, place, same_contents
 from msformer_fast.cohort.plan import Plan
 from msformer_fast.cohort.ray_engine import RayEngine
+from msformer_fast.cohort.results import PARTIAL, record_path, recorded_line, thumbnail_path
 from msformer_fast.cohort.seen import Seen
+from msformer_fast.cohort.summary import CohortSummary, tell_beginning
+from msformer_fast.cohort.task import FREE, Options, Task, stamp
 from msformer_fast.cohort.workers import LocalEngine
 from msformer_fast.errors import BackendError, DivergenceError, InputError, OutputError
 from msformer_fast.files import check_output_folder, plain, show, write_text
@@ -50,46 +42,6 @@ class Engine(Protocol):
     def run(self, tasks: Any, stop: threading.Event) -> Iterator[Line]: ...
 
     def kill(self) -> None: ...
-
-
-@dataclass
-class CohortSummary:
-    """What a run came to.
-
-    Attributes:
-        lines: of every image that was listed and is done or failed, in the order of the listing.
-        made: how many images were done by this call; ``failed_now`` how many failed in it.
-        left: images that are neither done nor failed, because the run was interrupted.
-        ignored: files in the folders that are no images.
-        outputs: files that were left out since this package wrote them.
-        moved: images of the run that lie elsewhere now, known by their place and contents.
-        changed: images that were done before and changed since, or whose outputs are gone; they were done again.
-        kept_failures: images that had failed before and were left alone.
-        interrupted: stopped by Ctrl-C or a signal.
-        index: the page to look at.
-        seconds: of the call.
-    """
-
-    lines: list[Line] = field(default_factory=list)
-    made: int = 0
-    failed_now: int = 0
-    left: int = 0
-    ignored: int = 0
-    outputs: int = 0
-    moved: int = 0
-    changed: int = 0
-    kept_failures: int = 0
-    interrupted: bool = False
-    index: Path = Path()
-    seconds: float = 0.0
-
-    @property
-    def failures(self) -> list[Line]:
-        return [line for line in self.lines if line["status"] == FAILED]
-
-    @property
-    def doubtful(self) -> int:
-        return sum(bool(line.get("doubtful")) for line in self.lines)
 
 
 def run_cohort(
@@ -162,7 +114,7 @@ def run_cohort(
         else:
             machine = LocalEngine(plan.jobs, plan.threads, plan.budget, plan.with_gpus if jobs is None else None)
         ready = [Task(path, name, str(folder), wanted, options, plan.budget, run) for path, name in tasks]
-        _tell_beginning(tell, summary, journal, len(listing.found), len(ready))
+        tell_beginning(tell, summary, journal, len(listing.found), len(ready))
         stop = threading.Event()
         try:
             with _on_interrupt(stop, machine, tell):
@@ -270,27 +222,6 @@ def _entry(folder: Path, line: Line) -> Entry:
     return Entry(
         shown, DONE, reason, line["confidence"], bool(line["doubtful"]), line["seconds"], thumbnail, tuple(links)
     )
-
-
-def _tell_beginning(
-    tell: Callable[[str], object], summary: CohortSummary, journal: Journal, found: int, left: int
-) -> None:
-    if summary.ignored:
-        tell(f"left out: {_count(summary.ignored, 'file')} that cannot be an image")
-    if summary.outputs:
-        tell(f"left out: {_count(summary.outputs, 'file')} that earlier runs wrote")
-    if journal.resumed:
-        tell(f"going on with the run that is there: {found - left} of {found} images are through, {left} to do")
-    if summary.moved:
-        tell(f"known by their place and contents: {_count(summary.moved, 'image')} that lay elsewhere before")
-    if summary.changed:
-        tell(f"done again: {_count(summary.changed, 'image')} changed since, or its outputs gone")
-    if summary.kept_failures:
-        tell(f"failed before and left alone: {_count(summary.kept_failures, 'image')}; --retry-failed does them again")
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" + "s" * (number != 1)
 
 
 @contextmanager

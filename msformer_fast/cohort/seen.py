@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from msformer_fast.cohort.job import Task, read_record, unfinished
 from msformer_fast.cohort.journal import DONE, FAILED, SETTINGS, Line
+from msformer_fast.cohort.results import read_record
+from msformer_fast.cohort.task import Task, unfinished
 from msformer_fast.files import plain, show
 
 # Seconds that a network file system may take until it shows what another machine has written.

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msformer_fast.cohort.job import FREE, PARTIAL, Task, of_run, stamp, with_notes, write_dicom_seg, write_thumbnail
 from msformer_fast.cohort.journal import Line
+from msformer_fast.cohort.results import PARTIAL, of_run, with_notes, write_dicom_seg, write_thumbnail
+from msformer_fast.cohort.task import FREE, Task, stamp
 from msformer_fast.contact_sheet import Tile, contact_sheet
 from msformer_fast.errors import DivergenceError
 from msformer_fast.files import atomic, check_output_folder, write_json

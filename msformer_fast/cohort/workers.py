@@ -16,8 +16,9 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from msformer_fast.cohort.job import Task, run_task, unfinished
+from msformer_fast.cohort.job import run_task
 from msformer_fast.cohort.journal import Line
+from msformer_fast.cohort.task import Task, unfinished
 from msformer_fast.errors import BackendError, DivergenceError, InputError, OutputError
 
 #: A task whose process died is tried this often: the process may have been killed for no fault of the image's.

@@ -6,10 +6,10 @@ import math
 import os
 from pathlib import Path
 
-from msformer_fast.bounded_file import open_regular
-from msformer_fast.decode import picture_kind
 from msformer_fast.errors import InputError
 from msformer_fast.files import PathLike, show
+from msformer_fast.formats.bounded_file import open_regular
+from msformer_fast.formats.decode import picture_kind
 from msformer_fast.formats.image_file import ImageFile
 
 __all__ = ["IMAGE_SUFFIXES", "ImageFile", "is_image_file", "open_image", "stem"]
@@ -44,7 +44,7 @@ def open_image(
     """Open a file of one image or of a volume; what it promises is checked before anything is decoded.
 
     NIfTI is known by its suffix, DICOM by its content or suffix, all else is left to
-    :func:`msformer_fast.images.read_image`.
+    :func:`msformer_fast.formats.plain.read_image`.
 
     Args:
         path: of the file.

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from msformer_fast.bounded_file import BoundedFile
 from msformer_fast.errors import InputError
 from msformer_fast.files import show
 from msformer_fast.formats import codestream
+from msformer_fast.formats.bounded_file import BoundedFile
 from msformer_fast.formats.dicom_grey import WindowError, grey
 from msformer_fast.formats.dicom_header import COLOUR, PALETTE, Header, guarded, known_name, read_header
 from msformer_fast.formats.dicom_padding import find_padding

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from msformer_fast.bounded_file import BoundedFile
 from msformer_fast.errors import InputError
+from msformer_fast.formats.bounded_file import BoundedFile
 
 DEFLATED = "1.2.840.10008.1.2.1.99"
 #: Elements that hold pixels.

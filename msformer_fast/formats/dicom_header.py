@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from msformer_fast.bounded_file import BoundedFile
-from msformer_fast.decode import refuse_small
 from msformer_fast.errors import InputError
 from msformer_fast.files import reason, show
+from msformer_fast.formats.bounded_file import BoundedFile
 from msformer_fast.formats.dicom_encoding import (
     DEFLATED,
     PIXELS,
@@ -28,7 +27,7 @@ from msformer_fast.formats.dicom_encoding import (
 )
 from msformer_fast.formats.dicom_numbers import described, whole
 from msformer_fast.formats.dicom_padding import PADDING
-from msformer_fast.images import MIN_SIDE
+from msformer_fast.images import MIN_SIDE, refuse_small
 
 GREY = ("MONOCHROME1", "MONOCHROME2")
 PALETTE = "PALETTE COLOR"

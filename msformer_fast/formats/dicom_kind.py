@@ -6,8 +6,8 @@ import io
 from pathlib import Path
 from typing import Any
 
-from msformer_fast.bounded_file import BoundedFile
 from msformer_fast.errors import InputError
+from msformer_fast.formats.bounded_file import BoundedFile
 
 _HEAD = 2**12
 _PREAMBLE = 132

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from msformer_fast.errors import InputError
 from msformer_fast.files import show
+from msformer_fast.images import refuse_constant
 
 
 class ImageFile(abc.ABC):
@@ -53,8 +54,6 @@ class ImageFile(abc.ABC):
 
     def _checked(self, frame: NDArray[np.float32]) -> NDArray[np.float32]:
         """The frame, unless it is the only one and has no contrast."""
-        if not self.is_volume and (frame == frame[0, 0]).all():
-            raise InputError(
-                f"{show(self.path)}: all pixels are equal, there is nothing to segment; give an image with contrast"
-            )
+        if not self.is_volume:
+            refuse_constant(frame, show(self.path))
         return frame

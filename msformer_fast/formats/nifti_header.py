@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msformer_fast.decode import refuse_small
 from msformer_fast.errors import InputError
 from msformer_fast.files import reason, show
-from msformer_fast.images import MIN_SIDE
+from msformer_fast.images import MIN_SIDE, refuse_small
 
 # Voxels of a volume, in slices of the largest size.
 _SLICES = 10

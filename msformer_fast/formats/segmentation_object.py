@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msformer_fast.bounded_file import BoundedFile
 from msformer_fast.errors import InputError
 from msformer_fast.files import atomic, show
+from msformer_fast.formats.bounded_file import BoundedFile
 from msformer_fast.formats.dicom import DicomFile
 from msformer_fast.formats.dicom_header import guarded
 from msformer_fast.formats.segmentation_source import half_a_place, lacking, patient_orientation, source_of

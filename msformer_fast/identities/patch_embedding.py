@@ -36,30 +36,6 @@ def patch_embedding(
     return queries, keys
 
 
-def batch_statistics(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of every channel of (B, K, H, W), strip by strip about each strip's own mean: a channel
-    whose mean is large beside its spread keeps its digits."""
-    dtype = sum_dtype(logits.dtype)
-    channels = logits.shape[1]
-    count, mean = 0, torch.zeros(channels, dtype=torch.float64, device=logits.device)
-    squares = torch.zeros_like(mean)
-    for image in logits.permute(0, 2, 3, 1):
-        for first, last in strips(image.shape[0], image.shape[1] * channels * dtype.itemsize):
-            rows = image[first:last].to(dtype).reshape(-1, channels)
-            middle = rows.mean(0)
-            centred = rows - middle
-            # The rounding of the middle itself is taken out again.
-            rest = centred.mean(0).double()
-            size = rows.shape[0]
-            strip_squares = centred.square_().sum(0).double() - size * rest.square()
-            change = middle.double() + rest - mean
-            total = count + size
-            mean += change * (size / total)
-            squares += strip_squares + change.square() * (count * size / total)
-            count = total
-    return mean.to(dtype), (squares / max(count, 1)).to(dtype)
-
-
 def _windows(logits: Tensor, start: int, patch: int) -> Tensor:
     """Patches of (B, K, H, W) from row and column ``start``: (B, rows, columns, patch, patch, K), a view."""
     rows, columns = ((side - 1) // patch * patch for side in logits.shape[2:])

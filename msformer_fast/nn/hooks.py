@@ -20,7 +20,8 @@ class Fused(nn.Module):
     class (LoRA, weight norm, quantisation).
     """
 
-    @torch.compiler.assume_constant_result  # else every hook's dictionary is a guard, looked at in every call
+    # Else every hook's dictionary is a guard, looked at in every call.
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def _may_bypass(self, *names: str) -> bool:
         """Whether these parts, by default all, need not be called. Under ``torch.compile`` that is decided once, while
         it traces, as PyTorch does with hooks of any module."""

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from msformer_fast.dtypes import sum_dtype
-from msformer_fast.identities import patch_embedding as identity
+from msformer_fast.identities import batch_statistics as identity
 from msformer_fast.ops.backend import choose, runs_in_strips, why_not_torch, why_not_triton
 from msformer_fast.ops.registration import register
 from msformer_fast.ops.shapes import Shapes
+from msformer_fast.reference.batch_statistics import batch_statistics as _reference
 
 OP = "batch_statistics"
 
@@ -76,11 +77,7 @@ def batch_statistics(x: Tensor, *, backend: str | None = None) -> BatchStatistic
     x = x.detach()
     if chosen == "triton" or (chosen == "torch" and runs_in_strips(x)):
         return BatchStatistics(*statistics(x.permute(0, 3, 1, 2), chosen))
-    rows = x.to(sum_dtype(x.dtype)).flatten(0, 2)
-    if not rows.shape[0]:
-        return BatchStatistics(rows.new_zeros(rows.shape[1]), rows.new_zeros(rows.shape[1]))
-    var, mean = torch.var_mean(rows, 0, correction=0)
-    return BatchStatistics(mean, var)
+    return BatchStatistics(*_reference(x))
 
 
 def _statistics(x: Tensor, backend: str) -> tuple[Tensor, Tensor]:

@@ -12,9 +12,10 @@ from torch import nn
 from msformer_fast.errors import InputError
 from msformer_fast.nn.drop_in import DropIn
 from msformer_fast.ops.backend import BACKENDS
-from msformer_fast.swaps.kinds import SwapKind, kinds
+from msformer_fast.swaps.kinds import SwapKind
 from msformer_fast.swaps.own import OWN, is_own
 from msformer_fast.swaps.probe import Mismatch, probe
+from msformer_fast.swaps.registry import kinds
 from msformer_fast.swaps.report import Left, Place, Swap, Swaps
 
 #: What runs code that it took from its modules before: to swap one of them would change nothing.

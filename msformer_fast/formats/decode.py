@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from msformer_fast.bounded_file import open_regular
 from msformer_fast.errors import InputError
 from msformer_fast.files import PathLike, show
-from msformer_fast.picture_metadata import orientation, without_metadata
+from msformer_fast.formats.bounded_file import open_regular
+from msformer_fast.formats.picture_metadata import orientation, without_metadata
+from msformer_fast.images import refuse_small
 
 Array = NDArray[Any]
 
@@ -202,9 +203,3 @@ def _is_stack(tiff: Any, page: Any) -> bool:
         return bool(tiff.series[0].size != page.size)
     except Exception:  # tifffile raises errors of a dozen types on descriptions that only look like one of a stack
         return False
-
-
-def refuse_small(height: int, width: int, least: int, name: str) -> None:
-    """Raises InputError if a side is under `least` pixels."""
-    if min(height, width) < least:
-        raise InputError(f"{name}: {height} x {width} pixels (height x width); each side must be at least {least}")

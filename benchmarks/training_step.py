@@ -1,0 +1,36 @@
+"""One step of the self-guided loop on a random image, to be timed or counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from msformer_fast import MSFormer, self_guiding_losses
+
+
+def training_step(
+    backend: str,
+    side: int,
+    channels: int,
+    clusters: int,
+    *,
+    memory: str = "fast",
+    depth: int = 2,
+    patch: int = 32,
+    device: str = "cpu",
+    fused: bool | None = None,
+) -> Callable[[], None]:
+    """Forward, losses, backward and update of a fresh network on one random square image; the first call makes the
+    optimiser's buffers. ``fused`` is the optimiser's."""
+    with torch.device(device):
+        model = MSFormer(3, channels, clusters, depth, patch, seed=0, memory=memory, backend=backend)
+        image = torch.rand(1, 3, side, side)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=fused)
+
+    def step() -> None:
+        self_guiding_losses(model(image), backend=backend).total.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
