@@ -229,15 +229,16 @@ def token_gradients_kernel(
             b_dp = project(b_n, p_x, p_gamma, p_beta, p_dG, norm, o_n, o_r, N, CK, width, C, BLOCK_K, False, ACC, PREC)
             b_dk = (b_e * (b_dp - load_vector(p_balance, o_r, CK, 0.0, ACC)[None, :])).to(DOT)
 
-            b_w = load_rows(p_dG, o_r, o_c, CK, C, C).to(DOT)  # [BLOCK_D, BLOCK_C]
-            b_dn = tl.dot(b_e.to(DOT), b_w, b_dn, input_precision=PREC, out_dtype=ACC)
-            b_w = load_rows(p_wk, o_r, o_c, CK, C, C).to(DOT)
-            b_dn = tl.dot(b_dk, b_w, b_dn, input_precision=PREC, out_dtype=ACC)
+            b_dG = load_rows(p_dG, o_r, o_c, CK, C, C).to(DOT)  # [BLOCK_D, BLOCK_C]
+            b_dn = tl.dot(b_e.to(DOT), b_dG, b_dn, input_precision=PREC, out_dtype=ACC)
+            b_wk = load_rows(p_wk, o_r, o_c, CK, C, C).to(DOT)
+            b_dn = tl.dot(b_dk, b_wk, b_dn, input_precision=PREC, out_dtype=ACC)
 
         # Queries, head by head: dn += dz Wq, the softmax from its statistics.
         b_g = load_rows(p_grad_y, o_n, o_c, N, C, C).to(DOT)
         for head in range(0, heads):
-            p_stat, end = p_stats + (image * heads + head) * 3 * N + o_n, (head + 1) * DK
+            end = (head + 1) * DK
+            p_stat = p_stats + (image * heads + head) * 3 * N + o_n
             b_top = tl.load(p_stat, mask=o_n < N, other=0.0)
             b_total = tl.load(p_stat + N, mask=o_n < N, other=1.0)
             b_delta = tl.load(p_stat + 2 * N, mask=o_n < N, other=0.0)
@@ -247,13 +248,13 @@ def token_gradients_kernel(
                 b_q = project(
                     b_n, p_x, p_gamma, p_beta, p_wq, norm, o_n, o_r, N, end, width, C, BLOCK_K, False, ACC, PREC
                 )
-                b_q = tl.exp(b_q + load_vector(p_bq, o_r, end, 0.0, ACC)[None, :] - b_top[:, None])
+                b_e = tl.exp(b_q + load_vector(p_bq, o_r, end, 0.0, ACC)[None, :] - b_top[:, None])
                 b_dq = project_gradient(b_g, p_grad_y, p_M, o_n, o_r, N, end, width, C, BLOCK_J, False, ACC, PREC)
 
-                b_q = b_q / b_total[:, None] * (b_dq - b_delta[:, None])  # dz [BLOCK_N, BLOCK_D]
-                b_q = tl.where((o_r < end)[None, :], b_q, 0.0).to(DOT)
-                b_w = load_rows(p_wq, o_r, o_c, end, C, C).to(DOT)
-                b_dn = tl.dot(b_q, b_w, b_dn, input_precision=PREC, out_dtype=ACC)
+                b_dz = b_e / b_total[:, None] * (b_dq - b_delta[:, None])  # [BLOCK_N, BLOCK_D]
+                b_dz = tl.where((o_r < end)[None, :], b_dz, 0.0).to(DOT)
+                b_wq = load_rows(p_wq, o_r, o_c, end, C, C).to(DOT)
+                b_dn = tl.dot(b_dz, b_wq, b_dn, input_precision=PREC, out_dtype=ACC)
 
         # LayerNorm's gradient, and g past it.
         b_dn = tl.where((o_n < N)[:, None], b_dn, 0.0)
@@ -266,8 +267,8 @@ def token_gradients_kernel(
             b_dbeta += tl.sum(b_dn, 0)
 
             b_dn = b_dn * load_vector(p_gamma, o_c, C, 1.0, ACC)[None, :]
-            b_mean = tl.sum(b_dn * b_xhat, 1) / C  # not of x any more
-            b_dx = (b_dn - (tl.sum(b_dn, 1) / C)[:, None] - b_xhat * b_mean[:, None]) * b_rstd[:, None]
+            b_slope = tl.sum(b_dn * b_xhat, 1) / C  # of dn against xhat
+            b_dx = (b_dn - (tl.sum(b_dn, 1) / C)[:, None] - b_xhat * b_slope[:, None]) * b_rstd[:, None]
         if RESIDUAL:
             b_dx += load_rows(p_grad_y, o_n, o_c, N, C, C, RELOAD=True).to(ACC)
 

@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from msformer_fast.identities.mix_ffn import Options, Parameters
 
 BUFFER_BYTES, LEAST_ROWS = 24 << 20, 16  # of a row buffer
+# Smallest eps that a kernel is given: pixels of a tile outside the image have no variance, and 0 times the inverse of
+# their deviation is to be 0. It changes no variance above 1e-31.
+SMALLEST_EPS = torch.finfo(torch.float32).tiny
+
 FINISH = dict(BLOCK_S=32, BLOCK=128, **compile_options(num_warps=8))
 
 INTERPRETER = (16, 16, 512, 0, 4, 1)  # few and large blocks, for an operation costs the same whatever its size
@@ -179,8 +183,8 @@ class _Call:
         self.multiprocessors = multiprocessors_of(t.device)
         flags = {name.upper(): flag for name, flag in options._asdict().items() if name != "eps"}
         self.shared = dict(
-            **flags, eps=options.eps, H=self.H, W=self.W, R=self.rows, pixels=self.B * self.H * self.W, c_end=self.C,
-            C=self.C, D=self.D, PREC=precision, ACC=accumulator(t.dtype),
+            **flags, eps=max(options.eps, SMALLEST_EPS), pixels=self.B * self.H * self.W, H=self.H, W=self.W,
+            R=self.rows, c_end=self.C, C=self.C, D=self.D, PREC=precision, ACC=accumulator(t.dtype),
             p_gamma1=p.norm_weight, p_beta1=p.norm_bias, p_w1=p.fc1_weight, p_bias1=p.fc1_bias,
             p_dw=p.depthwise_weight, p_bias_dw=p.depthwise_bias, p_gamma2=p.inner_norm_weight,
             p_beta2=p.inner_norm_bias, p_w2=p.fc2_weight, p_bias2=p.fc2_bias,

@@ -56,8 +56,8 @@ class MSFormer(Fused):
         seed: draws the parameters from this seed and leaves PyTorch's generators as they were; ``None`` draws
             from PyTorch's current state. The draws are PyTorch's defaults, made in the order of the authors' code.
             Drawn from a seed they are moved afterwards: it is one network for every ``device`` and ``dtype``.
-        memory: ``"fast"`` keeps wide maps between forward and backward, ``"lean"`` makes them again there, a strip of
-            rows at a time. The reference always keeps all.
+        memory: ``"fast"`` keeps hidden activations between forward and backward, ``"lean"`` recomputes them there, a
+            strip of rows at a time. The reference always keeps all.
         cross_scale: ``"none"`` is the paper's network. ``"window"``, an extension, lets the two maps ask each other
             after every block that both branches have, in windows of 8 fine and 4 coarse pixels, every other time
             shifted by half a window; see :class:`msformer_fast.nn.TwoWayCrossScaleAttention`. It starts as the

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from msformer_fast.errors import InputError
 from msformer_fast.images import MIN_SIDE, fit_size
+from msformer_fast.limits import CLUSTERING_LOSS_CLUSTERS, EFFICIENT_ATTENTION_CHANNELS, MIX_FFN_CHANNELS
 
 # Resident bytes of a worker that has loaded what it needs, readers of DICOM and NIfTI too, and has tried its settings
 # on a few pixels: 640 MB measured (PyTorch 2.13 for CPUs, one or two threads), a tenth more here.
@@ -32,12 +33,12 @@ class _Terms(NamedTuple):
     Attributes:
         channel: for each of the C channels of a pixel: tokens and gradients around the blocks, and the head.
         cluster: for each of the K clusters of a pixel: logits, their gradient, losses.
-        block: for each channel of a token in every block: what the backward reads, 4 C wide maps above all.
+        block: for each channel of a token in every block: what the backward reads, 4 C hidden activations above all.
         token: for each token of a block: statistics of norms, softmaxes.
         patch: of the bytes of the patch embedding's weight: its gradient, copies.
         square: for each of C squared: weights folded, sums of the kernels' programs.
         fixed, each: strips; strips for each of C.
-        ring: of the bytes of a 4 C wide map, as far as :data:`_RING`: the part of it that is made at a time.
+        buffer: of the bytes of 4 C hidden activations, at most :data:`_BUFFER`: rows of them made at a time.
     """
 
     channel: float
@@ -48,10 +49,10 @@ class _Terms(NamedTuple):
     square: float = 0
     fixed: float = 0
     each: float = 0
-    ring: float = 0
+    buffer: float = 0
 
 
-_RING = {"torch": 4.2e6, "triton": 25e6}
+_BUFFER = {"torch": 4.2e6, "triton": 25e6}
 # The two moments of which one is the peak, in the head (many clusters) and in a block (many channels). Fitted from
 # above to counts of tensors without data (msformer_fast.benchmarks.largest) at 65 to 1025 pixels, 8 to 130 channels and
 # clusters, 1 to 3 blocks, and about 1 % more. "expression": the "torch" backend where it does not work in strips.
@@ -61,19 +62,19 @@ _TERMS = {
         _Terms(17.6, 24.2, 101, 23, 0, square=1600),
     ),
     ("torch", "fast"): (
-        _Terms(14.3, 15.2, 36.6, 1, 0.25, each=145e3, ring=3.7),
-        _Terms(1.7, 19.1, 36.6, 18, 1.7, fixed=7.8e6, ring=2.1),
+        _Terms(14.3, 15.2, 36.6, 1, 0.25, each=145e3, buffer=3.7),
+        _Terms(1.7, 19.1, 36.6, 18, 1.7, fixed=7.8e6, buffer=2.1),
     ),
     ("torch", "lean"): (
-        _Terms(10.6, 16.4, 12.6, 16, 1.5, fixed=11.6e6, ring=1.2),
-        _Terms(16.6, 0, 11.8, 0, 1.07, ring=6.6),
+        _Terms(10.6, 16.4, 12.6, 16, 1.5, fixed=11.6e6, buffer=1.2),
+        _Terms(16.6, 0, 11.8, 0, 1.07, buffer=6.6),
     ),
     ("triton", "fast"): (
         _Terms(21.0, 2.5, 25.0, 40, 1.01, square=655, fixed=0.1e6),
         _Terms(10.7, 8.3, 28.1, 20, 1.05, square=430, fixed=0.5e6),
     ),
     ("triton", "lean"): (
-        _Terms(4.0, 0.5, 10.5, 0, 1.0, square=340, fixed=0.7e6, ring=2.27),
+        _Terms(4.0, 0.5, 10.5, 0, 1.0, square=340, fixed=0.7e6, buffer=2.27),
         _Terms(12.4, 8.4, 11.3, 26, 1.03, square=655, fixed=0.2e6),
     ),
     ("expression", "fast"): (
@@ -90,8 +91,6 @@ _EXPRESSIONS = "reference", "expression"
 # What windows across scales add: to a channel and a cluster of a pixel, whose norms are maps of their own, and to a
 # channel and a head of a token in every exchange.
 _WINDOW = {"torch": (8, 7, 34, 75), "triton": (1, 6, 33, 10)} | dict.fromkeys(_EXPRESSIONS, (8, 7, 34, 250))
-# Widest network that the kernels take; a wider one runs as an expression.
-_KERNEL_CHANNELS, _KERNEL_CLUSTERS = 256, 1024
 
 
 def step_bytes(
@@ -141,7 +140,7 @@ def _step(height: int, width: int, settings: Mapping[str, Any]) -> int:
     def at(terms: _Terms) -> float:
         found = (terms.channel * c + terms.cluster * k) * pixels + (terms.block * c + terms.token) * tokens
         found += terms.patch * 4 * patch**2 * k * c + terms.square * c**2 + terms.each * c + terms.fixed
-        return found + terms.ring * min(16 * c * pixels, _RING.get(mode[0], 0))
+        return found + terms.buffer * min(16 * c * pixels, _BUFFER.get(mode[0], 0))
 
     above = max(at(terms) for terms in _TERMS[mode])
     if exchanges:
@@ -158,7 +157,8 @@ def _mode(settings: Mapping[str, Any]) -> tuple[str, str]:
     """The key of :data:`_TERMS`."""
     backend, memory, gpu = settings.get("backend"), settings.get("memory", "fast"), _on_gpu(settings)
     if backend is None:
-        small = settings.get("channels", 100) <= _KERNEL_CHANNELS and settings.get("clusters", 100) <= _KERNEL_CLUSTERS
+        channels, clusters = settings.get("channels", 100), settings.get("clusters", 100)
+        small = channels <= min(MIX_FFN_CHANNELS, EFFICIENT_ATTENTION_CHANNELS) and clusters <= CLUSTERING_LOSS_CLUSTERS
         kernels = gpu and small and settings.get("dtype", "float32") != "float64"
         backend = "triton" if kernels else "torch"
     if backend == "reference":

@@ -137,7 +137,7 @@ OPS = {
             tiny={"B": 2, "H": 3, "W": 5, "C": 4},
             other=({"B": 3, "H": 7, "W": 9, "C": 4}, {"B": 4, "H": 5, "W": 11, "C": 4}),
             differentiable=2,
-            options=("heads", "norm", "residual", "memory"),
+            options=("heads", "norm", "residual", "memory", "eps"),
             # Saturated, the sums of the keys' gradients cancel: 1.1 to 2.4 times was seen, both errors about 2e-6.
             luck={"sharp": 3.0},
             slow=("lean",),
@@ -265,7 +265,7 @@ OPS = {
             },
             tiny={"B": 2, "H": 3, "W": 5, "C": 4, "D": 6},
             other=({"B": 3, "H": 7, "W": 9, "C": 4, "D": 6}, {"B": 4, "H": 5, "W": 11, "C": 4, "D": 6}),
-            options=("norm", "inner_norm", "inner_skip", "residual", "memory"),
+            options=("norm", "inner_norm", "inner_skip", "residual", "memory", "eps"),
         ),
         Op(
             "score_map",
