@@ -2,10 +2,12 @@
 
     mean = sum of x / n    var = sum of (x - mean)^2 / n, biased    over batch and pixels
 
-Programs share the pixels; each merges its blocks as it goes (Chan et al.) and stores its moments; a second kernel
-merges those in order. `b_` value of a block, `p_` pointer, `o_` offsets, `m_` masks. Moments (programs, 4, K) of each
-program's pixels: their count (perhaps 0), a shift, mean less shift, and sum of squared deviations from the mean. The
-shift is near the mean, so that a nearly constant channel far from 0 keeps its digits.
+Here K counts the channels of any feature map, and `logits` is whichever map is read. Programs share the pixels; each
+merges its blocks as it goes (Chan et al.) and stores its moments; a second kernel merges those in order.
+
+`b_` value of a block, `p_` pointer, `o_` offsets, `m_` masks. Moments (programs, 4, K) of each program's pixels: their
+count (perhaps 0), a shift, mean less shift, and sum of squared deviations from the mean. The shift is near the mean, so
+that a nearly constant channel far from 0 keeps its digits.
 """
 
 from __future__ import annotations

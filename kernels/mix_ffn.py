@@ -33,9 +33,10 @@ from msformer_fast.limits import MIX_FFN_CHANNELS, MIX_FFN_HIDDEN
 if TYPE_CHECKING:
     from msformer_fast.identities.mix_ffn import Options, Parameters
 
-BUFFER_BYTES, LEAST_ROWS = 24 << 20, 16  # of a row buffer
-# Smallest eps that a kernel is given: pixels of a tile outside the image have no variance, and 0 times the inverse of
-# their deviation is to be 0. It changes no variance above 1e-31.
+BUFFER_BYTES = 24 << 20  # of a row buffer, about
+LEAST_ROWS = 16  # of a strip
+# Smallest eps that a kernel is given. Pixels of a tile beyond the image are 0 and have no variance: without eps their
+# rstd is inf, 0 * inf is NaN, and a product over pixels spreads it. No variance above 1e-31 changes.
 SMALLEST_EPS = torch.finfo(torch.float32).tiny
 
 FINISH = dict(BLOCK_S=32, BLOCK=128, **compile_options(num_warps=8))
@@ -43,7 +44,8 @@ FINISH = dict(BLOCK_S=32, BLOCK=128, **compile_options(num_warps=8))
 INTERPRETER = (16, 16, 512, 0, 4, 1)  # few and large blocks, for an operation costs the same whatever its size
 
 # (kernel, kind of product): {(targets, largest padded C): (TILE_H, TILE_W, BLOCK_D, BLOCK_K, num_warps, num_stages)};
-# "" is any target, a BLOCK_K of 0 is all channels. Found by compiling ahead of time: no spill. Not timed on a card.
+# "" is any target. BLOCK_K is read for "expand" and "hidden", where 0 is all channels.
+# Found by compiling ahead of time: no spill. Not timed on a card.
 TABLE = {
     ("expand", "ieee"): {("", 256): (8, 8, 64, 16, 8, 1)},
     ("expand", "tf32"): {
@@ -128,7 +130,8 @@ MANY_CHANNELS = {("ieee", "sm_80"): (4, 8, 32, 16, 8, 1), ("tf32", "sm_120"): (4
 def launch_settings(
     kernel: str, C: int, D: int, dtype: torch.dtype, input_precision: str = "ieee", target: str | None = None
 ) -> dict[str, int]:
-    """Launch options of a kernel: "expand", "contract", "hidden", "token", "product". Other cards get those of any.
+    """Launch options of a kernel: "expand", "contract", "hidden", "token", "product". A card that no row names gets
+    those of "".
 
     Args:
         C, D: channels, hidden channels.
@@ -156,12 +159,14 @@ def launch_settings(
 
 def strip_rows(batch: int, height: int, width: int, hidden: int, itemsize: int) -> int:
     """Rows of a strip so that a row buffer holds about ``BUFFER_BYTES``; all of them where the map is small."""
-    rows = max(BUFFER_BYTES // max(batch * width * hidden * itemsize, 1) // 8 * 8, LEAST_ROWS)
+    rows = max(BUFFER_BYTES // max(batch * width * hidden * itemsize, 1) // 8 * 8, LEAST_ROWS)  # whole tiles of 8 rows
+    # 3: the backward's halo, with which a buffer would hold all rows anyway.
     return max(height, 1) if rows + 3 >= height else rows
 
 
 def programs_of(kernel: str, tiles: int, blocks: int, multiprocessors: int) -> int:
-    """Programs that share the tiles: a few waves; one, all blocks of channels counted, where partial sums are large."""
+    """Programs that share the tiles: 4 a multiprocessor. For "product", whose partial sums are as large as both
+    weights, 1, counting the programs of all blocks of channels."""
     return min(tiles, max(1, multiprocessors // blocks) if kernel == "product" else 4 * multiprocessors)
 
 
@@ -172,7 +177,12 @@ def output_dtype(t: Tensor, p: Parameters, options: Options) -> torch.dtype:
 
 
 class _Call:
-    """What the launches of a call share: sizes, strips of rows, parameters, and which programs leave partial sums."""
+    """What the launches of a call share: sizes, strips of rows, parameters, and which programs leave partial sums.
+
+    Args:
+        strip: rows that are worked on at a time.
+        halo: rows that a row buffer holds beyond a strip.
+    """
 
     def __init__(self, t: Tensor, p: Parameters, options: Options, precision: str, strip: int, halo: int) -> None:
         self.B, self.H, self.W, self.C = t.shape
@@ -197,7 +207,7 @@ class _Call:
         return torch.empty((self.B, self.rows, self.W, self.D), dtype=self.dtype, device=self.device)
 
     def strips(self, ahead: int) -> Iterator[tuple[int, int]]:
-        """First row and end of every strip, ``ahead`` rows early: a later kernel needs rows below its own."""
+        """Rows [begin, end) of every strip, ``ahead`` rows further down; the first begins at 0, the last ends at H."""
         for begin in range(0, self.H, self.strip):
             yield min(begin + ahead, self.H) if begin else 0, min(begin + self.strip + ahead, self.H)
 
@@ -267,6 +277,7 @@ def mix_ffn_forward(
     programs = run.programs("contract") if statistics else None
     moments = run.new(programs, 4, run.C) if programs is not None else None
 
+    # contract reads u one row above and one below its own: expand runs 1 row ahead, a buffer holds strip + 2 rows.
     for expanded, rows in zip(run.strips(1), run.strips(0), strict=True):
         run("expand", expand_kernel, expanded, None, p_t=t, p_u=u)
         run("contract", contract_kernel, rows, programs, p_t=t, p_u=u, p_y=y, p_inner=inner, p_moments=moments)
@@ -275,7 +286,7 @@ def mix_ffn_forward(
     if moments is not None:
         mean_var = run.new(2, run.C)
         merge_moments(moments, *mean_var)
-    return y, u if keep else u.new_empty(0), run.new(0) if inner is None else inner, mean_var
+    return y, (u if keep else u.new_empty(0)), (run.new(0) if inner is None else inner), mean_var
 
 
 def mix_ffn_backward(
@@ -296,11 +307,11 @@ def mix_ffn_backward(
         u, inner: as they came out of it; an empty u is recomputed, in row buffers for strips.
         strip: rows that share a row buffer of u and one of its gradient; None for all.
     """
-    t, dy, given, p = t.contiguous(), dy.contiguous(), p, _contiguous(p)
+    t, dy, p = t.contiguous(), dy.contiguous(), _contiguous(p)
     kept = u.numel() > 0
     run = _Call(t, p, options, input_precision, max(t.shape[1], 1) if kept or strip is None else strip, halo=3)
     u, dv, dt = u if kept else run.row_buffer(), run.row_buffer(), torch.empty_like(t)
-    statistics = inner if options.inner_norm else None
+    inner_stats = inner if options.inner_norm else None
 
     # Partial sums of each kernel, where there is a parameter that wants them.
     programs = {"product": run.programs("product"), "hidden": run.programs("hidden", 1), "token": run.programs("token")}
@@ -309,12 +320,14 @@ def mix_ffn_backward(
     hidden_sums = run.new(programs["hidden"], 2 * run.D) if any(v is not None for v in norm2) else None
     token_sums = run.new(programs["token"], 3 * run.C) if any(v is not None for v in (*norm1, p.fc2_bias)) else None
 
+    # token and product read dv, and hidden reads u, one row above and below: dv runs 1 row ahead, u runs 2. product
+    # reads u one row above its strip too: a buffer holds strip + 3 rows.
     for expanded, widened, rows in zip(run.strips(2), run.strips(1), run.strips(0), strict=True):
         if not kept:
             run("expand", expand_kernel, expanded, None, p_t=t, p_u=u)
         run(
             "hidden", hidden_gradient_kernel, widened, programs["hidden"],
-            p_dy=dy, p_u=u, p_inner=statistics, p_dv=dv, p_partials=hidden_sums,
+            p_dy=dy, p_u=u, p_inner=inner_stats, p_dv=dv, p_partials=hidden_sums,
         )  # fmt: skip
         run(
             "token", token_gradient_kernel, rows, programs["token"],
@@ -322,19 +335,20 @@ def mix_ffn_backward(
         )  # fmt: skip
         run(
             "product", product_gradient_kernel, rows, programs["product"],
-            p_dy=dy, p_t=t, p_u=u, p_dv=dv, p_inner=statistics, p_partials=product_sums,
+            p_dy=dy, p_t=t, p_u=u, p_dv=dv, p_inner=inner_stats, p_partials=product_sums,
         )  # fmt: skip
 
-    found = type(p)(*(None if v is None else torch.empty(v.shape, dtype=v.dtype, device=v.device) for v in given))
+    gradients = type(p)(*(None if v is None else torch.empty_like(v) for v in p))
     sums = [part for part in (product_sums, hidden_sums, token_sums) if part is not None]
     launch(
         finish_gradients_kernel, (sum(triton.cdiv(part.shape[1], FINISH["BLOCK"]) for part in sums),), FINISH,
         p_product_partials=product_sums, p_hidden_partials=hidden_sums, p_token_partials=token_sums,
-        p_dw1=found.fc1_weight, p_dbias1=found.fc1_bias, p_dw2=found.fc2_weight, p_dbias2=found.fc2_bias,
-        p_ddw=found.depthwise_weight, p_dbias_dw=found.depthwise_bias,
-        p_dgamma1=found.norm_weight, p_dbeta1=found.norm_bias,
-        p_dgamma2=found.inner_norm_weight, p_dbeta2=found.inner_norm_bias,
+        p_dw1=gradients.fc1_weight, p_dbias1=gradients.fc1_bias,
+        p_dw2=gradients.fc2_weight, p_dbias2=gradients.fc2_bias,
+        p_ddw=gradients.depthwise_weight, p_dbias_dw=gradients.depthwise_bias,
+        p_dgamma1=gradients.norm_weight, p_dbeta1=gradients.norm_bias,
+        p_dgamma2=gradients.inner_norm_weight, p_dbeta2=gradients.inner_norm_bias,
         **{f"{name}_programs": count for name, count in programs.items()},
         C=run.C, D=run.D, ACC=accumulator(t.dtype),
     )  # fmt: skip
-    return dt, found
+    return dt, gradients

@@ -2,6 +2,7 @@
 
 Three passes, u given: (dy, u) -> dv; (dv, t, dy) -> dt; (u, dv, t, dy) -> gradients of both products and of the
 convolution. Gradients of vectors come from the pass that has their terms. A last kernel adds the partial sums of all.
+`s_` a sum that a program keeps over its tiles.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def gelu_slope(b_h):
 @triton.jit
 def add_partial(p, m, b_sum, first):
     """Add to this program's partial sums, or begin them. Each launch writes an entry once."""
-    m_old = m & (tl.zeros(m.shape, tl.int32) + first == 0)
+    m_old = m & (tl.zeros(m.shape, tl.int32) + first == 0)  # the scalar as a block of m's shape
     b_old = tl.load(p, mask=m_old, other=0.0)
 
     # Several warps may hold a copy of the block, of which one stores: none may load after that.
@@ -93,7 +94,8 @@ def hidden_gradient_kernel(
     Two sweeps over the hidden channels of a tile: the first gathers c1 and c2, the second recomputes dh. Without the
     norm there is one.
     p_partials None or (programs, 2, D)
-    BLOCKS: power of 2, BLOCKS BLOCK_D >= D: both sums stay in registers, a row a block of channels
+    BLOCKS: power of 2, BLOCKS BLOCK_D >= D: both sums stay in registers [BLOCKS, BLOCK_D], one row
+    per block of channels
     """
     o_b = tl.arange(0, BLOCKS)
     s_gamma, s_beta = tl.zeros((BLOCKS, BLOCK_D), ACC), tl.zeros((BLOCKS, BLOCK_D), ACC)
@@ -133,7 +135,7 @@ def hidden_gradient_kernel(
             store_block(p_dv, o_dv, o_d, m_p, o_d < D, b_dv)
 
             if p_partials is not None:
-                m_b = (o_b == d // BLOCK_D)[:, None]
+                m_b = (o_b == d // BLOCK_D)[:, None]  # a row of registers cannot be indexed
                 s_gamma += tl.where(m_b, tl.sum(b_dh * b_n, 0)[None, :], 0.0)
                 s_beta += tl.where(m_b, tl.sum(b_dh, 0)[None, :], 0.0)
 
@@ -163,24 +165,26 @@ def token_gradient_kernel(
         tile = tile_of(index, row_begin, row_end, W, tiles_y, tiles_x, TILE_H, TILE_W)
         o_t, m_p = pixels_of(tile, H, W) * C, tile[3]
 
-        # dz [P, BLOCK_C], the product over D.
-        b_dt = tl.zeros((TILE_H * TILE_W, BLOCK_C), ACC)
+        # dz = du w1, the product over D.
+        b_dz = tl.zeros((TILE_H * TILE_W, BLOCK_C), ACC)
         for d in range(0, D, BLOCK_D):
             o_d = d + tl.arange(0, BLOCK_D)
             b_du = stencil(p_dv, p_dw, tile, o_d, H, W, R, D, True, INNER_SKIP, ACC)  # [P, BLOCK_D]
             b_w = load_weight(p_w1, o_d, o_c, C, 1, D, C)  # [BLOCK_D, BLOCK_C]
-            b_dt = tl.dot(b_du.to(p_w1.dtype.element_ty), b_w, b_dt, input_precision=PREC, out_dtype=ACC)
+            b_dz = tl.dot(b_du.to(p_w1.dtype.element_ty), b_w, b_dz, input_precision=PREC, out_dtype=ACC)
 
+        # Past the norm over C: x = (t - mean) rstd, z = x gamma1 + beta1.
+        b_dt = b_dz
         if NORM:
             b_mean, b_rstd = token_statistics(p_t, o_t, m_p, eps, C, BLOCK_C, NORM, ACC)
-            b_n = (load_channels(p_t, o_t, m_p, o_c, C).to(ACC) - b_mean[:, None]) * b_rstd[:, None]
-            b_n = tl.where((o_c < C)[None, :], b_n, 0.0)
+            b_x = (load_channels(p_t, o_t, m_p, o_c, C).to(ACC) - b_mean[:, None]) * b_rstd[:, None]
+            b_x = tl.where((o_c < C)[None, :], b_x, 0.0)
 
-            s_gamma += tl.sum(b_dt * b_n, 0)
-            s_beta += tl.sum(b_dt, 0)
-            b_dn = b_dt * load_scale(p_gamma1, o_c, C, ACC)[None, :]
-            b_c1, b_c2 = tl.sum(b_dn, 1) / C, tl.sum(b_dn * b_n, 1) / C
-            b_dt = (b_dn - b_c1[:, None] - b_n * b_c2[:, None]) * b_rstd[:, None]
+            s_gamma += tl.sum(b_dz * b_x, 0)
+            s_beta += tl.sum(b_dz, 0)
+            b_dx = b_dz * load_scale(p_gamma1, o_c, C, ACC)[None, :]
+            b_c1, b_c2 = tl.sum(b_dx, 1) / C, tl.sum(b_dx * b_x, 1) / C  # [P], means over C
+            b_dt = (b_dx - b_c1[:, None] - b_x * b_c2[:, None]) * b_rstd[:, None]
 
         if RESIDUAL or p_partials is not None:
             b_dy = load_channels(p_dy, o_t, m_p, o_c, C).to(ACC)
@@ -222,7 +226,9 @@ def product_gradient_kernel(
 
         # v, du and the sums of ddw from one walk over the taps.
         b_du, b_v = zero, zero + load_vector(p_bias_dw, o_d, D, 0.0, ACC)[None, :]
-        for k in range(9):  # not unrolled, as in stencil; after nine turns every sum is in its place again
+        # Not unrolled, as in stencil. In turn k, s[0] is tap k's sum, for a tuple cannot be indexed by a number that is
+        # known at run time only; after nine turns each is in its place again.
+        for k in range(9):
             b_w = tap_weight(p_dw, o_d, k, D, INNER_SKIP, ACC)
             b_u = tap(p_u, tile, o_d, k, H, W, R, D, ACC)
             b_v += b_u * b_w[None, :]
@@ -257,7 +263,7 @@ def product_gradient_kernel(
 
 @triton.jit
 def store_gradient(p, o, begin, size, b_sum):
-    """Sums from number `begin` on to a gradient of `size` entries, where there is one. o: numbers of the sums."""
+    """Store the sums begin to begin + size - 1 as the gradient p, unless that is None. o: numbers of the sums b_sum."""
     if p is not None:
         tl.store(p + (o - begin), b_sum.to(p.dtype.element_ty), mask=(o >= begin) & (o < begin + size))
 
@@ -271,7 +277,8 @@ def finish_gradients_kernel(
 ):  # fmt: skip
     """Every gradient of a parameter, in its layout and dtype: partial sums of all kernels, added in order.
 
-    Grid: blocks of the first kernel's sums, then of the second's, then of the third's; those absent have none.
+    Grid: blocks of the sums of product_gradient_kernel, then of hidden_gradient_kernel, then of token_gradient_kernel;
+    absent ones have none.
     p_d*: gradients of the parameters, None if absent    *_programs: how many left partial sums
     BLOCK: sums of a program    BLOCK_S: partial sums at a time
     """

@@ -25,7 +25,8 @@ walks along tiles. Sums across programs are stored as partial sums, which a last
 Arguments that kernels share:
     p_t, p_y, p_dy, p_dt, p_u, p_dv: the feature maps above    p_inner (2, B, H, W): mean and rstd of the inner norm
     p_w1 (D, C), p_w2 (C, D), p_dw (D, 9), contiguous: in the dtype of products, which u and dv have too
-    p_bias1, p_bias_dw (D), p_bias2 (C): biases    p_gamma1, p_beta1 (C), p_gamma2, p_beta2 (D): norms; None if absent
+    p_bias1, p_bias_dw (D), p_bias2 (C): biases    p_gamma1, p_beta1 (C): the op's norm
+    p_gamma2, p_beta2 (D): its inner norm; every vector is None if absent
     row_begin, row_end: rows of every image to compute    H, W: of an image    R: rows of a row buffer
     tiles_y, tiles_x: tiles that cover those rows, and the columns    tiles: of all images    pixels: B H W
     first: 1 where partial sums hold nothing yet (the first strip), else 0    eps: of the norms
@@ -54,11 +55,11 @@ _jit = triton.jit(do_not_specialize=SIZES)
 
 @triton.jit
 def tile_of(index, row_begin, row_end, W, tiles_y, tiles_x, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
-    """A tile: image (int64), and rows, columns and validity [P] of its pixels."""
+    """A tile of TILE_H x TILE_W pixels: image (int64), and rows, columns and mask [P] of its pixels."""
     i = tl.arange(0, TILE_H * TILE_W)
-    in_image = index % (tiles_y * tiles_x)
-    o_y = row_begin + in_image // tiles_x * TILE_H + i // TILE_W
-    o_x = in_image % tiles_x * TILE_W + i % TILE_W
+    of_image = index % (tiles_y * tiles_x)  # number of the tile in its image
+    o_y = row_begin + of_image // tiles_x * TILE_H + i // TILE_W
+    o_x = of_image % tiles_x * TILE_W + i % TILE_W
     return (index // (tiles_y * tiles_x)).to(tl.int64), o_y, o_x, (o_y < row_end) & (o_x < W)
 
 
@@ -77,9 +78,9 @@ def buffer_pixels_of(tile, R, W):
 
 
 @triton.jit
-def load_channels(p_map, o_p, m_p, o_c, N: tl.constexpr):
-    """Some of N channels of some pixels [P, channels], 0 outside. o_p: offsets of the pixels' first channels."""
-    return load_block(p_map, o_p, o_c, m_p, o_c < N)
+def load_channels(p_map, o_first, m_p, o_c, N: tl.constexpr):
+    """Channels o_c of N of some pixels [P, channels], 0 outside. o_first: offsets in elements of their channels 0."""
+    return load_block(p_map, o_first, o_c, m_p, o_c < N)
 
 
 @triton.jit
@@ -94,7 +95,8 @@ def load_weight(
 
 @triton.jit
 def load_scale(p, o, N: tl.constexpr, ACC: tl.constexpr):
-    """Some of the N entries of a norm's weight; 0 beyond N, and 1 below if it is absent."""
+    """Some of the N entries of a norm's weight; 1 if it is absent, but 0 beyond N always, as sums over padded channels
+    need it (``load_vector`` would give 1 there)."""
     b = tl.where(o < N, 1.0, 0.0).to(ACC)
     if p is not None:
         b = tl.load(p + o, mask=o < N, other=0.0).to(ACC)
@@ -144,6 +146,7 @@ def tap(p_map, tile, o_d, k, H, W, R, D: tl.constexpr, ACC: tl.constexpr):
     image, o_y, o_x, m_p = tile
     o_row, o_column = o_y + (k // 3 - 1), o_x + (k % 3 - 1)
     m_tap = m_p & (o_row >= 0) & (o_row < H) & (o_column >= 0) & (o_column < W)
+    # + R: the remainder of row -1, masked off, would be negative.
     o_tap = ((image * R + (o_row + R) % R) * W + o_column) * D
     return load_block(p_map, o_tap, o_d, m_tap, o_d < D).to(ACC)
 
@@ -251,8 +254,9 @@ def contract_kernel(
     n = tl.zeros((), ACC)
     b_shift, b_mean_y, b_m2_y = tl.zeros((BLOCK_C,), ACC), tl.zeros((BLOCK_C,), ACC), tl.zeros((BLOCK_C,), ACC)
     if p_moments is not None:
+        # As store_moments lays them out, the count once a channel. In the first strip the mask is empty.
         p_old, m_old = p_moments + tl.program_id(0).to(tl.int64) * 4 * C + o_c, o_c < C * (1 - first)
-        n += tl.max(tl.load(p_old, mask=m_old, other=0.0), 0)  # the same in all
+        n += tl.max(tl.load(p_old, mask=m_old, other=0.0), 0)
         b_shift += tl.load(p_old + C, mask=m_old, other=0.0)
         b_mean_y += tl.load(p_old + 2 * C, mask=m_old, other=0.0)
         b_m2_y += tl.load(p_old + 3 * C, mask=m_old, other=0.0)
@@ -262,19 +266,21 @@ def contract_kernel(
         o_p, m_p = pixels_of(tile, H, W), tile[3]
 
         # First sweep: mean and variance of v over D.
-        b_mean, b_rstd = tl.zeros((TILE_H * TILE_W,), ACC), tl.zeros((TILE_H * TILE_W,), ACC)
+        b_mean, b_m2 = tl.zeros((TILE_H * TILE_W,), ACC), tl.zeros((TILE_H * TILE_W,), ACC)
+        b_rstd = b_m2
         if INNER_NORM:
             for d in range(0, D, BLOCK_D):
                 o_d = d + tl.arange(0, BLOCK_D)
                 b_v = convolved(p_u, p_dw, p_bias_dw, tile, o_d, H, W, R, D, INNER_SKIP, ACC)  # [P, BLOCK_D]
 
+                # Chan's merge, as batch_statistics.chan but for counts that are never 0: d channels so far.
                 count = tl.minimum(D - d, BLOCK_D).to(ACC)
                 b_delta = tl.sum(b_v, 1) / count - b_mean
                 b_v = tl.where((o_d < D)[None, :], b_v - (b_mean + b_delta)[:, None], 0.0)
-                b_rstd += tl.sum(b_v * b_v, 1) + b_delta * b_delta * (count * d / (d + count))
+                b_m2 += tl.sum(b_v * b_v, 1) + b_delta * b_delta * (count * d / (d + count))
                 b_mean += b_delta * (count / (d + count))
 
-            b_rstd = 1.0 / tl.sqrt(b_rstd / D + eps)
+            b_rstd = 1.0 / tl.sqrt(b_m2 / D + eps)
             tl.store(p_inner + o_p, b_mean, mask=m_p)
             tl.store(p_inner + pixels.to(tl.int64) + o_p, b_rstd, mask=m_p)
 

@@ -13,9 +13,9 @@ SUMS = dict(BLOCK_S=128, BLOCK=32, **compile_options(num_warps=4))
 
 @triton.jit
 def sum_of_partials(p_partials, o, size, stride, partials, BLOCK_S: tl.constexpr, ACC: tl.constexpr):
-    """Sums [BLOCK] over the first axis of partials (partials, size), in its order.
+    """Elements o [BLOCK] of the sum of p_partials (partials, size) over its first axis, in order; 0 beyond size.
 
-    o: elements to sum [BLOCK]; beyond size they are 0    stride: elements between one program's sums and the next's
+    partials: how many    stride: elements between one program's partial sums and the next's
     BLOCK_S: partial sums read at a time
     """
     b_sum = tl.zeros((o.shape[0],), ACC)

@@ -1,8 +1,8 @@
-"""How kernels walk over maps of pixels (B, H, W, channels): in tiles of a row, with all or some channels of each pixel.
+"""How the clustering losses' kernels walk over maps (B, H, W, channels): in tiles of a row, some channels at a time.
 
 A map whose rows follow one another in memory is one long row, so that a tile does not end where an image row does.
 
-A tile is (image, row, columns [BLOCK_P], validity [BLOCK_P]); `strides` are those of a map along image, row, column and
+A tile is (image, row, columns [BLOCK_P], mask [BLOCK_P]); `strides` are those of a map along image, row, column and
 channel. Here clusters are channels too: logits are a map of K channels.
 `b_` value of a block, `p_` pointer, `o_` offsets, `m_` masks. Arguments that kernels share:
     stride_*, out_*: of a map and of its gradient, in elements, along image (b), row (h), column (w) and channel (k)

@@ -64,8 +64,8 @@ def _scores(
 
         b_s = tl.dot(b_a, tl.trans(b_b), b_s, input_precision=PREC, out_dtype=ACC)
 
-    # An fma with 0: a product alone would go into the subtraction that follows it in some kernels and not in others,
-    # and the scores must have the bits of those behind `others`.
+    # fma(s, 1 / scale, 0): a plain product may be contracted with the subtraction that follows, in one kernel and not
+    # in another, and the backward needs the very bits that `others` was made from.
     return tl.fma(b_s, tl.full(b_s.shape, 1.0 / SCALE, ACC), tl.zeros(b_s.shape, ACC))
 
 
@@ -86,7 +86,7 @@ def stability_kernel(
     p_q += image * stride_qb
     p_k += image * stride_kb
 
-    # The maximum is not -inf: a row may have no others (T = 1), or none in its first block.
+    # Begins at -1e30, not -inf, for -inf - -inf is NaN: a row may have no others (T = 1), or none in its first block.
     b_max = tl.full((BLOCK_M,), -1e30, ACC)
     b_sum = tl.zeros((BLOCK_M,), ACC)
     b_diagonal = tl.zeros((BLOCK_M,), ACC)
@@ -203,7 +203,7 @@ TABLE = {
     ("backward", "tf32"): {("", 256): (32, 32, 32, 4, 1)},
     ("backward", "half"): {("", 256): (32, 64, 32, 8, 1), ("gfx942", 256): (32, 32, 32, 4, 1)},
 }
-MEAN = dict(BLOCK=1024, **compile_options(num_warps=4))  # of the sum of the loss's parts
+MEAN = dict(BLOCK=1024, **compile_options(num_warps=4))  # launch options of mean_loss_kernel
 
 
 def launch_settings(
@@ -221,7 +221,9 @@ def launch_settings(
 
 def _options(part: str, q: Tensor, scale: float, input_precision: str) -> dict[str, Any]:
     settings = launch_settings(part, q.shape[-1], q.dtype, input_precision, target_of(q.device))
-    precision = "tf32" if q.dtype.itemsize == 2 else input_precision  # tf32 holds 16-bit operands exactly
+    # Of 16-bit inputs one product alone has float32 operands, E b in the backward: tf32 holds b exactly, and rounds E
+    # to the 11 bits that float16 has too.
+    precision = "tf32" if q.dtype.itemsize == 2 else input_precision
     return dict(settings, SCALE=float(scale), ACC=accumulator(q.dtype), PREC=precision)
 
 

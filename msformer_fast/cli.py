@@ -62,7 +62,7 @@ def _prepare_process(arguments: argparse.Namespace) -> None:
 
     if arguments.run is _bench:  # before torch is imported: its profiler warns of memory that is older than itself
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    if hasattr(arguments, "threads") and arguments.run is not _segment:  # which starts processes of its own
+    if hasattr(arguments, "threads") and arguments.run is not _segment:  # it sees to that itself, in its workers too
         if getattr(arguments, "allocator", "keep") == "keep":
             keep_freed_memory()
         set_threads(arguments.threads)

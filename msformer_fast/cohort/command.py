@@ -1,4 +1,4 @@
-"""``msformer-fast segment``: one image as before, many as a run that can be gone on with."""
+"""``msformer-fast segment``: one image, or many as a run that can be resumed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from msformer_fast.own_outputs import ENDINGS
 # Seconds between two lines where no progress bar can be drawn.
 _LINE_EVERY = 30.0
 _FAILURES_SHOWN = 20
-# What else the parser gives: the rest are options of segment_cohort, by their names.
+# Arguments of the command alone; all others are options of segment_cohort, by name.
 _OF_THE_COMMAND = ("inputs", "output", "quiet", "run", "words")
 
 
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _is_many(text: str) -> bool:
-    """A folder, a list or a pattern; a missing file is one, so that it is told as that."""
+    """Whether it is a folder, a list or a pattern. A missing file is none: as one image it is said to be missing."""
     from glob import has_magic
 
     return os.path.isdir(text) or text.lower().endswith(LISTS) or (has_magic(text) and not os.path.lexists(text))

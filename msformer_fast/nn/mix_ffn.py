@@ -59,6 +59,7 @@ class MixFFN(Fused):
         self.fc1 = nn.Linear(channels, hidden_channels, **factory)
         self.dwconv = _Depthwise(hidden_channels, **factory)
         self.fc2 = nn.Linear(hidden_channels, channels, **factory)
+        # The published name; the op's inner_norm. The op's norm is the one in front, a block's norm2.
         self.norm1 = nn.LayerNorm(hidden_channels, **factory) if inner_skip else None
 
     def forward(self, t: Tensor) -> Tensor:

@@ -21,8 +21,8 @@ def launching(name: str, tensor: Tensor) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def in_strips(name: str, tensor: Tensor) -> Iterator[None]:
-    """A body of ``identities`` runs inside in the dtypes that it chooses itself, in an NVTX range."""
+def without_autocast(name: str, tensor: Tensor) -> Iterator[None]:
+    """A body of ``identities`` runs inside with autocast off, for it chooses its dtypes itself, in an NVTX range."""
     kind = tensor.device.type
     # Autocast that is off already is not turned off again: that costs more than all else here.
     cast = torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()

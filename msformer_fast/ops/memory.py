@@ -1,4 +1,4 @@
-"""What the ``"torch"`` backend keeps between forward and backward."""
+"""What is kept between forward and backward."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def will_be_differentiated(*tensors: Tensor | None) -> bool:
 
 
 def is_kept(memory: str, x: Tensor, *others: Tensor | None) -> bool:
-    """Whether hidden activations are kept: a backward will come, and they are not twice as large as what they are made
-    from."""
+    """Whether ``"torch"`` keeps hidden activations: ``memory`` is ``"fast"``, a backward will come, and ``x`` does not
+    have 16 bits (they are in float32, twice its size)."""
     return memory == "fast" and x.dtype == sum_dtype(x.dtype) and will_be_differentiated(x, *others)
 
 

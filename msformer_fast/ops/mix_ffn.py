@@ -68,10 +68,10 @@ def mix_ffn(
         inner_skip: add ``u`` to the convolution's result. SegFormer's Mix-FFN does not.
         residual: add ``t`` to the result.
         eps: added to the variance by both LayerNorms.
-        memory: ``"fast"`` keeps the hidden activations ``u`` for the backward, ``"lean"`` recomputes them there. Of
-            ``u`` and its gradient the kernels of ``"lean"`` hold a strip of rows at a time, where a map is larger than
-            24 MB. The kernels keep ``u`` in the dtype of the products, and two numbers a pixel; ``"torch"`` keeps none
-            in 16 bits, where its strips are in float32. The reference always keeps all.
+        memory: ``"fast"`` keeps the hidden activations ``u`` for the backward, ``"lean"`` recomputes them there. The
+            kernels' ``"lean"`` holds ``u`` and its gradient a strip of rows at a time, where one of them is larger than
+            24 MB. What ``"fast"`` keeps: the kernels ``u`` in the products' dtype, and two numbers a pixel; ``"torch"``
+            ``u``, but nothing for 16-bit ``t``, as its strips are in float32. The reference always keeps all.
         backend: ``"triton"``, ``"torch"``, ``"reference"`` or ``None`` for the fastest that can run.
 
     Returns:
@@ -118,8 +118,8 @@ def mix_ffn_with_statistics(
     given = {name: options.pop(name) for name in names if name in options}
     absent = dict.fromkeys(name for name in _AFFINE if name not in names[: len(parameters)])
     p: Parameters = cast(Any, Parameters)(*parameters, **(absent | given))
-    y, moments = _run(t, p, Options(**(_DEFAULTS | options)), memory, backend, statistics=True)
-    return WithStatistics(y, *moments.unbind())
+    y, mean_var = _run(t, p, Options(**(_DEFAULTS | options)), memory, backend, statistics=True)
+    return WithStatistics(y, *mean_var.unbind())
 
 
 _AFFINE = ("norm_weight", "norm_bias", "inner_norm_weight", "inner_norm_bias")
@@ -140,15 +140,15 @@ def _run(
     if chosen == "triton":
         p = p._replace(**{name: cast_product(getattr(p, name)) for name in _OPERANDS})
         keep = memory == "fast" and will_be_differentiated(t, *p)
-        y, _, _, moments = _registered(t, p, options, keep, memory == "lean", statistics, chosen)
-        return y, moments
+        y, _, _, mean_var = _registered(t, p, options, keep, memory == "lean", statistics, chosen)
+        return y, mean_var
     if chosen == "reference":
         y = _reference(t, *p, *options)
     elif not runs_in_strips(t):
         y = lean(memory, identity.mix_ffn, t, p, options)
     else:
         y = _registered(t, p, options, is_kept(memory, t, *p), False, False, chosen)[0]
-    return y, torch.stack(batch_statistics(y, backend=chosen)) if statistics else y
+    return y, torch.stack(batch_statistics(y, backend=chosen)) if statistics else y.new_empty(0)
 
 
 def _check(t: Tensor, p: Parameters, options: Options) -> None:
@@ -170,7 +170,8 @@ def _why_not_triton(t: Tensor, p: Parameters) -> str | None:
         return refusal
     if autocast_dtype(t.device) is None:
         return why_not_triton(OP, t, *p)
-    # The dtypes count that operands are cast to: the kernels take tokens and norms in others.
+    # Under autocast the dtype that operands are cast to counts; t and norms may keep theirs. Of empty slices: only
+    # dtypes are asked for.
     return why_not_triton(OP, *(cast_product(None if value is None else value[:0]) for value in (t, *p)))
 
 
@@ -230,7 +231,7 @@ def _shapes(
 _registered = register(
     OP,
     forward=_forward,
-    outputs=("y", "hidden", "inner", "moments"),
+    outputs=("y", "hidden", "inner", "mean_var"),
     shapes=_shapes,
     backward=_backward,
     gradients=["t", "parameters"],

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from msformer_fast.ops.derivative import Derivative, contiguous_like, refuse_double_backward
-from msformer_fast.ops.launch import in_strips, launching
+from msformer_fast.ops.launch import launching, without_autocast
 from msformer_fast.ops.signature import TENSORS, Function, Signature
 
 __all__ = ["contiguous_like", "register"]
@@ -44,12 +44,11 @@ def register(
         outputs: names of the results, each one tensor.
         shapes: makes the results empty, for tracing; takes parameters of ``forward`` by name.
         backward: computes the gradients; takes by name ``grad_<output>``, parameters of ``forward``, outputs, and named
-            tuples of outputs. What it takes is what is kept. A gradient that did not arrive is ``None`` where the
-            annotation allows that, else zeros; where none arrived, nothing is computed. Outputs without a
-            ``grad_<output>`` are not differentiable.
-        gradients: for each result of ``backward`` the parameter whose gradient it is. Names in one string, with a space
-            between, share a list that has an entry for each of their tensors; where it ends early, the last ones have
-            no gradient.
+            tuples of outputs. What it takes is kept; with ``expression``, every argument of the forward is. A gradient
+            that did not arrive is ``None`` where the annotation allows that, else zeros; where none arrived, nothing
+            is computed. Outputs without a ``grad_<output>`` are not differentiable.
+        gradients: for each result of ``backward`` the parameter whose gradient it is. ``"a b"``: the result is one
+            list, of the gradients of a's tensors, then of b's; entries that are missing at its end are ``None``.
         gradient_shapes: makes the results of ``backward`` empty; takes parameters of ``backward`` by name. By default
             they are contiguous, and as large as the tensors that they belong to.
         expression: the results by PyTorch's operators; takes parameters of ``forward`` by name. With
@@ -80,7 +79,7 @@ def _define(name: str, shown: str, signature: Signature, results: list[Any], bod
 
     def run(*arguments: Any) -> Any:
         tensor = arguments[first] if kinds[first] is Tensor else arguments[first][0]
-        around = in_strips if backend is not None and arguments[backend] == "torch" else launching
+        around = without_autocast if backend is not None and arguments[backend] == "torch" else launching
         with around(shown, tensor):
             return body(*signature.values(arguments))
 

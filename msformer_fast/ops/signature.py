@@ -23,14 +23,14 @@ class Parameter(NamedTuple):
         fields: of the named tuple that it is; empty otherwise.
         arguments: of the registered op, in its place: names and types.
         flatten: their values, from the parameter's value; ``None`` where it is the argument itself.
-        value: the parameter's value, from theirs.
+        unflatten: the parameter's value, from theirs.
     """
 
     name: str
     fields: tuple[str, ...]
     arguments: dict[str, Any]
     flatten: Callable[[Any], Sequence[Any]] | None = None
-    value: Callable[[Sequence[Any]], Any] | None = None
+    unflatten: Callable[[Sequence[Any]], Any] | None = None
 
 
 def parameter(name: str, annotation: Any) -> Parameter:
@@ -58,25 +58,26 @@ def parameter(name: str, annotation: Any) -> Parameter:
 
     if TENSOR_OR_NONE in fields.values():
 
-        def flatten_some(value: Any) -> list[Any]:
+        def flatten_optional(value: Any) -> list[Any]:
             return [[one for one in value if one is not None], [one is not None for one in value]]
 
-        def some(given: Sequence[Any]) -> Any:
+        def unflatten_optional(given: Sequence[Any]) -> Any:
             rest = iter(given[0])
             return kind(*[next(rest) if present else None for present in given[1]])
 
-        return Parameter(name, kind._fields, {name: TENSORS, f"{name}_present": Sequence[bool]}, flatten_some, some)
+        arguments = {name: TENSORS, f"{name}_present": Sequence[bool]}
+        return Parameter(name, kind._fields, arguments, flatten_optional, unflatten_optional)
 
     def flatten(value: Any) -> list[Any]:
         if value is None:
             return [[], *[hint() for hint in plain.values()]]
         return [list(value[:tensors]), *value[tensors:]]
 
-    def whole(given: Sequence[Any]) -> Any:
+    def unflatten(given: Sequence[Any]) -> Any:
         return kind(*given[0], *given[1:]) if given[0] else None
 
     arguments = {name: TENSORS} | {f"{name}_{field}": hint for field, hint in plain.items()}
-    return Parameter(name, kind._fields, arguments, flatten, whole)
+    return Parameter(name, kind._fields, arguments, flatten, unflatten)
 
 
 class Signature:
@@ -94,13 +95,16 @@ class Signature:
         self._is_flat = not any(each.fields for each in self.parameters)
         ends = accumulate(len(each.arguments) for each in self.parameters)
         spans = [(end - len(each.arguments), end) for each, end in zip(self.parameters, ends, strict=True)]
-        self._parts = [(each.value, *span) for each, span in zip(self.parameters, spans, strict=True)]
+        self._parts = [(each.unflatten, *span) for each, span in zip(self.parameters, spans, strict=True)]
 
     def values(self, arguments: Sequence[Any]) -> Sequence[Any]:
         """The parameters' values, from the arguments'."""
         if self._is_flat:
             return arguments
-        return [arguments[first] if value is None else value(arguments[first:end]) for value, first, end in self._parts]
+        return [
+            arguments[first] if unflatten is None else unflatten(arguments[first:end])
+            for unflatten, first, end in self._parts
+        ]
 
     def by_name(self, function: Function) -> Function:
         """A function that takes some of the parameters, called with all arguments."""
