@@ -32,7 +32,7 @@ from torch import Tensor
 
 from msformer_fast.dtypes import sum_dtype
 from msformer_fast.kernels import clustering_loss
-from msformer_fast.kernels.blocks import load_block, log1p, store_block
+from msformer_fast.kernels.blocks import log1p, store_block
 from msformer_fast.kernels.clustering_loss import (
     NOTHING,
     NOWHERE,
@@ -72,7 +72,8 @@ _jit = triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=STRIDE
 def _load_weight(p_weight, o_k, o_d, K, D, WVEC: tl.constexpr):
     """A block of the weight [BLOCK_K, channels], 0 outside."""
     D = multiple_of(D, WVEC)
-    return load_block(p_weight, o_k.to(tl.int64) * D, o_d, o_k < K, o_d < D)
+    m_weight = (o_k < K)[:, None] & (o_d < D)[None, :]
+    return tl.load(p_weight + (o_k.to(tl.int64) * D)[:, None] + o_d[None, :], mask=m_weight, other=0.0)
 
 
 @triton.jit
@@ -105,9 +106,10 @@ def _load_pixels(p_max, p_others, p_labels, tile, H, W):
     o_pixel = pixels_of(tile, H, W)
     b_max = tl.load(p_max + o_pixel, mask=m_w, other=0.0)
     b_others = tl.load(p_others + o_pixel, mask=m_w, other=0.0)
+    b_others += b_max - b_max  # NaN where the maximum is NaN or infinite
     b_label = tl.load(p_labels + o_pixel, mask=m_w, other=0).to(tl.int32)
 
-    return b_max, b_others + (b_max - b_max), b_label  # NaN where the maximum is NaN or infinite
+    return b_max, b_others, b_label
 
 
 @_jit
@@ -141,12 +143,12 @@ def linear_loss_kernel(
         b_others = b_others * b_scale + b_others2 * b_scale2 + tl.where(b_new, b_scale, b_scale2)
         b_max, b_top = b_high, tl.where(b_new, b_top2, b_top)
 
-    b_loss = log1p(b_others) + (b_max - b_max)  # NaN where the maximum is NaN or infinite
-
     _, _, _, m_w = tile
     o_pixel = pixels_of(tile, H, W)
     tl.store(p_max + o_pixel, b_max, mask=m_w)
     tl.store(p_others + o_pixel, b_others, mask=m_w)
+
+    b_loss = log1p(b_others) + (b_max - b_max)  # NaN where the maximum is NaN or infinite
     store_results(p_loss, p_labels, p_present, tile, b_loss, b_top, H, W, K, PER_PIXEL)
 
 
@@ -171,9 +173,10 @@ def features_gradient_kernel(
         )  # [BLOCK_P, BLOCK_K]
         b_max, b_others, b_label = _load_pixels(p_max, p_others, p_labels, tile, H, W)
         b_grad = load_gradient(p_grad, tile, (grad_b, grad_h, grad_w), divisor, ACC)  # [BLOCK_P]
-        b_weight = _load_weight(p_weight, o_k, o_d, K, D, WVEC)  # [BLOCK_K, BLOCK_O]
 
+        # Loads as late as they can be: one above this line costs registers, and spills on some cards.
         b_dlogits = logits_gradient(tl.exp(b_logits - b_max[:, None]), o_k, b_label, b_others, b_grad)
+        b_weight = _load_weight(p_weight, o_k, o_d, K, D, WVEC)  # [BLOCK_K, BLOCK_O]
         b_out = tl.dot(b_dlogits.to(b_weight.dtype), b_weight, b_out, input_precision=PREC, out_dtype=ACC)
 
     store_tile(p_out, tile, (out_b, out_h, out_w, out_k), o_d, D, b_out, VEC, PIXELS_INNER)
@@ -204,9 +207,9 @@ def weight_gradient_kernel(
         )  # [BLOCK_P, BLOCK_K]
         b_max, b_others, b_label = _load_pixels(p_max, p_others, p_labels, tile, H, W)
         b_grad = load_gradient(p_grad, tile, (grad_b, grad_h, grad_w), divisor, ACC)  # [BLOCK_P]
-        b_x = load_tile(p_features, tile, strides, o_d, D, VEC, PIXELS_INNER, 0.0)  # [BLOCK_P, BLOCK_O]
 
         b_dlogits = logits_gradient(tl.exp(b_logits - b_max[:, None]), o_k, b_label, b_others, b_grad)
+        b_x = load_tile(p_features, tile, strides, o_d, D, VEC, PIXELS_INNER, 0.0)  # [BLOCK_P, BLOCK_O]
         b_dweight = tl.dot(tl.trans(b_dlogits.to(b_x.dtype)), b_x, b_dweight, input_precision=PREC, out_dtype=ACC)
         b_dbias += tl.sum(b_dlogits, 0)
 
@@ -230,7 +233,7 @@ TABLE = {
     },
     ("loss", "tf32"): {("", ANY): (64, 128, 32, 8), ("sm_80 sm_120", ANY): (32, 128, 32, 8)},
     ("loss", "half"): {("", ANY): (64, 128, 32, 8), ("sm_80", ANY): (32, 128, 32, 8)},
-    ("features", "ieee"): {("", ANY): (32, 32, 16, 8), ("sm_86 sm_89 sm_90", ANY): (32, 32, 32, 8)},
+    ("features", "ieee"): {("", ANY): (32, 32, 16, 8), ("sm_86 sm_89 sm_90 sm_100", ANY): (32, 32, 32, 8)},
     ("features", "tf32"): {
         ("", ANY): (64, 64, 32, 8),
         ("sm_86 sm_89 sm_120", ANY): (64, 32, 32, 8),
