@@ -59,6 +59,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @linux
+@pytest.mark.slow
 def test_killed_at_random_moments(undisturbed: tuple[Path, Path], tmp_path: Path) -> None:
     """Killed, worker or all, and gone on with, again and again: the same files, none half, none done twice."""
     images, expected = undisturbed
@@ -180,6 +181,7 @@ def test_an_image_that_kills_every_worker_is_told(tmp_path: Path) -> None:
     assert "ended with exit code 9, 2 times" in found["image001"]["reason"]
 
 
+@pytest.mark.slow
 def test_a_full_disk_by_quota(undisturbed: tuple[Path, Path], tmp_path: Path) -> None:
     """Files may not grow beyond 1500 bytes: the run ends with a sentence, nothing half, and goes on in more room."""
     images, expected = undisturbed

@@ -244,6 +244,7 @@ def hold_to_a_process(settings: dict[str, Any]) -> None:
     assert whole <= process_bytes() + predicted
 
 
+@pytest.mark.slow
 @linux
 def test_a_whole_segmentation_is_predicted() -> None:
     hold_to_a_process({"size": 257})

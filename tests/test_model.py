@@ -38,7 +38,7 @@ def test_any_size(batch: int, in_channels: int, height: int, width: int) -> None
 
 @kernels
 @pytest.mark.usefixtures("strict_kernels")
-@pytest.mark.parametrize(("batch", "height", "width"), [(1, 17, 20), (2, 18, 11)])
+@pytest.mark.parametrize(("batch", "height", "width"), [pytest.param(1, 17, 20, marks=pytest.mark.slow), (2, 18, 11)])
 def test_a_step_through_the_kernels_equals_the_reference(batch: int, height: int, width: int) -> None:
     """Every loss, label, gradient and running statistic in float64, and the scores after the step."""
     images = torch.rand(batch, 3, height, width, dtype=torch.float64)
@@ -77,6 +77,7 @@ def test_no_operator_of_an_op_is_left_to_pytorch() -> None:
         assert name not in ("mm", "bmm", "addmm", "matmul", "argmax"), name
 
 
+@pytest.mark.slow
 @kernels
 @pytest.mark.usefixtures("strict_kernels")
 def test_compiled_through_the_kernels_it_equals_eager() -> None:

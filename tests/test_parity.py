@@ -32,6 +32,7 @@ def test_float64_equals_the_authors(record: Path, backend: str) -> None:
     assert [row for row in rows if not row.passed] == []
 
 
+@pytest.mark.slow
 @kernels
 @pytest.mark.usefixtures("strict_kernels")
 def test_a_step_through_the_kernels_equals_the_authors() -> None:

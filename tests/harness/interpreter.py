@@ -75,10 +75,10 @@ def _fix_bf16(patches, interp, tl):
     Handle, Builder = interp.TensorHandle, interp.InterpreterBuilder
 
     def is_bf16(dtype):
-        return getattr(dtype, "scalar", dtype) == tl.bfloat16
+        return getattr(dtype, "scalar", dtype).name == "bf16"  # types are slow to compare
 
     def to_bf16(pointers):
-        return pointers.get_element_ty() == tl.bfloat16
+        return is_bf16(pointers.get_element_ty())
 
     def in_memory(value):
         return Handle(_to_bits(value.data), tl.uint16)
@@ -93,8 +93,9 @@ def _fix_bf16(patches, interp, tl):
         if is_bf16(self.dtype):
             round_data(self)
 
-    def post_init(original, self):
-        return round_data(self) if is_bf16(self.dtype) else original(self)
+    def post_init(original, self):  # the original asks for sizes that an operation has made sure of
+        if is_bf16(self.dtype):
+            round_data(self)
 
     def round_data(self):
         if self.data.dtype in (np.float32, np.float64, np.float16):
@@ -102,8 +103,13 @@ def _fix_bf16(patches, interp, tl):
         elif self.data.dtype != np.bool_:  # comparisons give bool
             raise TypeError(f"bf16 computed as {self.data.dtype}: an operation this file does not know")
 
+    np_dtypes = {}
+
     def np_dtype(original, dtype):
-        return np.dtype(np.float32) if is_bf16(dtype) else original(dtype)
+        name = dtype.name
+        if name not in np_dtypes:
+            np_dtypes[name] = np.dtype(np.float32) if is_bf16(dtype) else original(dtype)
+        return np_dtypes[name]
 
     def data_size(original, data, dtype):
         return data.itemsize <= 4 if is_bf16(dtype) else original(data, dtype)
@@ -173,6 +179,29 @@ def _fix_bf16(patches, interp, tl):
         create_atomic_cas=cas,
     ).items():
         patches.wrap(Builder, name, replacement)
+
+
+def _make_tuples_lazy(patches, tl):
+    """Every tensor makes tuples of its shape, whose types take long to make and are seldom asked for."""
+    Tuple = getattr(tl, "tuple", None)
+    make_type = getattr(tl.core, "_type_for_tuple_values", None)
+    if Tuple is None or make_type is None:
+        return
+
+    def init(original, self, args, type=None):
+        if type is None:
+            self.values = list(args)
+        else:
+            original(self, args, type)
+
+    def missing(original, self, name):
+        if name != "type":
+            return original(self, name)
+        self.type = make_type(self.values)
+        return self.type
+
+    patches.wrap(Tuple, "__init__", init)
+    patches.wrap(Tuple, "__getattr__", missing)
 
 
 def _mend_numbers(patches, interp):
@@ -351,6 +380,7 @@ def install(bf16=True, bounds=True, tf32=False, poison=False):
 
     patches = _Patches()
     _mend_numbers(patches, interp)
+    _make_tuples_lazy(patches, tl)
     _patch_language_once(patches, interp)
     for wanted, patch in ((bf16, _fix_bf16), (tf32, _emulate_tf32), (poison, _poison), (bounds, _check_bounds)):
         if wanted:
