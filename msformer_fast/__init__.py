@@ -98,6 +98,7 @@ _MODULES = (
     "metrics",
     "nn",
     "ops",
+    "outputs",
     "phantom",
     "process",
     "profiling",

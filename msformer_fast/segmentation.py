@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 import os
 import time
 from dataclasses import asdict, dataclass, replace
@@ -243,10 +242,9 @@ def _pixels(
         if frame is not None:
             raise InputError(f"frame: got {frame!r} for an image in memory; accepted is None, frames are of files")
         return as_image(image), ()
-    try:
-        index = operator.index(0 if frame is None else frame)
-    except TypeError:
-        raise InputError(f"frame: got {frame!r}; accepted is an integer or None") from None
+    if isinstance(frame, bool) or not isinstance(frame, (int, np.integer, type(None))):
+        raise InputError(f"frame: got {frame!r}; accepted is an integer or None")
+    index = int(frame or 0)
     file = open_image(image, axis=axis, window=window)
     name = show(image)
     if frame is None and file.frames > 1:

@@ -98,11 +98,11 @@ def test_a_frame_is_a_number(frame: Any, tmp_path: Path) -> None:
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The name of a file each time that it is decoded."""
-    from msformer_fast import images
+    from msformer_fast.formats import plain as pictures
     from msformer_fast.formats.dicom import DicomFile
 
     names: list[str] = []
-    plain, dicom = images.decode, DicomFile._decode
+    plain, dicom = pictures.decode, DicomFile._decode
 
     def of_picture(path: Any, *rest: Any) -> Any:
         names.append(Path(path).name)
@@ -112,7 +112,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(self.path.name)
         return dicom(self, *rest, **more)
 
-    monkeypatch.setattr(images, "decode", of_picture)
+    monkeypatch.setattr(pictures, "decode", of_picture)
     monkeypatch.setattr(DicomFile, "_decode", of_dicom)
     return names
 

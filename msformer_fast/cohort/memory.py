@@ -189,7 +189,7 @@ def predicted_bytes(shape: tuple[int, int], network_size: tuple[int, int], setti
 
     Args:
         shape: (H, W) of the image. network_size: (h, w) that the network sees.
-        settings: as in :attr:`msformer_fast.Segmentation.settings`; what is missing is the default. Without a device
+        settings: those of a :class:`msformer_fast.Segmentation`; what is missing is the default. Without a device
             it is the CPU.
 
     Raises:

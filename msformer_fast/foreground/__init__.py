@@ -24,6 +24,8 @@ from msformer_fast.foreground.doubt import LEFT, strangeness
 from msformer_fast.foreground.evidence import Evidence, Image, Labels, Mask, darkness_channel, enlarge, gather
 from msformer_fast.foreground.proposal import Proposal
 
+__all__ = ["RULES", "Foreground", "Maps", "clusters_in", "foreground", "foreground_of_runs"]
+
 #: Names that ``rule`` accepts.
 RULES = ("auto", "lesion", "lungs")
 
