@@ -135,7 +135,7 @@ class MSFormer(Fused):
             # Last, so that a seed draws the paper's parameters with it and without it.
             exchanges = min(fine_depth, coarse_depth) if cross_scale == "window" else 0
             self.cross = nn.ModuleList(self._exchange(index, factory) for index in range(exchanges))
-        if seed is not None:
+        if seed is not None and (device is not None or dtype is not None):
             self.to(device=device, dtype=dtype)
 
     def _exchange(self, index: int, factory: dict[str, Any]) -> TwoWayCrossScaleAttention:
