@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 
+from msformer_fast.version import __version__
+
 TYPE_CHECKING = False  # for type checkers it is true; the module typing takes longer to import than all that is here
 if TYPE_CHECKING:
     from typing import Any
@@ -41,8 +43,6 @@ if TYPE_CHECKING:
     from msformer_fast.segmentation import Segmentation, segment
     from msformer_fast.self_guiding import Guided, Iteration, self_guide
     from msformer_fast.swaps import Left, Place, Swap, Swaps, accelerate, register_swap, unregister_swap
-
-__version__ = "0.1.0"
 
 #: Where the names are.
 _HOME = {

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from msformer_fast import __version__
 from msformer_fast.benchmarks.options import add_arguments
 from msformer_fast.cohort.options import add_cohort_arguments
 from msformer_fast.errors import BackendError, DivergenceError, InputError, out_of_memory
 from msformer_fast.options import add_output, add_settings, run_one, settings_of
+from msformer_fast.version import __version__
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msformer_fast import __version__, ops
+from msformer_fast import ops
 from msformer_fast.errors import BackendError
 from msformer_fast.ops.backend import BACKENDS
+from msformer_fast.version import __version__
 
 _PACKAGES = (
     *("torch", "triton", "einops", "numpy", "scikit-image", "scipy", "pillow", "tqdm"),

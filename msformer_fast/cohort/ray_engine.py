@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from msformer_fast import __version__
 from msformer_fast.cohort.job import run_task
 from msformer_fast.cohort.journal import Line
 from msformer_fast.cohort.memory import network_bytes, process_bytes
@@ -22,6 +21,7 @@ from msformer_fast.cohort.task import Task
 from msformer_fast.cohort.workers import ATTEMPTS, died, prepare
 from msformer_fast.errors import BackendError, DivergenceError, InputError, OutputError
 from msformer_fast.files import show
+from msformer_fast.version import __version__
 
 # Tasks handed to Ray beyond those that run: the nodes never wait for the driver.
 _AHEAD = 4

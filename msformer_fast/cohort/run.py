@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from msformer_fast import __version__
 from msformer_fast.cohort.index import Entry, index_page
 from msformer_fast.cohort.journal import DONE, FAILED, SETTINGS, Journal, Line, locked
 from msformer_fast.cohort.listing import Found, find_images, output_names
@@ -29,6 +28,7 @@ from msformer_fast.cohort.workers import LocalEngine
 from msformer_fast.errors import BackendError, DivergenceError, InputError, OutputError
 from msformer_fast.files import check_output_folder, plain, show, write_text
 from msformer_fast.own_outputs import ENDINGS
+from msformer_fast.version import __version__
 
 INDEX = "index.html"
 ENGINES = ("local", "ray")

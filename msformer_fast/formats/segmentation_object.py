@@ -124,7 +124,7 @@ def _segmentation(source: Any, masks: NDArray[np.bool_], label: str) -> bytes:
     from pydicom.sr.codedict import codes
     from pydicom.uid import generate_uid
 
-    from msformer_fast import __version__
+    from msformer_fast.version import __version__
 
     digest = hashlib.sha256(repr(masks.shape).encode() + np.packbits(masks).tobytes()).hexdigest()
     entropy = [str(source.SOPInstanceUID), digest, label, __version__]

@@ -49,7 +49,7 @@ QUICK = {
 @pytest.mark.parametrize("op", KERNELS)
 def test_each_op_once(op: str) -> None:
     variant = QUICK.get(op, next(iter(OPS[op].sizes)))
-    run_as_ptx(*(f"{ERRORS}[torch.{dtype}-{op}-triton-{variant}]" for dtype in ("float32", "bfloat16")))
+    run_as_ptx(*(f"{ERRORS}[torch.{dtype}-{op}-triton-{variant}]" for dtype in ("float32", "bfloat16")), "--run-slow")
 
 
 @pytest.mark.slow

@@ -78,9 +78,9 @@ def _takes_long(op: Op, backend: str, variant: str, dtype: torch.dtype) -> bool:
 
 
 every_error = pytest.mark.parametrize(
-    ("op", "backend", "variant", "dtype"),
+    ("dtype", "op", "backend", "variant"),
     [
-        pytest.param(*row, dtype, marks=[pytest.mark.slow] * _takes_long(*row, dtype))
+        pytest.param(dtype, *row, marks=[pytest.mark.slow] * _takes_long(*row, dtype))
         for row in VARIANTS
         for dtype in DTYPES
     ],
