@@ -136,6 +136,7 @@ def test_interrupted_once_and_twice(undisturbed: tuple[Path, Path], tmp_path: Pa
 
 
 @linux
+@pytest.mark.slow
 def test_a_terminated_run_goes_on(undisturbed: tuple[Path, Path], tmp_path: Path) -> None:
     images, expected = undisturbed
     out = tmp_path / "out"

@@ -40,6 +40,7 @@ def _busy() -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_the_same_results_with_a_worker_killed(cluster: object, tmp_path: Path) -> None:
     images = write_images(tmp_path / "in", 12)
     images[3].write_bytes(b"no image")

@@ -147,7 +147,12 @@ def test_hooks_on_every_module_of_the_process(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "part", ["net.patch_embed_s.norm", "net.block_s.0.mlp.fc1", "net.linear_up", "net.to_patch_embedding.1"]
+    "part",
+    [
+        "net.block_s.0.mlp.fc1",
+        "net.to_patch_embedding.1",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("net.patch_embed_s.norm", "net.linear_up")),
+    ],
 )
 def test_through_the_kernels(part: str) -> None:
     """One hook, and nothing is folded; the parts that nobody looks at run on their kernels."""

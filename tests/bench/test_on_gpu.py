@@ -225,6 +225,7 @@ def test_a_piece_that_costs_its_process_the_context_is_written_down(monkeypatch:
     assert "illegal memory access" in reply["found"]["lost_context"]
 
 
+@pytest.mark.slow
 def test_what_was_done_is_there_when_the_command_is_killed(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "on_gpu.py"), "--dry-run", "--jobs", "1", "-o", str(tmp_path)]
     process = subprocess.Popen([*command, "--only", "correct/stability_loss"], stdout=subprocess.DEVNULL)

@@ -246,6 +246,7 @@ OPS = {
             ),
             options=("window", "halo", "shift", "scale", "outside", "order", "seam"),
             plain=("torch",),
+            slow=("wide",),
         ),
         Op(
             "mix_ffn",
@@ -300,6 +301,7 @@ OPS = {
             differentiable=4,
             options=("patch",),
             backends=("triton",),  # the others are the three ops, one after the other
+            slow=("wide",),
             of_rounded=(1,),
         ),
     )

@@ -58,7 +58,7 @@ def test_sums_over_many_programs(batch_norm: bool, monkeypatch: pytest.MonkeyPat
 
 @interpreted
 @pytest.mark.parametrize(
-    "target", ["sm_90", "gfx942", *(pytest.param(card, marks=pytest.mark.slow) for card in ("sm_80", "sm_120"))]
+    "target", ["sm_90", *(pytest.param(card, marks=pytest.mark.slow) for card in ("sm_80", "sm_120", "gfx942"))]
 )
 @pytest.mark.parametrize(
     ("dtype", "precision"), [(torch.float32, "highest"), (torch.float32, "high"), (torch.float16, "")]
