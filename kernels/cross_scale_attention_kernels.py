@@ -192,6 +192,34 @@ def padded_with(b_x, m, p_pad, head, D: tl.constexpr, BLOCK_D: tl.constexpr, PAD
 
 
 @triton.jit
+def load_keys_and_values(
+    p_k, p_v, p_pad_k, p_pad_v, k_strides, v_strides, pixel, head, m,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, VEC: tl.constexpr, PAD: tl.constexpr,
+):  # fmt: skip
+    """The head's keys and values at some pixels [BLOCK_N, BLOCK_D], padded where they lie outside the map (m)."""
+    # All addresses before the first load: in another order some kernels spill.
+    m_vectors = vector_mask(m, D, BLOCK_D)
+    p_keys = vector_addresses(p_k, k_strides, pixel, head, BLOCK_D, VEC)
+    p_values = vector_addresses(p_v, v_strides, pixel, head, BLOCK_D, VEC)
+
+    b_k = padded_with(tl.load(p_keys, mask=m_vectors, other=0.0), m, p_pad_k, head, D, BLOCK_D, PAD)
+    b_v = padded_with(tl.load(p_values, mask=m_vectors, other=0.0), m, p_pad_v, head, D, BLOCK_D, PAD)
+    return b_k, b_v
+
+
+@triton.jit
+def load_queries_and_gradients(
+    p_q, p_g, q_strides, g_strides, pixel, head, m,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, VEC: tl.constexpr, GVEC: tl.constexpr,
+):  # fmt: skip
+    """The head's queries, and gradients of their results, at some pixels [BLOCK_M, BLOCK_D], 0 where m is false."""
+    m_vectors = vector_mask(m, D, BLOCK_D)
+    p_queries = vector_addresses(p_q, q_strides, pixel, head, BLOCK_D, VEC)
+    p_gradients = vector_addresses(p_g, g_strides, pixel, head, BLOCK_D, GVEC)
+    return tl.load(p_queries, mask=m_vectors, other=0.0), tl.load(p_gradients, mask=m_vectors, other=0.0)
+
+
+@triton.jit
 def head_rows(pixel, head, heads, size):
     """Places of queries in a contiguous (B, heads, H, W); size (H, W)."""
     image, o_y, o_x = pixel
@@ -346,10 +374,9 @@ def attention_kernel(
             k_window, k_live = window_of(key, first, grid, N)
             k_pixel, m_k, k_past = place_in_map(k_window, key, k_live, k_axes, (CORE_Y, CORE_X), (HALO_Y, HALO_X))
             k_code = key_code_of(key, k_past, k_live if PAD else m_k, BLOCK_D)  # [BLOCK_N]
-            b_k = load_vectors(p_k, k_strides, k_pixel, head, m_k, D, BLOCK_D, VEC)  # [BLOCK_N, BLOCK_D]
-            b_k = padded_with(b_k, m_k, p_pad_k, head, D, BLOCK_D, PAD)
-            b_v = load_vectors(p_v, v_strides, k_pixel, head, m_k, D, BLOCK_D, VEC)  # [BLOCK_N, BLOCK_D]
-            b_v = padded_with(b_v, m_k, p_pad_v, head, D, BLOCK_D, PAD)
+            b_k, b_v = load_keys_and_values(
+                p_k, p_v, p_pad_k, p_pad_v, k_strides, v_strides, k_pixel, head, m_k, D, BLOCK_D, VEC, PAD
+            )  # [BLOCK_N, BLOCK_D]
             b_tile_bias = b_bias
             if BIAS and not HOLD:
                 b_tile_bias = load_bias(p_bias, bias_steps, head, query, key, N, ACC)
@@ -448,16 +475,16 @@ def fused_gradient_kernel(
         k_window, k_live = window_of(key, first, grid, N)
         k_pixel, m_k, k_past = place_in_map(k_window, key, k_live, k_axes, (CORE_Y, CORE_X), (0, 0))
         k_code = key_code_of(key, k_past, k_live if PAD else m_k, BLOCK_D)  # [BLOCK_N]
-        b_k = load_vectors(p_k, k_strides, k_pixel, head, m_k, D, BLOCK_D, VEC)  # [BLOCK_N, BLOCK_D]
-        b_k = padded_with(b_k, m_k, p_pad_k, head, D, BLOCK_D, PAD)
-        b_v = load_vectors(p_v, v_strides, k_pixel, head, m_k, D, BLOCK_D, VEC)  # [BLOCK_N, BLOCK_D]
-        b_v = padded_with(b_v, m_k, p_pad_v, head, D, BLOCK_D, PAD)
+        b_k, b_v = load_keys_and_values(
+            p_k, p_v, p_pad_k, p_pad_v, k_strides, v_strides, k_pixel, head, m_k, D, BLOCK_D, VEC, PAD
+        )  # [BLOCK_N, BLOCK_D]
 
         q_window, q_live = window_of(query, first, grid, N)
         q_pixel, m_q, q_past = place_in_map(q_window, query, q_live, q_axes, (WINDOW_Y, WINDOW_X), (0, 0))
         q_code = code_of(query, q_past, m_q, NO_QUERY)  # [BLOCK_M]
-        b_q = load_vectors(p_q, q_strides, q_pixel, head, m_q, D, BLOCK_D, VEC)  # [BLOCK_M, BLOCK_D]
-        b_g = load_vectors(p_g, g_strides, q_pixel, head, m_q, D, BLOCK_D, GVEC)  # [BLOCK_M, BLOCK_D]
+        b_q, b_g = load_queries_and_gradients(
+            p_q, p_g, q_strides, g_strides, q_pixel, head, m_q, D, BLOCK_D, VEC, GVEC
+        )  # [BLOCK_M, BLOCK_D]
         o_lse = head_rows(q_pixel, head, heads, q_size)
         b_bias = factor  # a stand-in without BIAS
         if BIAS:
@@ -554,8 +581,9 @@ def query_gradient_kernel(
         q_window, q_live = window_of(query, first, grid, N)
         q_pixel, m_q, q_past = place_in_map(q_window, query, q_live, q_axes, (WINDOW_Y, WINDOW_X), (0, 0))
         q_code = code_of(query, q_past, m_q, NO_QUERY)  # [BLOCK_M]
-        b_q = load_vectors(p_q, q_strides, q_pixel, head, m_q, D, BLOCK_D, VEC)  # [BLOCK_M, BLOCK_D]
-        b_g = load_vectors(p_g, g_strides, q_pixel, head, m_q, D, BLOCK_D, GVEC)  # [BLOCK_M, BLOCK_D]
+        b_q, b_g = load_queries_and_gradients(
+            p_q, p_g, q_strides, g_strides, q_pixel, head, m_q, D, BLOCK_D, VEC, GVEC
+        )  # [BLOCK_M, BLOCK_D]
         o_lse = head_rows(q_pixel, head, heads, q_size)
         b_lse = load_lse(p_lse, o_lse, m_q)
 
@@ -573,10 +601,9 @@ def query_gradient_kernel(
             k_window, k_live = window_of(key, first, grid, N)
             k_pixel, m_k, k_past = place_in_map(k_window, key, k_live, k_axes, (CORE_Y, CORE_X), (HALO_Y, HALO_X))
             k_code = key_code_of(key, k_past, k_live if PAD else m_k, BLOCK_D)  # [BLOCK_N]
-            b_k = load_vectors(p_k, k_strides, k_pixel, head, m_k, D, BLOCK_D, VEC)  # [BLOCK_N, BLOCK_D]
-            b_k = padded_with(b_k, m_k, p_pad_k, head, D, BLOCK_D, PAD)
-            b_v = load_vectors(p_v, v_strides, k_pixel, head, m_k, D, BLOCK_D, VEC)  # [BLOCK_N, BLOCK_D]
-            b_v = padded_with(b_v, m_k, p_pad_v, head, D, BLOCK_D, PAD)
+            b_k, b_v = load_keys_and_values(
+                p_k, p_v, p_pad_k, p_pad_v, k_strides, v_strides, k_pixel, head, m_k, D, BLOCK_D, VEC, PAD
+            )  # [BLOCK_N, BLOCK_D]
             b_tile_bias = b_bias
             if BIAS and not HOLD:
                 b_tile_bias = load_bias(p_bias, bias_steps, head, query, key, N, ACC)
@@ -732,10 +759,9 @@ def key_gradient_kernel(
     k_image, k_wy, k_wx = k_window
     k_window = k_image, k_wy - RIM_Y, k_wx - RIM_X
     k_pixel, m_k, k_past = place_in_map(k_window, key, k_live, k_axes, (CORE_Y, CORE_X), (0, 0))
-    b_k = load_vectors(p_k, k_strides, k_pixel, head, m_k, D, BLOCK_D, VEC)  # [BLOCK_N, BLOCK_D]
-    b_k = padded_with(b_k, m_k, p_pad_k, head, D, BLOCK_D, PAD)
-    b_v = load_vectors(p_v, v_strides, k_pixel, head, m_k, D, BLOCK_D, VEC)  # [BLOCK_N, BLOCK_D]
-    b_v = padded_with(b_v, m_k, p_pad_v, head, D, BLOCK_D, PAD)
+    b_k, b_v = load_keys_and_values(
+        p_k, p_v, p_pad_k, p_pad_v, k_strides, v_strides, k_pixel, head, m_k, D, BLOCK_D, VEC, PAD
+    )  # [BLOCK_N, BLOCK_D]
 
     k_y, k_x, k_slot, _ = key
     factor = sum_of(scale, scale_rest, ACC)
@@ -759,7 +785,11 @@ def key_gradient_kernel(
         m_near = m_near & (near_kx >= 0) & (near_kx < CORE_X + 2 * HALO_X)
         k_code = key_code_of(key, k_past, m_near, BLOCK_D)  # [BLOCK_N]
 
-        b_q = load_vectors(p_q, q_strides, q_pixel, head, m_q, D, BLOCK_D, VEC)  # [BLOCK_M, BLOCK_D]
+        # The address of g, loaded when q k^T is done with, is made beside that of q: later it costs a spill.
+        m_vectors = vector_mask(m_q, D, BLOCK_D)
+        p_queries = vector_addresses(p_q, q_strides, q_pixel, head, BLOCK_D, VEC)
+        p_gradients = vector_addresses(p_g, g_strides, q_pixel, head, BLOCK_D, GVEC)
+        b_q = tl.load(p_queries, mask=m_vectors, other=0.0)  # [BLOCK_M, BLOCK_D]
         b_bias = factor  # a stand-in without BIAS
         if BIAS:
             near_key = near_ky, near_kx, k_slot, m_near
@@ -771,15 +801,18 @@ def key_gradient_kernel(
         b_p = tl.exp2(b_s - load_lse(p_lse, o_lse, m_q)[:, None])
         b_p = b_p * tl.load(p_delta + delta_size + o_lse, mask=m_q, other=0.0)[:, None]
 
-        b_g = load_vectors(p_g, g_strides, q_pixel, head, m_q, D, BLOCK_D, GVEC)  # [BLOCK_M, BLOCK_D]
+        b_g = tl.load(p_gradients, mask=m_vectors, other=0.0)  # [BLOCK_M, BLOCK_D]
         b_dv = tl.dot(tl.trans(b_p.to(b_g.dtype)), b_g, b_dv, input_precision=PREC, out_dtype=ACC)
         b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PREC, out_dtype=ACC)  # [BLOCK_M, BLOCK_N]
         b_ds = b_p * (b_dp - tl.load(p_delta + o_lse, mask=m_q, other=0.0)[:, None])
         b_dk = tl.dot(tl.trans(b_ds.to(b_q.dtype)), b_q, b_dk, input_precision=PREC, out_dtype=ACC)
 
     b_dk = b_dk * factor
-    store_vectors(p_dk, dk_strides, k_pixel, head, m_k, b_dk, D, BLOCK_D, VEC)
-    store_vectors(p_dv, dv_strides, k_pixel, head, m_k, b_dv, D, BLOCK_D, VEC)
+    m_vectors = vector_mask(m_k, D, BLOCK_D)
+    p_dkeys = vector_addresses(p_dk, dk_strides, k_pixel, head, BLOCK_D, VEC)
+    p_dvalues = vector_addresses(p_dv, dv_strides, k_pixel, head, BLOCK_D, VEC)
+    tl.store(p_dkeys, b_dk.to(p_dk.dtype.element_ty), mask=m_vectors)
+    tl.store(p_dvalues, b_dv.to(p_dv.dtype.element_ty), mask=m_vectors)
     if PAD:
         store_pad(p_dpad, o_tile, 0, tl.sum(tl.where(m_k[:, None], 0.0, b_dk), 0), head, heads, D, BLOCK_D)
         store_pad(p_dpad, o_tile, 1, tl.sum(tl.where(m_k[:, None], 0.0, b_dv), 0), head, heads, D, BLOCK_D)
