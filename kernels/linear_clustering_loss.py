@@ -100,16 +100,29 @@ def _logits_of(
 
 
 @triton.jit
-def _load_pixels(p_max, p_others, p_labels, tile, H, W):
-    """What the forward kept of a tile's pixels [BLOCK_P]: maximum, sum of the other exponentials, label."""
+def _gradient_of_logits(
+    inputs, kept, tile, strides, grad_strides, divisor, o_k, H, W, K, D,
+    BLOCK_D: tl.constexpr, VEC: tl.constexpr, WVEC: tl.constexpr, PIXELS_INNER: tl.constexpr, HAS_BIAS: tl.constexpr,
+    PREC: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Gradient of a tile's logits [BLOCK_P, BLOCK_K], which are recomputed; 0 outside.
+
+    kept: pointers to each pixel's maximum, sum of the other exponentials, label; and to the loss's gradient
+    """
+    b_logits = _logits_of(
+        inputs, tile, strides, o_k, K, D, BLOCK_D, VEC, WVEC, PIXELS_INNER, HAS_BIAS, PREC, ACC
+    )  # [BLOCK_P, BLOCK_K]
+
+    p_max, p_others, p_labels, p_grad = kept
     _, _, _, m_w = tile
     o_pixel = pixels_of(tile, H, W)
-    b_max = tl.load(p_max + o_pixel, mask=m_w, other=0.0)
+    b_max = tl.load(p_max + o_pixel, mask=m_w, other=0.0)  # [BLOCK_P], as are the next three
     b_others = tl.load(p_others + o_pixel, mask=m_w, other=0.0)
     b_others += b_max - b_max  # NaN where the maximum is NaN or infinite
     b_label = tl.load(p_labels + o_pixel, mask=m_w, other=0).to(tl.int32)
+    b_grad = load_gradient(p_grad, tile, grad_strides, divisor, ACC)
 
-    return b_max, b_others, b_label
+    return logits_gradient(tl.exp(b_logits - b_max[:, None]), o_k, b_label, b_others, b_grad)
 
 
 @_jit
@@ -161,6 +174,7 @@ def features_gradient_kernel(
 ):  # fmt: skip
     """Gradient of the features, to p_out. Grid: tiles, blocks of BLOCK_O channels."""
     inputs, strides = (p_features, p_weight, p_bias), (stride_b, stride_h, stride_w, stride_k)
+    kept = p_max, p_others, p_labels, p_grad
     W = row_length(W, VEC, PIXELS_INNER)
     tile = tile_of(tl.program_id(0), H, W, BLOCK_P)
     o_d = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
@@ -168,14 +182,12 @@ def features_gradient_kernel(
 
     for k in range(0, K, BLOCK_K):
         o_k = k + tl.arange(0, BLOCK_K)
-        b_logits = _logits_of(
-            inputs, tile, strides, o_k, K, D, BLOCK_D, VEC, WVEC, PIXELS_INNER, HAS_BIAS, PREC, ACC
-        )  # [BLOCK_P, BLOCK_K]
-        b_max, b_others, b_label = _load_pixels(p_max, p_others, p_labels, tile, H, W)
-        b_grad = load_gradient(p_grad, tile, (grad_b, grad_h, grad_w), divisor, ACC)  # [BLOCK_P]
+        b_dlogits = _gradient_of_logits(
+            inputs, kept, tile, strides, (grad_b, grad_h, grad_w), divisor, o_k, H, W, K, D,
+            BLOCK_D, VEC, WVEC, PIXELS_INNER, HAS_BIAS, PREC, ACC,
+        )  # [BLOCK_P, BLOCK_K]  # fmt: skip
 
-        # Loads as late as they can be: one above this line costs registers, and spills on some cards.
-        b_dlogits = logits_gradient(tl.exp(b_logits - b_max[:, None]), o_k, b_label, b_others, b_grad)
+        # Loaded as late as it can be: above, it costs registers, and spills on some cards.
         b_weight = _load_weight(p_weight, o_k, o_d, K, D, WVEC)  # [BLOCK_K, BLOCK_O]
         b_out = tl.dot(b_dlogits.to(b_weight.dtype), b_weight, b_out, input_precision=PREC, out_dtype=ACC)
 
@@ -195,6 +207,7 @@ def weight_gradient_kernel(
     p_dweight (programs, K, D), p_dbias (programs, K)    tiles: of all images
     """
     inputs, strides = (p_features, p_weight, p_bias), (stride_b, stride_h, stride_w, stride_k)
+    kept = p_max, p_others, p_labels, p_grad
     W = row_length(W, VEC, PIXELS_INNER)
     o_k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
     o_d = tl.program_id(2) * BLOCK_O + tl.arange(0, BLOCK_O)
@@ -202,13 +215,11 @@ def weight_gradient_kernel(
 
     for index in range(tl.program_id(0), tiles, programs):
         tile = tile_of(index, H, W, BLOCK_P)
-        b_logits = _logits_of(
-            inputs, tile, strides, o_k, K, D, BLOCK_D, VEC, WVEC, PIXELS_INNER, HAS_BIAS, PREC, ACC
-        )  # [BLOCK_P, BLOCK_K]
-        b_max, b_others, b_label = _load_pixels(p_max, p_others, p_labels, tile, H, W)
-        b_grad = load_gradient(p_grad, tile, (grad_b, grad_h, grad_w), divisor, ACC)  # [BLOCK_P]
+        b_dlogits = _gradient_of_logits(
+            inputs, kept, tile, strides, (grad_b, grad_h, grad_w), divisor, o_k, H, W, K, D,
+            BLOCK_D, VEC, WVEC, PIXELS_INNER, HAS_BIAS, PREC, ACC,
+        )  # [BLOCK_P, BLOCK_K]  # fmt: skip
 
-        b_dlogits = logits_gradient(tl.exp(b_logits - b_max[:, None]), o_k, b_label, b_others, b_grad)
         b_x = load_tile(p_features, tile, strides, o_d, D, VEC, PIXELS_INNER, 0.0)  # [BLOCK_P, BLOCK_O]
         b_dweight = tl.dot(tl.trans(b_dlogits.to(b_x.dtype)), b_x, b_dweight, input_precision=PREC, out_dtype=ACC)
         b_dbias += tl.sum(b_dlogits, 0)
