@@ -687,9 +687,12 @@ def bias_gradient_kernel(
         k_pixel, m_k, k_past = place_in_map(k_window, key, k_live, k_axes, (CORE_Y, CORE_X), (HALO_Y, HALO_X))
         k_code = key_code_of(key, k_past, k_live if PAD else m_k, BLOCK_D)  # [BLOCK_N]
 
-        b_k = load_vectors(p_k, k_strides, k_pixel, head, m_k, D, BLOCK_D, VEC)  # [BLOCK_N, BLOCK_D]
-        b_k = padded_with(b_k, m_k, p_pad_k, head, D, BLOCK_D, PAD)
-        b_q = load_vectors(p_q, q_strides, q_pixel, head, m_q, D, BLOCK_D, VEC)  # [BLOCK_M, BLOCK_D]
+        # Both addresses before the first load, here and below: in another order some kernels spill.
+        m_queries, m_keys = vector_mask(m_q, D, BLOCK_D), vector_mask(m_k, D, BLOCK_D)
+        p_queries = vector_addresses(p_q, q_strides, q_pixel, head, BLOCK_D, VEC)
+        p_keys = vector_addresses(p_k, k_strides, k_pixel, head, BLOCK_D, VEC)
+        b_k = padded_with(tl.load(p_keys, mask=m_keys, other=0.0), m_k, p_pad_k, head, D, BLOCK_D, PAD)
+        b_q = tl.load(p_queries, mask=m_queries, other=0.0)  # [BLOCK_M, BLOCK_D]
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PREC, out_dtype=ACC)  # [BLOCK_M, BLOCK_N]
         b_s = scores(b_s, b_bias, q_code, k_code, factor, b_seam, True, SOFT)
 
@@ -698,9 +701,10 @@ def bias_gradient_kernel(
         b_p = b_p * tl.load(p_delta + delta_size + o_lse, mask=m_q, other=0.0)[:, None]
 
         # Loaded when q and k are done with: registers for two of the four are enough.
-        b_v = load_vectors(p_v, v_strides, k_pixel, head, m_k, D, BLOCK_D, VEC)  # [BLOCK_N, BLOCK_D]
-        b_v = padded_with(b_v, m_k, p_pad_v, head, D, BLOCK_D, PAD)
-        b_g = load_vectors(p_g, g_strides, q_pixel, head, m_q, D, BLOCK_D, GVEC)  # [BLOCK_M, BLOCK_D]
+        p_gradients = vector_addresses(p_g, g_strides, q_pixel, head, BLOCK_D, GVEC)
+        p_values = vector_addresses(p_v, v_strides, k_pixel, head, BLOCK_D, VEC)
+        b_v = padded_with(tl.load(p_values, mask=m_keys, other=0.0), m_k, p_pad_v, head, D, BLOCK_D, PAD)
+        b_g = tl.load(p_gradients, mask=m_queries, other=0.0)  # [BLOCK_M, BLOCK_D]
         b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PREC, out_dtype=ACC)  # [BLOCK_M, BLOCK_N]
         b_db += b_p * (b_dp - tl.load(p_delta + o_lse, mask=m_q, other=0.0)[:, None])
 
