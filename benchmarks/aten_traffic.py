@@ -7,6 +7,7 @@ their gradients, reductions and layout copies may take more. So both counts are 
 from __future__ import annotations
 
 import collections
+import math
 from typing import Any
 
 from torch import Tensor
@@ -25,7 +26,7 @@ class AtenTraffic(TorchDispatchMode):
     """Counts inside a ``with`` block.
 
     Args:
-        inside: look into this package's registered ops, which must really run; else they count for nothing.
+        inside: look into the bodies of this package's registered ops; else they count for nothing.
 
     Attributes:
         launches: calls of operators that compute.
@@ -54,7 +55,7 @@ class AtenTraffic(TorchDispatchMode):
         written = [t for t in tree_flatten(out)[0] if isinstance(t, Tensor)]
         if func._schema.is_mutable and not written:  # a list of tensors changed in place
             written = [t for t in tree_flatten(args[0])[0] if isinstance(t, Tensor)]
-        self.bytes += sum(_held(tensor) for tensor in (*read.values(), *written))
+        self.bytes += sum(size_of(tensor) for tensor in (*read.values(), *written))
         return out
 
 
@@ -64,8 +65,7 @@ def _is_view(func: Any) -> bool:
     return bool(returned) and all(info is not None and not info.is_write for info in returned)
 
 
-def _held(tensor: Tensor) -> int:
-    size = tensor.element_size()
-    for length, stride in zip(tensor.shape, tensor.stride(), strict=True):
-        size *= length if stride else min(length, 1)
-    return size
+def size_of(tensor: Tensor) -> int:
+    """Bytes of the distinct elements of a view: an axis that was expanded has one."""
+    pairs = zip(tensor.shape, tensor.stride(), strict=True)
+    return tensor.element_size() * math.prod(length if stride else min(length, 1) for length, stride in pairs)

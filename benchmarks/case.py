@@ -151,7 +151,7 @@ class Bench(Protocol):
         """The least that the part must move and compute, or ``None`` where nobody has counted."""
 
     def kernels(self, case: Case, part: str, multiprocessors: int, target: str) -> Kernels | None:
-        """What the kernels launch and move, from formulas, or ``None`` where there are none."""
+        """What the kernels launch and move on such a card, or ``None`` where nobody counts."""
 
 
 def refuse_interpreter(case: Case, provider: str) -> str | None:

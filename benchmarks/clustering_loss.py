@@ -11,7 +11,6 @@ from torch import Tensor
 from msformer_fast import ops
 from msformer_fast.benchmarks.case import Sizes
 from msformer_fast.benchmarks.op_bench import Inputs, OpBench, Random
-from msformer_fast.benchmarks.traffic import clustering_loss as traffic
 from msformer_fast.floors import clustering_loss as floors
 
 
@@ -41,7 +40,6 @@ BENCH = OpBench(
     draw,
     call,
     floor,
-    kernels_of=traffic.of_call,
     rivals={"cross-entropy": cross_entropy},
     compiled_rivals=("cross-entropy",),
 )

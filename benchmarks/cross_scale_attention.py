@@ -12,15 +12,28 @@ from torch import Tensor
 from msformer_fast import ops
 from msformer_fast.benchmarks.case import Sizes
 from msformer_fast.benchmarks.op_bench import Inputs, OpBench, Random
-from msformer_fast.benchmarks.traffic import cross_scale_attention as traffic
 from msformer_fast.floors import cross_scale_attention as floors
+from msformer_fast.windows import Windows, windows_of
+
+#: Channels of a head.
+WIDTH = 32
+
+
+def heads_of(s: Sizes) -> int:
+    return s["channels"] // WIDTH
+
+
+def windows_of_call(s: Sizes) -> Windows:
+    """Shifted by half of their side."""
+    map_ = s["side"], s["side"]
+    return windows_of("cross_scale_attention", map_, map_, s["window"], 0, s["window"] // 2)
 
 
 def draw(s: Sizes, rand: Random) -> Inputs:
     """A packed projection and a bias table, as in a shifted Swin block."""
     side, window = s["side"], s["window"]
-    heads = traffic.heads_of(s)
-    qkv = rand(1, side, side, 3, heads, traffic.WIDTH)
+    heads = heads_of(s)
+    qkv = rand(1, side, side, 3, heads, WIDTH)
     return {"qkv": qkv, "bias": rand((2 * window - 1) ** 2, heads)}
 
 
@@ -65,8 +78,8 @@ def _mask(side: int, padded: int, window: int, like: Tensor) -> Tensor:
 
 
 def floor(s: Sizes, dtype: torch.dtype) -> tuple[dict[str, int], dict[str, int]]:
-    heads = traffic.heads_of(s)
-    sizes = 1, heads, traffic.WIDTH, traffic.windows_of_call(s)
+    heads = heads_of(s)
+    sizes = 1, heads, WIDTH, windows_of_call(s)
     bias = (2 * s["window"] - 1) ** 2 * heads * dtype.itemsize
     return floors.bytes_moved(*sizes, dtype, bias=bias), floors.flops(*sizes)
 
@@ -77,12 +90,11 @@ BENCH = OpBench(
     draw,
     call,
     floor,
-    kernels_of=traffic.of_call,
     rivals={"sdpa": sdpa},
     compiled_rivals=("sdpa",),
     sizes={"window": 8},
     paper=96,
-    multiple=traffic.WIDTH,
+    multiple=WIDTH,
     truth_backend="torch",
     compiled=False,
     plain="sdpa",

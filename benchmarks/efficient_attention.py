@@ -11,7 +11,6 @@ from torch import Tensor
 from msformer_fast import ops
 from msformer_fast.benchmarks.case import Sizes
 from msformer_fast.benchmarks.op_bench import Inputs, OpBench, Random
-from msformer_fast.benchmarks.traffic import efficient_attention as traffic
 from msformer_fast.floors import efficient_attention as floors
 
 PARTS = ("key", "query", "value", "reprojection")
@@ -57,7 +56,6 @@ BENCH = OpBench(
     draw,
     call,
     floor,
-    kernels_of=traffic.of_call,
     rivals={"einsum": einsum},
     memories=("fast", "lean"),
 )

@@ -11,7 +11,6 @@ from msformer_fast import ops
 from msformer_fast.benchmarks import score_map
 from msformer_fast.benchmarks.case import Sizes
 from msformer_fast.benchmarks.op_bench import Inputs, OpBench, Random
-from msformer_fast.benchmarks.traffic import guided_score_map as traffic
 from msformer_fast.floors import guided_score_map as floors
 
 
@@ -43,7 +42,6 @@ BENCH = OpBench(
     draw,
     call,
     floor,
-    kernels_of=traffic.of_call,
     sizes={"patch": 32},
 )
 

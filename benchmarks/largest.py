@@ -13,31 +13,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import importlib.util
-import os
-import pkgutil
 import sys
-import weakref
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, NamedTuple
 from unittest import mock
 
-from torch import Tensor
-from torch._library.custom_ops import OPDEFS
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
-from msformer_fast import kernels
 from msformer_fast.benchmarks.case import check_names
 from msformer_fast.benchmarks.step import PROVIDERS
 from msformer_fast.benchmarks.training_step import training_step
+from msformer_fast.benchmarks.without_data import LiveBytes, as_on_a_card, without_launches
 from msformer_fast.errors import InputError
-
-#: Card that the kernels' launchers are told of: multiprocessors and architecture of an H100.
-MULTIPROCESSORS, TARGET = 132, "sm_90"
 
 #: What a table has a line for: device, memory in GB, providers.
 TABLE = (
@@ -48,83 +37,6 @@ TABLE = (
 
 #: Strips of a loop that are run beside its first: the most that can hold memory at once, with one to spare.
 FEW = 3
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts, inside a ``with`` block, the bytes of every storage that an operator makes, until it is freed.
-
-    A view shares what it looks at; an operator in place makes nothing. Bodies of this package's registered ops are
-    looked into. What an operator holds while it runs and does not return is not seen.
-
-    Attributes:
-        now: bytes that live.
-        peak: the most that ever did since the start, or since :meth:`restart`.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.peak = 0
-        self._held: dict[int, int] = {}
-
-    def restart(self) -> None:
-        """Look for the peak from here on."""
-        self.peak = self.now
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func.namespace == "msformer_fast":
-            with self:
-                return OPDEFS[func.name()]._init_fn(*args, **kwargs)
-        given = {storage._cdata for storage in _storages((args, kwargs))}
-        out = func(*args, **kwargs)
-        for storage in _storages(out):
-            key = storage._cdata
-            if key not in self._held:
-                if key in given:  # made before the block began
-                    continue
-                self._held[key] = 0
-                weakref.finalize(storage, self._free, key).atexit = False
-            self.now += storage.nbytes() - self._held[key]
-            self._held[key] = storage.nbytes()
-        self.peak = max(self.peak, self.now)
-        return out
-
-    def _free(self, key: int) -> None:
-        self.now -= self._held.pop(key)
-
-
-def _storages(values: Any) -> list[Any]:
-    return [value.untyped_storage() for value in tree_flatten(values)[0] if isinstance(value, Tensor)]
-
-
-@contextlib.contextmanager
-def without_launches() -> Iterator[None]:
-    """Launchers of kernels run inside, in Triton's interpreter; launches do nothing. Nothing changes without triton."""
-    if importlib.util.find_spec("triton") is None:
-        yield
-        return
-    from triton.runtime.interpreter import InterpretedFunction
-
-    with mock.patch.object(InterpretedFunction, "run", _nothing):
-        yield
-
-
-def _nothing(*_: object, **__: object) -> None:
-    """No mock object: it would keep the tensors that it is called with."""
-
-
-@contextlib.contextmanager
-def as_on_a_card() -> Iterator[None]:
-    """Launchers take tensors on the CPU for those of a card of :data:`MULTIPROCESSORS` and :data:`TARGET`."""
-    # All of them first: one that was imported between two patches would keep what it then found.
-    names = [found.name for found in pkgutil.iter_modules(kernels.__path__, "msformer_fast.kernels.")]
-    modules = [importlib.import_module(name) for name in names]
-    with contextlib.ExitStack() as stack:
-        for module in modules:
-            for name, value in (("multiprocessors_of", MULTIPROCESSORS), ("target_of", TARGET)):
-                if hasattr(module, name):
-                    stack.enter_context(mock.patch.object(module, name, lambda device, value=value: value))
-        yield
 
 
 @contextlib.contextmanager
@@ -192,7 +104,7 @@ def peak_of(
 
     Raises:
         InputError: an argument out of range.
-        BackendError: ``"triton"``, and triton is not installed or was imported without ``TRITON_INTERPRET=1``.
+        BackendError: ``"triton"``, and triton is not installed.
     """
     check_names("device", [device], ("cpu", "cuda"))
     triton = importlib.util.find_spec("triton") is not None
@@ -255,8 +167,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--sides", type=int, nargs="+", default=[257, 513, 1025, 2049], help="pixels")
     parser.add_argument("--channels", type=int, default=100, help="channels and clusters")
     options = parser.parse_args(arguments)
-    # Tensors stay on the CPU where there is a GPU too: triton must be told before it is imported.
-    os.environ["TRITON_INTERPRET"] = "1"
     triton = importlib.util.find_spec("triton") is not None
     print(f"A training step at C = K = {options.channels}, float32: predicted, from tensors without data;")
     print("without workspaces of cuDNN and fragmentation.\n")

@@ -1,35 +1,37 @@
 """What a whole training step moves, op by op, beside the least that it must and beside plain PyTorch.
 
-    TRITON_INTERPRET=1 python -m msformer_fast.benchmarks.ledger [--side 257] [--channels 100] [--multiprocessors 132]
+    python -m msformer_fast.benchmarks.ledger [--side 257] [--channels 100] [--multiprocessors 132]
 
-Bytes of the kernels come from formulas (``benchmarks/traffic``) that tests hold to what Triton's interpreter counts at
-small sizes; a kernel's reads count each address once a launch, as a perfect cache would. Bytes of PyTorch's operators
-are those of their arguments and results (``benchmarks/aten_traffic``). Times are predictions from data sheets: of each
-op the slower of its bytes over the bandwidth and its useful operations over the throughput. No GPU has measured them.
+Bytes of the kernels are those of the launches of a step on tensors without data (``benchmarks/traffic``), which tests
+hold to what Triton's interpreter counts at small sizes; a kernel's reads count each address once a launch, as a perfect
+cache would. Bytes of PyTorch's operators are those of their arguments and results (``benchmarks/aten_traffic``). Times
+are predictions from data sheets: of each op the slower of its bytes over the bandwidth and its useful operations over
+the throughput. No GPU has measured them.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import math
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from msformer_fast.benchmarks.aten_traffic import AtenTraffic
 from msformer_fast.benchmarks.cards import CARDS
-from msformer_fast.benchmarks.traffic import (
-    Kernels,
-    efficient_attention,
-    has_launch_tables,
-    mix_ffn,
-    patch_embedding,
-    score_map,
-    stability_loss,
-)
+from msformer_fast.benchmarks.traffic import Kernels, Launch, has_launch_tables
+from msformer_fast.benchmarks.training_step import training_step
+from msformer_fast.benchmarks.without_data import without_launches
+from msformer_fast.errors import BackendError
 from msformer_fast.floors import efficient_attention as attention_floor
 from msformer_fast.floors import guided_score_map as head_floor
 from msformer_fast.floors import mix_ffn as ffn_floor
 from msformer_fast.floors import stability_loss as stability_floor
+from msformer_fast.ops.precision import input_precision
 
 DTYPE, TARGET, PATCH = torch.float32, "sm_90", 32
 
@@ -81,110 +83,76 @@ def rows_of(
             and of their gradient.
 
     Returns:
-        The rows; without kernels, the floors alone, where no launch table can be read.
+        The rows; without kernels, the floors alone, where triton is not installed or the kernels refuse.
     """
-    rows = []
-    for branch, size in (("fine", side), ("coarse", (side + 1) // 2)):
-        rows += _block(branch, size, channels, (multiprocessors, target), depth, strips)
-    rows += _embedding_statistics(side, channels, multiprocessors)
-    rows += _head(side, channels, multiprocessors, patch)
-    return rows if has_launch_tables() else [Row(r.name, r.times, {}, r.floor, r.flops) for r in rows]
-
-
-def _block(branch: str, side: int, channels: int, card: tuple[int, str], depth: int, strips: bool) -> list[Row]:
-    sizes, hidden = (1, side, side, channels), 4 * channels
-    attention: dict[str, Kernels] = {"forward": {}, "backward": {}}
-    ffn = dict(attention)
+    found: dict[tuple[str, str, str], Kernels] = {}
     if has_launch_tables():
-        programs = efficient_attention.programs_of(1, side * side, channels, DTYPE, *card)
-        for part, traffic in (("forward", efficient_attention.forward), ("backward", efficient_attention.backward)):
-            attention[part] = traffic(*sizes, DTYPE, programs=programs, batch_norm=True)
-        ffn = _ffn(side, channels, card, strips)
-    floors = {
-        "efficient attention": (
-            attention_floor.bytes_moved(*sizes, DTYPE, batch_norm=True),
-            attention_floor.flops(*sizes),
-        ),
-        "Mix-FFN": (ffn_floor.bytes_moved(*sizes, hidden, DTYPE), ffn_floor.flops(*sizes, hidden)),
-    }
-    return [
-        Row(f"{op}, {branch}, {part}", depth, found[part], floors[op][0][part], floors[op][1][part])
-        for op, found in (("efficient attention", attention), ("Mix-FFN", ffn))
-        for part in found
-    ]
-
-
-def _ffn(side: int, channels: int, card: tuple[int, str], strips: bool) -> dict[str, Kernels]:
-    from msformer_fast.kernels.mix_ffn import strip_rows
-
-    sizes = 1, side, side, channels, 4 * channels, DTYPE
-    how: dict[str, Any] = dict(
-        programs=mix_ffn.programs_of(*sizes, *card),
-        strip=strip_rows(1, side, side, 4 * channels, DTYPE.itemsize) if strips else None,
-        resident=strips,
-    )
-    return {
-        "forward": mix_ffn.forward(*sizes, statistics=True, **how),
-        "backward": mix_ffn.backward(*sizes, kept=not strips, **how),
-    }
-
-
-def _embedding_statistics(side: int, channels: int, multiprocessors: int) -> list[Row]:
-    """Of the two embeddings' batch norms, which the attention applies."""
+        with contextlib.suppress(BackendError):  # wider than the kernels take
+            found = _recorded(side, channels, patch, strips, multiprocessors, target, input_precision(DTYPE))
+    patches = ((side - 1) // patch) ** 2
+    head = (1, side, side, channels, channels)
     rows = []
+
+    def add(name: str, times: int, key: tuple[str, str], floors: dict[str, int], flops: dict[str, int]) -> None:
+        for part in floors:
+            rows.append(Row(f"{name}, {part}", times, found.get((*key, part), {}), floors[part], flops.get(part, 0)))
+
     for branch, size in (("fine", side), ("coarse", (side + 1) // 2)):
-        loaded, partials = size * size * channels * 4, 2 * multiprocessors // 2 * 4 * channels * 4
-        kernels = {"moments_kernel": (1, loaded, partials), "merge_moments_kernel": (1, partials, 2 * channels * 4)}
-        rows.append(Row(f"statistics of the embedding, {branch}, forward", 1, kernels, loaded))
+        tokens, hidden = (1, size, size, channels), 4 * channels
+        moved = attention_floor.bytes_moved(*tokens, DTYPE, batch_norm=True)
+        name, key = f"efficient attention, {branch}", ("efficient_attention", branch)
+        add(name, depth, key, moved, attention_floor.flops(*tokens))
+        moved = ffn_floor.bytes_moved(*tokens, hidden, DTYPE)
+        add(f"Mix-FFN, {branch}", depth, ("mix_ffn", branch), moved, ffn_floor.flops(*tokens, hidden))
+    for branch, size in (("fine", side), ("coarse", (side + 1) // 2)):
+        name, key = f"statistics of the embedding, {branch}", ("batch_statistics", branch)
+        add(name, 1, key, {"forward": size * size * channels * DTYPE.itemsize}, {})
+    moved = head_floor.bytes_moved(*head, channels, patch, DTYPE)
+    flops = head_floor.flops(*head, channels, patch)
+    add("score map, clustering, patches", 1, ("guided_score_map", "both"), moved, flops)
+    moved = stability_floor.bytes_moved(1, patches, channels, DTYPE)
+    add("stability loss", 1, ("stability_loss", "both"), moved, stability_floor.flops(1, patches, channels))
     return rows
 
 
-def _head(side: int, channels: int, multiprocessors: int, patch: int) -> list[Row]:
-    head, embed = (1, side, side, channels, channels), (1, channels, side, side, channels, patch)
-    floor, flops = head_floor.bytes_moved(*head, channels, patch, DTYPE), head_floor.flops(*head, channels, patch)
-    patches = ((side - 1) // patch) ** 2
-    kernels = {
-        "forward": score_map.forward(*head, DTYPE, norms=True, gather=True, programs=2 * multiprocessors)
-        | patch_embedding.forward(*embed, DTYPE, programs=multiprocessors),
-        "backward": score_map.backward(*head, DTYPE, norms=True, programs=-(-multiprocessors // 16))
-        | patch_embedding.backward(*embed, DTYPE, programs=multiprocessors // 2, clustering=True),
-    }
-    rows = [
-        Row(f"score map, clustering, patches, {part}", 1, kernels[part], floor[part], flops[part]) for part in kernels
-    ]
-    floor, flops = stability_floor.bytes_moved(1, patches, channels, DTYPE), stability_floor.flops(1, patches, channels)
-    found = {
-        "forward": stability_loss.forward(1, patches, channels, DTYPE, partials=-(-patches // 16)),
-        "backward": stability_loss.backward(1, patches, channels, DTYPE),
-    }
-    return rows + [Row(f"stability loss, {part}", 1, found[part], floor[part], flops[part]) for part in found]
+@cache
+def _recorded(
+    side: int, channels: int, patch: int, strips: bool, multiprocessors: int, target: str, precision: str
+) -> dict[tuple[str, str, str], Kernels]:
+    """Kernels of every registered op of a step with a block a branch, by op, branch and part.
+
+    Args:
+        precision: of float32 products, which the launchers read themselves.
+    """
+    from msformer_fast.benchmarks.traffic.partly import RESIDENT
+    from msformer_fast.benchmarks.traffic.recorded import moved, recorded_launches
+
+    how: dict[str, Any] = {"memory": "lean" if strips else "fast", "depth": 1, "patch": patch}
+    with recorded_launches(multiprocessors, target) as launches:
+        training_step("triton", side, channels, channels, **how)()
+    found: dict[tuple[str, str, str], list[Launch]] = {}
+    for launch in launches:
+        op, part = launch.op.removesuffix("_backward"), "backward" if launch.op.endswith("_backward") else "forward"
+        branch = "both"
+        if op in ("efficient_attention", "mix_ffn", "batch_statistics"):
+            branch = "fine" if math.prod(launch.shape) == side * side * channels else "coarse"
+        found.setdefault((op, branch, part), []).append(launch)
+    resident = RESIDENT if strips else {}
+    return {key: moved(each, loaded=resident, stored=resident) for key, each in found.items()}
 
 
-def operators(backend: str, side: int, channels: int) -> tuple[int, int]:
-    """Launches and bytes of PyTorch's own operators in a step, outside of the registered ops; nothing is computed."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
+def operators(backend: str, side: int, channels: int, *, inside: bool = False) -> tuple[int, int]:
+    """Launches and bytes of PyTorch's own operators in a step; nothing is computed.
 
-    from msformer_fast.benchmarks.aten_traffic import AtenTraffic
-    from msformer_fast.benchmarks.training_step import training_step
-
-    with FakeTensorMode():
+    Args:
+        inside: those in the bodies of the registered ops too.
+    """
+    with without_launches(), FakeTensorMode():
         step = training_step(backend, side, channels, channels, fused=True)
         step()
-        with AtenTraffic() as counted:
+        with AtenTraffic(inside) as counted:
             step()
     return counted.launches, counted.bytes
-
-
-def operators_inside(side: int, channels: int) -> tuple[int, int]:
-    """Launches and bytes of PyTorch's operators inside the registered ops, counted in a step that really runs."""
-    from msformer_fast.benchmarks.aten_traffic import AtenTraffic
-    from msformer_fast.benchmarks.training_step import training_step
-
-    step = training_step("triton", side, channels, channels, fused=True)
-    with AtenTraffic(inside=True) as counted:
-        step()
-    outside = operators("triton", side, channels)
-    return counted.launches - outside[0], counted.bytes - outside[1]
 
 
 def main() -> None:
@@ -192,7 +160,6 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=257, help="pixels")
     parser.add_argument("--channels", type=int, default=100, help="channels and clusters")
     parser.add_argument("--multiprocessors", type=int, default=132, help="multiprocessors of the card")
-    parser.add_argument("--inside", action="store_true", help="run a small step to count the operators inside the ops")
     arguments = parser.parse_args()
     side, channels = arguments.side, arguments.channels
     rows = rows_of(side, channels, multiprocessors=arguments.multiprocessors)
@@ -206,8 +173,8 @@ def main() -> None:
     print(f"| all ops | | {launches} | {moved / 1e6:.1f} | {floor / 1e6:.1f} | {moved / floor:.2f} |")
     own, own_bytes = operators("triton", side, channels)
     print(f"| PyTorch's operators beside them | | {own} | {own_bytes / 1e6:.1f} | | |")
-    if arguments.inside:
-        print(f"| PyTorch's operators inside them | | {operators_inside(33, channels)[0]} | | | |")
+    inside, inside_bytes = operators("triton", side, channels, inside=True)
+    print(f"| PyTorch's operators inside them | | {inside - own} | {(inside_bytes - own_bytes) / 1e6:.1f} | | |")
     in_strips = rows_of(side, channels, multiprocessors=arguments.multiprocessors, strips=True)
     strip_bytes = sum(r.times * r.moved for r in in_strips)
     launches = sum(r.launches for r in in_strips)

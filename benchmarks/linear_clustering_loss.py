@@ -13,7 +13,6 @@ from msformer_fast import ops
 from msformer_fast.benchmarks import clustering_loss
 from msformer_fast.benchmarks.case import Sizes
 from msformer_fast.benchmarks.op_bench import Inputs, OpBench, Random
-from msformer_fast.benchmarks.traffic import linear_clustering_loss as traffic
 from msformer_fast.floors import linear_clustering_loss as floors
 
 
@@ -45,7 +44,6 @@ BENCH = OpBench(
     draw,
     call,
     floor,
-    kernels_of=traffic.of_call,
     rivals={"cross-entropy": cross_entropy},
     compiled_rivals=("cross-entropy",),
 )

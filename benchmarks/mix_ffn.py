@@ -10,7 +10,6 @@ from torch import Tensor
 from msformer_fast import ops
 from msformer_fast.benchmarks.case import Sizes
 from msformer_fast.benchmarks.op_bench import Inputs, OpBench, Random
-from msformer_fast.benchmarks.traffic import mix_ffn as traffic
 from msformer_fast.floors import mix_ffn as floors
 
 
@@ -39,7 +38,6 @@ BENCH = OpBench(
     draw,
     call,
     floor,
-    kernels_of=traffic.of_call,
     memories=("fast", "lean"),
 )
 

@@ -42,7 +42,6 @@ class OpBench:
         paper: the channels that the pixels are varied at; ``multiple``: what channels must be divisible by.
         truth_backend: the plain one, or ``"torch"`` where plain code takes minutes at these sizes; tests hold one to
             the other in float64.
-        kernels_of: (sizes, dtype, multiprocessors, target) to the kernels of each part.
         compiled: whether the plain code is timed under ``torch.compile``.
     """
 
@@ -58,7 +57,6 @@ class OpBench:
     paper: int = 100
     multiple: int = 1
     truth_backend: str = "reference"
-    kernels_of: Callable[[Sizes, torch.dtype, int, str], dict[str, Kernels]] | None = None
     compiled: bool = True
     backends: tuple[str, ...] = ("torch", "triton")
     plain: str = "reference"
@@ -88,10 +86,7 @@ class OpBench:
 
     def inputs(self, case: Case, dtype: torch.dtype | None = None) -> Inputs:
         """Rounded to the case's dtype, then in ``dtype``; leaves that ask for gradients."""
-        drawn = _drawn(self.draw, case.sizes, case.torch_dtype, case.seed)
-        return {
-            name: value.to(case.device, dtype or value.dtype).detach().requires_grad_() for name, value in drawn.items()
-        }
+        return _leaves(_drawn(self.draw, case.sizes, case.torch_dtype, case.seed), case.device, dtype)
 
     def provider(self, name: str, sizes: Sizes) -> Callable[[Inputs], tuple[Tensor, ...]]:
         """Inputs to outputs."""
@@ -157,13 +152,24 @@ class OpBench:
         names = ("forward", "backward") if part == "both" else (part,)
         return Floor(sum(moved[name] for name in names), sum(flops[name] for name in names))
 
-    def kernels(self, case: Case, part: str, multiprocessors: int, target: str) -> Kernels | None:
-        if self.kernels_of is None:
-            return None
-        found = self.kernels_of(dict(case.sizes), case.torch_dtype, multiprocessors, target)
-        if part != "both":
-            return found[part]
-        return {f"{name}, {half}": row for half in ("forward", "backward") for name, row in found[half].items()}
+    def kernels(self, case: Case, part: str, multiprocessors: int, target: str | None) -> Kernels:
+        from msformer_fast.benchmarks.traffic.recorded import moved, recorded_launches
+
+        if part == "both":
+            halves = {half: self.kernels(case, half, multiprocessors, target) for half in ("forward", "backward")}
+            return {f"{name}, {half}": row for half, rows in halves.items() for name, row in rows.items()}
+        sizes = dict(case.sizes)
+        with recorded_launches(multiprocessors, target) as launches:
+            drawn = {name: value.to(case.torch_dtype) for name, value in self.draw(sizes, Random(case.seed)).items()}
+            subject = self._subject(self.provider("triton", sizes), _leaves(drawn), case.replace(device="cpu"))
+            subject.before[part]()
+            launches.clear()
+            subject.parts[part]()
+        return moved(launches)
+
+
+def _leaves(drawn: Inputs, device: str = "cpu", dtype: torch.dtype | None = None) -> Inputs:
+    return {name: value.to(device, dtype or value.dtype).detach().requires_grad_() for name, value in drawn.items()}
 
 
 @functools.lru_cache(maxsize=1)

@@ -12,7 +12,6 @@ from torch import Tensor
 from msformer_fast import ops
 from msformer_fast.benchmarks.case import Sizes
 from msformer_fast.benchmarks.op_bench import Inputs, OpBench, Random
-from msformer_fast.benchmarks.traffic import patch_embedding as traffic
 from msformer_fast.floors import patch_embedding as floors
 
 
@@ -56,7 +55,6 @@ BENCH = OpBench(
     draw,
     call,
     floor,
-    kernels_of=traffic.of_call,
     rivals={"convolutions": convolutions},
     sizes={"patch": 32},
 )

@@ -94,7 +94,7 @@ def as_on(target: str) -> Iterator[None]:
     nothing can be launched."""
     from triton.runtime import driver
 
-    from msformer_fast.benchmarks.largest import as_on_a_card
+    from msformer_fast.benchmarks.without_data import as_on_a_card
 
     with contextlib.ExitStack() as stack:
         driver.set_active(_Driver(int(target.removeprefix("sm_"))))

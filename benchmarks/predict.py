@@ -1,4 +1,4 @@
-"""The least that cases take on cards that are not here, from formulas and data sheets. Nothing in here is measured."""
+"""The least that cases take on cards that are not here, from recorded launches and data sheets. Nothing is measured."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from msformer_fast.benchmarks.cards import CARDS, Card
 from msformer_fast.benchmarks.case import Bench, Case, Kernels, check_names
 from msformer_fast.benchmarks.compiler_reports import worst
 from msformer_fast.benchmarks.traffic import has_launch_tables
+from msformer_fast.errors import BackendError
 from msformer_fast.ops.precision import input_precision
 
 HALVES = ("forward", "backward")
 HEADING = "predicted, not measured: at least, ms"
 SOURCES = (
-    "No GPU measured these. Bytes are those of formulas that tests hold to the interpreter's count, each address read "
-    "once a launch; operations those that the op needs; bandwidth and throughput from the vendors' data sheets. Not in "
-    "it: launches themselves and PyTorch's own operators beside the kernels. A cache that keeps maps from one launch "
-    "to the next may spare some of the bytes."
+    "No GPU measured these. Bytes are those of recorded launches, which tests hold to the interpreter's count, each "
+    "address read once a launch; operations those that the op needs; bandwidth and throughput from the vendors' data "
+    "sheets. Not in it: launches themselves and PyTorch's own operators beside the kernels. A cache that keeps maps "
+    "from one launch to the next may spare some of the bytes."
 )
 COMPILED = "compiled ahead of time for these cards, not run on them; no kernel spills:"
 FLOORS = "*: from the least that must be moved alone, for the kernels' own launches are not known"
@@ -148,7 +149,7 @@ def _kernels(bench: Bench, case: Case, half: str, card: Card) -> Kernels | None:
         return None
     try:
         return bench.kernels(case, half, card.multiprocessors, card.target)
-    except ValueError:  # a launch table says that the case is wider than its kernels take
+    except BackendError:  # the case is wider than the kernels take
         return None
 
 

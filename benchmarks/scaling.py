@@ -24,8 +24,8 @@ from msformer_fast.benchmarks.case import Case, Subject
 from msformer_fast.benchmarks.clock import Clock, in_turn, look_inside
 from msformer_fast.benchmarks.records import Results, Row, environment
 from msformer_fast.benchmarks.run import anchor
+from msformer_fast.benchmarks.stability_loss import tokens
 from msformer_fast.benchmarks.suite import bench_of
-from msformer_fast.benchmarks.traffic.stability_loss import tokens
 from msformer_fast.benchmarks.training_step import training_step
 from msformer_fast.errors import InputError
 from msformer_fast.files import write_json

@@ -12,7 +12,6 @@ from torch import Tensor
 from msformer_fast import ops
 from msformer_fast.benchmarks.case import Sizes
 from msformer_fast.benchmarks.op_bench import Inputs, OpBench, Random
-from msformer_fast.benchmarks.traffic import score_map as traffic
 from msformer_fast.floors import score_map as floors
 
 
@@ -47,7 +46,6 @@ BENCH = OpBench(
     draw,
     call,
     floor,
-    kernels_of=traffic.of_call,
     rivals={"convolutions": convolutions},
 )
 

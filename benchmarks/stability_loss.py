@@ -10,12 +10,16 @@ from torch import Tensor
 from msformer_fast import ops
 from msformer_fast.benchmarks.case import Sizes
 from msformer_fast.benchmarks.op_bench import Inputs, OpBench, Random
-from msformer_fast.benchmarks.traffic import stability_loss as traffic
 from msformer_fast.floors import stability_loss as floors
 
 
+def tokens(s: Sizes) -> int:
+    """Patches of the call that is timed."""
+    return ((s["side"] - 1) // s["patch"]) ** 2
+
+
 def draw(s: Sizes, rand: Random) -> Inputs:
-    shape = (1, traffic.tokens(s), s["channels"])
+    shape = (1, tokens(s), s["channels"])
     queries = rand(*shape)
     return {"queries": queries, "keys": 0.5 * queries + 0.7 * rand(*shape)}
 
@@ -32,7 +36,7 @@ def matrix(inputs: Inputs, s: Sizes) -> tuple[Tensor, ...]:
 
 
 def floor(s: Sizes, dtype: torch.dtype) -> tuple[dict[str, int], dict[str, int]]:
-    sizes = 1, traffic.tokens(s), s["channels"]
+    sizes = 1, tokens(s), s["channels"]
     return floors.bytes_moved(*sizes, dtype), floors.flops(*sizes)
 
 
@@ -42,7 +46,6 @@ BENCH = OpBench(
     draw,
     call,
     floor,
-    kernels_of=traffic.of_call,
     rivals={"matrix": matrix},
     compiled_rivals=("matrix",),
     sizes={"patch": 4},

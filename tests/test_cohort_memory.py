@@ -18,7 +18,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from msformer_fast import InputError, MSFormer, self_guiding_losses
-from msformer_fast.benchmarks.largest import LiveBytes, few_strips, peak_of
+from msformer_fast.benchmarks.largest import few_strips, peak_of
+from msformer_fast.benchmarks.without_data import LiveBytes
 from msformer_fast.cohort.memory import (
     image_bytes,
     largest_size,

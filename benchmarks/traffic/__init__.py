@@ -1,15 +1,41 @@
-"""Bytes that each kernel of an op reads and writes, as formulas: what the interpreter counts, at any size.
+"""Bytes that each kernel reads and writes, from recorded launches on tensors without data, at any size.
 
-Each file of an op has ``of_call``, the kernels of the very call that the op's benchmark times, and ``programs_of``, how
-many programs its launch table makes share the work. Launch tables need triton, so they are imported inside.
+Launches need triton, so whoever records them imports :mod:`msformer_fast.benchmarks.traffic.recorded` inside.
 """
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias
 
-#: Launches of a kernel, bytes at distinct addresses that it reads, bytes that it writes.
-Kernels = dict[str, tuple[int, int, int]]
+#: By the kernel's name: launches, bytes that it reads, each address counted once a launch, bytes that it writes.
+Kernels: TypeAlias = dict[str, tuple[int, int, int]]
+
+
+class Launch(NamedTuple):
+    """One launch of a kernel.
+
+    Attributes:
+        kernel: its name.
+        op, shape: the registered op in whose body it was made, without its namespace, and the shape of the op's first
+            tensor.
+        programs: of its grid.
+        loads, stores: bytes of each tensor that it loads from, or stores to, by the name of the argument.
+        arguments: all of them by name.
+    """
+
+    kernel: str
+    op: str
+    shape: tuple[int, ...]
+    programs: int
+    loads: dict[str, int]
+    stores: dict[str, int]
+    arguments: dict[str, Any]
+
+
+#: Bytes that an argument moves where that is not its size, from the launch; by kernel and argument.
+Partly: TypeAlias = Mapping[tuple[str, str], Callable[[Launch], int]]
 
 
 def has_launch_tables() -> bool:

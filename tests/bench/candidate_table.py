@@ -12,10 +12,10 @@ What does not compile, spills, compiles to the present code, or neither overlaps
 left out. ``--check`` compiles what the tuner would take of the files with the Triton that is installed, and adds its
 version where nothing spills, so that a file says under which versions a candidate is known to be good.
 
-The gain is predicted by a model of one multiprocessor. A kernel's work is M seconds of memory traffic (its own formula
-in ``benchmarks/traffic``), L of second-level cache traffic (both operands of every product of tiles), F of products,
-and S product steps, each of which waits ``STEP`` for its operands. One block does these one after the other; n of
-them, resident blocks times stages (2 at most), overlap:
+The gain is predicted by a model of one multiprocessor. A kernel's work is M seconds of memory traffic (of its recorded
+launches, ``benchmarks/traffic``), L of second-level cache traffic (both operands of every product of tiles), F of
+products, and S product steps, each of which waits ``STEP`` for its operands. One block does these one after the other;
+n of them, resident blocks times stages (2 at most), overlap:
 
     time = max(M, L, F, (M + F + S STEP) / n)
 
@@ -40,6 +40,7 @@ import torch
 from msformer_fast.benchmarks import candidate_rows, judge
 from msformer_fast.benchmarks.candidate_rows import Candidate
 from msformer_fast.benchmarks.cards import CARDS
+from msformer_fast.benchmarks.case import Case
 from msformer_fast.benchmarks.suite import bench_of
 from msformer_fast.benchmarks.tune_tables import TABLES, Table, present
 from tests.harness.aot import build, describe
@@ -56,7 +57,7 @@ KINDS = {
     "half": (torch.bfloat16, "ieee"),
 }
 
-#: By op and part: the traffic formulas' kernel, and products of its work as a multiple of pixels x C x C (K and D as C;
+#: By op and part: the kernel, and products of its work as a multiple of pixels x C x C (K and D as C;
 #: of the patch embedding, of patches' pixels; of the windows, of pixels x window x C).
 WORK = {
     "mix_ffn": dict(
@@ -198,10 +199,11 @@ def time_of(table: Table, part: str, kind: str, case: Any, made: Made, stages: i
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if kind == "tf32" else "highest")
     try:
-        found = bench.kernels_of(sizes, dtype, CARD.multiprocessors, TARGET)  # type: ignore[attr-defined]
+        called = Case.of(table.op, sizes, str(dtype).removeprefix("torch."))
+        halves = [bench.kernels(called, half, CARD.multiprocessors, TARGET) or {} for half in ("forward", "backward")]
     finally:
         torch.set_float32_matmul_precision(before)
-    _, loaded, stored = (found["forward"] | found["backward"])[name]
+    _, loaded, stored = (halves[0] | halves[1])[name]
     units, width = SIDE**2, bench.paper
     if table.op == "stability_loss":
         units, width = (SIDE // sizes["patch"]) ** 2, bench.paper

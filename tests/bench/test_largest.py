@@ -15,7 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from msformer_fast.benchmarks import largest
 from msformer_fast.benchmarks.clock import look_inside
-from msformer_fast.benchmarks.largest import LiveBytes, largest_side, peak_bytes, peak_of, training_step
+from msformer_fast.benchmarks.largest import largest_side, peak_bytes, peak_of, training_step
+from msformer_fast.benchmarks.without_data import LiveBytes
 from msformer_fast.errors import InputError
 from msformer_fast.identities import strips
 from msformer_fast.ops.backend import interpreting
@@ -155,10 +156,10 @@ def test_launchers_know_where_they_are_again() -> None:
     """In a process that had imported none of them: each asks for the device itself afterwards."""
     code = (
         "import sys, torch\n"
-        "from msformer_fast.benchmarks import largest\n"
-        "with largest.as_on_a_card():\n"
+        "from msformer_fast.benchmarks import without_data\n"
+        "with without_data.as_on_a_card():\n"
         "    from msformer_fast.kernels import mix_ffn\n"
-        "    assert mix_ffn.multiprocessors_of(torch.device('cpu')) == largest.MULTIPROCESSORS\n"
+        "    assert mix_ffn.multiprocessors_of(torch.device('cpu')) == without_data.MULTIPROCESSORS\n"
         "kernels = [m for n, m in sys.modules.items() if n.startswith('msformer_fast.kernels.')]\n"
         "found = [m for m in kernels if hasattr(m, 'multiprocessors_of')]\n"
         "assert len(found) > 5 and all(m.multiprocessors_of(torch.device('cpu')) == 3 for m in found)\n"

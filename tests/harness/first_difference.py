@@ -67,15 +67,13 @@ def difference(value: Tensor, truth: Tensor) -> float:
 
 def launched(call: dict[str, Any]) -> tuple[list[tuple[str, dict[str, Tensor]]], dict[str, Tensor]]:
     """What the launches of a call write, and its results and gradients, by name."""
-    from msformer_fast.benchmarks import largest
+    from msformer_fast.benchmarks.without_data import as_on_a_card
     from tests.harness.fresh_memory import poisoned
     from tests.ops.test_contract import DEVICE
 
     with contextlib.ExitStack() as stack:
         if DEVICE == "cpu":
-            card = {"TARGET": call["target"], "MULTIPROCESSORS": call["multiprocessors"]}
-            stack.enter_context(mock.patch.multiple(largest, **card))
-            stack.enter_context(largest.as_on_a_card())
+            stack.enter_context(as_on_a_card(call["multiprocessors"], call["target"]))
         stack.enter_context(poisoned())
         launches = stack.enter_context(written_by_launches())
         results = results_of(call, "triton", getattr(torch, call["dtype"]))

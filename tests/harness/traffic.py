@@ -154,3 +154,34 @@ def count_traffic():
         for (owner, name), original in saved.items():
             setattr(owner, name, original)
         undo()
+
+
+def kernels_of(traffic):
+    """As ``msformer_fast.benchmarks.traffic`` has them: launches, bytes at distinct addresses read, bytes written."""
+    return {name: (k.launches, k.unique_bytes_loaded, k.bytes_stored) for name, k in traffic.kernels.items()}
+
+
+def counted_as_recorded(call):
+    """Traffic of each part of a call, which the recorded launches of the same call on tensors without data agree with.
+
+    Args:
+        call: a function that draws, yields, and yields again after each part.
+    """
+    from msformer_fast.benchmarks.traffic.recorded import moved, recorded_launches
+
+    parts, steps = [], call()
+    next(steps)
+    while True:
+        with count_traffic() as counted:
+            ended = next(steps, "ended") == "ended"
+        if ended:
+            break
+        parts.append(counted)
+    with recorded_launches() as launches:
+        steps = call()
+        next(steps)
+        for counted in parts:
+            launches.clear()
+            next(steps)
+            assert moved(launches) == kernels_of(counted)
+    return parts

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch._library.custom_ops import OPDEFS
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from msformer_fast.benchmarks.largest import without_launches
+from msformer_fast.benchmarks.without_data import without_launches
 
 
 @contextlib.contextmanager

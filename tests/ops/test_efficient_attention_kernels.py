@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
 
 from msformer_fast import BackendError, InputError, ops
-from msformer_fast.benchmarks.traffic import efficient_attention as traffic
 from msformer_fast.floors import efficient_attention as floor
 from msformer_fast.ops.batch_norm import BatchNorm
 
@@ -40,44 +41,37 @@ def tokens(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 @pytest.mark.parametrize("normed", [False, True], ids=["plain", "batch norm"])
 @pytest.mark.parametrize(("heads", "dtype"), [(1, torch.float32), (2, torch.bfloat16)], ids=str)
 def test_bytes_and_launches(normed: bool, heads: int, dtype: torch.dtype) -> None:
-    """As the formulas have them; three launches forward, five backward, one more for a batch norm's gradient."""
-    from msformer_fast.kernels import efficient_attention_table as table
-    from msformer_fast.kernels.launch import multiprocessors_of
-    from tests.harness.traffic import count_traffic
+    """As the recorded launches; three of them forward, five backward, one more for a batch norm's gradient."""
+    from tests.harness.traffic import counted_as_recorded
 
-    images, height, width, c, ck, cv = 1, 15, 35, 20, 24, 12
-    x, given = tokens(images, height, width, c, dtype=dtype), parameters(c, dtype, ck, cv)
-    bn = batch_norm_of(x, torch.ones_like(given[8]), torch.zeros_like(given[8])) if normed else None
-    with count_traffic() as forward:
+    def call() -> Iterator[None]:
+        c, ck, cv = 20, 24, 12
+        x, given = tokens(1, 15, 35, c, dtype=dtype), parameters(c, dtype, ck, cv)
+        bn = batch_norm_of(x, torch.ones_like(given[8]), torch.zeros_like(given[8])) if normed else None
+        yield
         outputs = ops.efficient_attention(x, *given, heads=heads, batch_norm=bn, backend="triton")
-    with count_traffic() as backward:
+        yield
         torch.autograd.backward(outputs, [torch.ones_like(o) for o in outputs])
-    shape = table.Shape(images, height * width, c, ck, cv, heads)
-    programs = {}
-    for part in ("context", "queries", "tokens", "keys"):
-        settings = table.launch_settings(part, shape, "half" if dtype.itemsize == 2 else "ieee")
-        chunks = table.chunks_of(part, shape, settings)
-        programs[part] = table.programs_of(shape, settings, chunks, multiprocessors_of(x.device))
-    sizes = dict(key_channels=ck, value_channels=cv, heads=heads, batch_norm=normed, programs=programs)
-    for counted, formula in ((forward, traffic.forward), (backward, traffic.backward)):
-        predicted = formula(images, height, width, c, dtype, **sizes)
-        assert counted.kernels.keys() == predicted.keys()
-        for name, (launches, loaded, stored) in predicted.items():
-            kernel = counted.kernels[name]
-            assert kernel.launches == launches, name
-            assert kernel.unique_bytes_loaded == pytest.approx(loaded, rel=0.02), name
-            assert kernel.bytes_stored == pytest.approx(stored, rel=0.02), name
+        yield
+
+    forward, backward = counted_as_recorded(call)
     assert forward.launches == 3
     assert backward.launches == (6 if normed else 5)
 
 
-@interpreted
 def test_the_map_is_read_as_often_as_predicted() -> None:
     """At the paper's size, with a program a multiprocessor: what is not the map is partial sums and small matrices."""
-    programs = dict.fromkeys(("context", "queries", "tokens", "keys"), 132)
+    from msformer_fast.benchmarks.traffic.recorded import moved, recorded_launches
+
     least = floor.bytes_moved(1, 257, 257, 100, torch.float32)
-    for name, formula, most in (("forward", traffic.forward, 1.15), ("backward", traffic.backward, 1.5)):
-        kernels = formula(1, 257, 257, 100, torch.float32, programs=programs)
+    with recorded_launches(132, "sm_90") as launches:
+        x, given = tokens(1, 257, 257, 100), parameters(100, torch.float32, 100, 100)
+        outputs = ops.efficient_attention(x, *given, backend="triton")
+        forward = moved(launches)
+        launches.clear()
+        torch.autograd.backward(outputs, [torch.ones_like(o) for o in outputs])
+        backward = moved(launches)
+    for name, kernels, most in (("forward", forward, 1.15), ("backward", backward, 1.5)):
         assert least[name] <= sum(loaded + stored for _, loaded, stored in kernels.values()) <= most * least[name]
 
 

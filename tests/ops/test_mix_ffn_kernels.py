@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
 
 from msformer_fast import BackendError, ops
-from msformer_fast.benchmarks.traffic import mix_ffn as traffic
 from msformer_fast.floors import mix_ffn as floor
 from msformer_fast.identities.mix_ffn import Options, Parameters
 
@@ -138,35 +139,24 @@ def test_statistics_take_the_arguments_of_the_op() -> None:
 @interpreted
 @pytest.mark.parametrize("memory", ["fast", "lean", "strips"])
 def test_launches_and_bytes(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every kernel reads and writes what the formulas say, and there are as few launches as that."""
+    """Every kernel reads and writes what its recorded launches say, and there are as few as that."""
     from msformer_fast.kernels import mix_ffn as kernels
-    from tests.harness.traffic import count_traffic
+    from tests.harness.traffic import counted_as_recorded
 
-    images, height, width, c, d = 2, 13, 31, 20, 72
-    t, p = draw(images, height, width, c, d)
-    t, p = t.requires_grad_(), Parameters(*(value.requires_grad_() for value in p))
-    strip = 5 if memory == "strips" else None
-    monkeypatch.setattr(kernels, "strip_rows", lambda *sizes: strip or height)
-    with count_traffic() as forward:
-        y, _, _ = ops.mix_ffn_with_statistics(t, *p, memory="fast" if memory == "fast" else "lean", backend="triton")
-    with count_traffic() as backward:
+    strip = 5 if memory == "strips" else 13
+    monkeypatch.setattr(kernels, "strip_rows", lambda *sizes: strip)
+
+    def call() -> Iterator[None]:
+        t, p = draw(2, 13, 31, 20, 72)
+        t, p = t.requires_grad_(), Parameters(*(value.requires_grad_() for value in p))
+        yield
+        kept = "fast" if memory == "fast" else "lean"
+        y, _, _ = ops.mix_ffn_with_statistics(t, *p, memory=kept, backend="triton")
+        yield
         y.backward(torch.ones_like(y))
-    blocks = -(-d // kernels.launch_settings("product", c, d, t.dtype)["BLOCK_D"])
-    shared = {"contract": forward.kernels["contract_kernel"], "hidden": backward.kernels["hidden_gradient_kernel"]}
-    shared |= {name: backward.kernels[f"{name}_gradient_kernel"] for name in ("token", "product")}
-    programs = {name: k.programs // k.launches for name, k in shared.items()}
-    programs["product"] //= blocks
-    sizes = images, height, width, c, d, t.dtype
-    for counted, predicted in (
-        (forward, traffic.forward(*sizes, programs=programs, statistics=True, strip=strip)),
-        (backward, traffic.backward(*sizes, programs=programs, kept=memory == "fast", strip=strip)),
-    ):
-        assert counted.kernels.keys() == predicted.keys()
-        for name, (launches, loaded, stored) in predicted.items():
-            kernel = counted.kernels[name]
-            assert kernel.launches == launches, name
-            assert kernel.unique_bytes_loaded == pytest.approx(loaded, rel=0.02), name
-            assert kernel.bytes_stored == pytest.approx(stored, rel=0.02), name
+        yield
+
+    forward, backward = counted_as_recorded(call)
     strips = 3 if memory == "strips" else 1
     assert forward.launches == 2 * strips + 1
     assert backward.launches == (3 if memory == "fast" else 4) * strips + 1
@@ -174,24 +164,25 @@ def test_launches_and_bytes(memory: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_bytes_at_the_papers_size() -> None:
     """With n bytes of tokens and w = 4 n of hidden activations: forward 3 n + 2 w, backward 6 n + 5 w, little more."""
-    from msformer_fast.kernels import mix_ffn as kernels
+    from msformer_fast.benchmarks.traffic.recorded import moved, recorded_launches
 
-    sizes, n, tiles = (1, 257, 257, 100, 400, torch.float32), 257 * 257 * 100 * 4, 33 * 33
+    n = 257 * 257 * 100 * 4
+    least = floor.bytes_moved(1, 257, 257, 100, 400, torch.float32)
     for statistics in (False, True):
-        programs = {
-            part: kernels.programs_of(part, tiles, 13, 132) for part in ("contract", "hidden", "token", "product")
-        }
-        least = floor.bytes_moved(*sizes)
-        moved = [
-            sum(loaded + stored for _, loaded, stored in found.values())
-            for found in (
-                traffic.forward(*sizes, programs=programs, statistics=statistics),
-                traffic.backward(*sizes, programs=programs),
-            )
-        ]
-        assert 11 * n <= moved[0] <= 11.2 * n
-        assert 26 * n <= moved[1] <= 26.6 * n
-        assert moved[0] >= least["forward"] and moved[1] >= least["backward"]
+        op = ops.mix_ffn_with_statistics if statistics else ops.mix_ffn
+        with recorded_launches(132, "sm_90") as launches:
+            t, p = draw(1, 257, 257, 100, 400)
+            t, p = t.requires_grad_(), Parameters(*(value.requires_grad_() for value in p))
+            result = op(t, *p, backend="triton")
+            forward = moved(launches)
+            launches.clear()
+            y = result[0] if isinstance(result, tuple) else result
+            y.backward(torch.ones_like(y))
+            backward = moved(launches)
+        bytes_of = [sum(loaded + stored for _, loaded, stored in found.values()) for found in (forward, backward)]
+        assert 11 * n <= bytes_of[0] <= 11.2 * n
+        assert 26 * n <= bytes_of[1] <= 26.6 * n
+        assert bytes_of[0] >= least["forward"] and bytes_of[1] >= least["backward"]
 
 
 @interpreted

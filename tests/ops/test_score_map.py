@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -180,33 +181,23 @@ def test_shapes_are_checked() -> None:
 
 @interpreted
 @pytest.mark.parametrize("batch_norm", [True, False])
-def test_bytes_are_those_of_the_formulas(batch_norm: bool) -> None:
+def test_bytes_are_those_of_recorded_launches(batch_norm: bool) -> None:
     """Counted for every kernel; the maps and the logits are moved no more often than the floor says."""
-    from msformer_fast.benchmarks.traffic import patch_embedding as patches
-    from msformer_fast.benchmarks.traffic import score_map as traffic
-    from tests.harness.traffic import count_traffic
+    from tests.harness.traffic import counted_as_recorded, kernels_of
 
-    inputs, s = draw("guided_score_map", torch.float32, batch_norm=batch_norm)
-    with count_traffic() as forward:
+    sizes: dict[str, Any] = {}
+
+    def call() -> Iterator[None]:
+        inputs, s = draw("guided_score_map", torch.float32, batch_norm=batch_norm)
+        sizes.update(s)
+        yield
         outputs = OPS["guided_score_map"].run(inputs, s, "triton")
-    with count_traffic() as backward:
+        yield
         torch.autograd.grad(outputs[1] + outputs[2].sum() + outputs[3].square().sum(), list(inputs.values()))
-    head = (s["B"], s["H"], s["W"], s["C"], s["K"], torch.float32)
-    embed = (s["B"], s["K"], s["H"], s["W"], s["E"], s["patch"], torch.float32)
-    programs = forward.kernels["embed_kernel"].programs, backward.kernels["weight_gradient_kernel"].programs
-    shared = forward.kernels["scores_kernel"].programs
-    wanted = traffic.forward(*head, norms=batch_norm, gather=True, programs=shared)
-    wanted |= patches.forward(*embed, programs=programs[0])
-    assert counted(forward) == wanted
-    wanted = traffic.backward(*head, norms=batch_norm, programs=backward.kernels["weight_sums_kernel"].programs // 4)
-    k_blocks = -(-s["K"] // 32)  # of the patch embedding's weight gradient
-    wanted |= patches.backward(*embed, programs=programs[1] // k_blocks, clustering=True)
-    assert counted(backward) == wanted
-    least = guided_floor.bytes_moved(*head[:5], s["E"], s["patch"], torch.float32, batch_norms=batch_norm)
-    assert sum(sum(k[1:]) for k in counted(forward).values()) < 1.2 * least["forward"]
-    assert floor.bytes_moved(*head, batch_norms=batch_norm)["forward"] < least["forward"]
+        yield
 
-
-def counted(traffic: Any) -> dict[str, tuple[int, int, int]]:
-    """Launches, bytes read at distinct addresses, bytes written, kernel by kernel."""
-    return {name: (k.launches, k.unique_bytes_loaded, k.bytes_stored) for name, k in traffic.kernels.items()}
+    forward, _ = counted_as_recorded(call)
+    head = [sizes[name] for name in "BHWCK"]
+    least = guided_floor.bytes_moved(*head, sizes["E"], sizes["patch"], torch.float32, batch_norms=batch_norm)
+    assert sum(sum(k[1:]) for k in kernels_of(forward).values()) < 1.2 * least["forward"]
+    assert floor.bytes_moved(*head, torch.float32, batch_norms=batch_norm)["forward"] < least["forward"]
