@@ -45,7 +45,11 @@ ANY_CARD: dict[Key, dict[int, Row]] = {
 # {(cards, largest padded D): row}: where the row for any card spills, on this card or under an older compiler, or one
 # without a spill is larger.
 EXCEPTIONS: dict[Key, dict[tuple[str, int], Row]] = {
-    ("forward", "ieee", "small"): {("sm_90", 32): (32, 16, 4), ("sm_90", 64): (32, 16, 4)},
+    ("forward", "ieee", "small"): {
+        ("sm_86 sm_89", 16): (64, 32, 8),
+        ("sm_90", 32): (32, 16, 4),
+        ("sm_90", 64): (32, 16, 4),
+    },
     ("forward", "tf32", "small"): {
         ("sm_90", 32): (64, 64, 8),
         ("sm_90", 64): (32, 32, 8),
@@ -57,9 +61,10 @@ EXCEPTIONS: dict[Key, dict[tuple[str, int], Row]] = {
     ("forward", "half", "large"): {("sm_80", 16): (64, 32, 4)},
     ("fused", "ieee", "small"): {("gfx942", 64): (64, 64, 4)},
     ("fused", "tf32", "small"): {("gfx942", 64): (64, 64, 4)},
-    ("fused", "half", "small"): {("sm_90 sm_100", 32): (64, 64, 8), ("gfx942", 64): (64, 64, 4)},
+    ("fused", "half", "small"): {("sm_86 sm_89 sm_90 sm_100", 32): (64, 64, 8), ("gfx942", 64): (64, 64, 4)},
     ("query", "ieee", "small"): {
-        ("sm_80 sm_90 sm_120", 32): (16, 64, 8),
+        ("sm_80 sm_86 sm_89 sm_90 sm_120", 32): (16, 64, 8),
+        ("sm_100", 32): (16, 64, 4),
         ("gfx942", 32): (32, 32, 4),
         ("sm_90", 64): (32, 32, 8),
         ("gfx942", 64): (32, 32, 4),
