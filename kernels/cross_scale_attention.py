@@ -82,11 +82,20 @@ class _Call:
             ACC=accumulator(q.dtype), PREC=input_precision,
         )  # fmt: skip
 
-    def tile(self, part: str) -> Tile | None:
-        """Tile of a kernel; None where the card has none."""
+    def tile(self, part: str) -> Tile:
+        """Tile of a kernel that every card has."""
         windows = self.windows
         keys = windows.y.core * windows.x.core if part == "key" else windows.keys
-        return tile_of(part, windows.queries, keys, self.D, self.dtype, self.precision, target_of(self.device))
+        tile = tile_of(part, windows.queries, keys, self.D, self.dtype, self.precision, target_of(self.device))
+        assert tile is not None, f"no tile of {part!r}: the launch table has a row for every width"
+        return tile
+
+    def fused_tile(self) -> Tile | None:
+        """Tile of the kernel of all gradients; None where the card has none, or the keys have a halo."""
+        windows, target = self.windows, target_of(self.device)
+        if windows.keys != windows.y.core * windows.x.core:
+            return None
+        return tile_of("fused", windows.queries, windows.keys, self.D, self.dtype, self.precision, target)
 
     def chunks(self, groups: int, programs: int, share: bool) -> tuple[int, int]:
         """Groups that a program goes through, and how many such chunks there are."""
@@ -178,7 +187,7 @@ def cross_scale_attention_backward(
         **_strides("g", grad), **_strides("dq", dq), **_strides("dk", dk), **_strides("dv", dv),
         VEC=_vector_of(q, k, v, dq, dk, dv), GVEC=_vector_of(grad),
     )  # fmt: skip
-    fused = call.tile("fused") if windows.keys == windows.y.core * windows.x.core else None
+    fused = call.fused_tile()
     tile = fused or call.tile("query")
     tiles, key_tiles = tile.tiles(windows.queries, windows.keys)
     groups = triton.cdiv(call.count, tile.N)

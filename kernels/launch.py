@@ -80,7 +80,7 @@ def compile_options(num_warps: int, num_stages: int = 1) -> dict[str, int]:
 OPTIONS = tuple(compile_options(1))
 
 
-def choose(rows: dict[tuple[str, int], Row], size: int, target: str | None) -> Row:
+def choose(rows: Mapping[tuple[str, int], Row], size: int, target: str | None) -> Row:
     """The row of a launch table ``{(targets, largest size): row}`` that serves a size on a card.
 
     The narrowest that fits; of rows of that width one that names the target goes before one for any (``""``).
@@ -90,7 +90,7 @@ def choose(rows: dict[tuple[str, int], Row], size: int, target: str | None) -> R
     fits = []
     for (cards, limit), row in rows.items():
         targets, _, newer = cards.partition(" before ")
-        serves = target in (targets.split() or [target]) and (not newer or version_of(newer) > TRITON)
+        serves = (not targets or target in targets.split()) and (not newer or version_of(newer) > TRITON)
         if serves and size <= limit:
             fits.append((limit, not targets, not newer, row))
     return min(fits)[-1]

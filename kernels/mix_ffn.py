@@ -236,7 +236,8 @@ class _Call:
         tiles, down, across = self.tiles(name, rows)
         if not tiles:
             return
-        grid = (self.blocks(name), programs) if name == "product" else (tiles if programs is None else programs,)
+        share = tiles if programs is None else programs
+        grid = (self.blocks(name), share) if name == "product" else (share,)
         of_rows = dict(
             row_begin=rows[0], row_end=rows[1], tiles_y=down, tiles_x=across, tiles=tiles, first=int(rows[0] == 0)
         )
@@ -244,7 +245,7 @@ class _Call:
 
 
 def _contiguous(p: Parameters) -> Parameters:
-    return type(p)(*(None if value is None else value.contiguous() for value in p))
+    return type(p)._make(None if value is None else value.contiguous() for value in p)
 
 
 def mix_ffn_forward(
@@ -338,7 +339,7 @@ def mix_ffn_backward(
             p_dy=dy, p_t=t, p_u=u, p_dv=dv, p_inner=inner_stats, p_partials=product_sums,
         )  # fmt: skip
 
-    gradients = type(p)(*(None if v is None else torch.empty_like(v) for v in p))
+    gradients = type(p)._make(None if v is None else torch.empty_like(v) for v in p)
     sums = [part for part in (product_sums, hidden_sums, token_sums) if part is not None]
     launch(
         finish_gradients_kernel, (sum(triton.cdiv(part.shape[1], FINISH["BLOCK"]) for part in sums),), FINISH,

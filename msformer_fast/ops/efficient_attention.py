@@ -216,13 +216,13 @@ def _backward(
             widths = parameters.key_weight.shape[0], parameters.value_weight.shape[0]
             grad_context = x.new_zeros((x.shape[0], options.heads, *(width // options.heads for width in widths)))
         saved = Saved(*kept[:4])
-        d_x, d_parameters = identity.efficient_attention_backward(grad_y, grad_context, x, parameters, options, saved)
-        return d_x, [*d_parameters]
+        d_x, of_identity = identity.efficient_attention_backward(grad_y, grad_context, x, parameters, options, saved)
+        return d_x, [*of_identity]
     from msformer_fast.kernels.efficient_attention import efficient_attention_backward
 
     precision, norm = input_precision(products), _launched(batch_norm)
     d_x, d_parameters, d_norm = efficient_attention_backward(
-        grad_y, grad_context, x, parameters, *options, products, tuple(kept), precision, *norm
+        grad_y, grad_context, x, parameters, *options, products, kept, precision, *norm
     )
     return d_x, [*d_parameters, *d_norm]
 

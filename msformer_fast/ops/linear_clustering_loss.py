@@ -100,7 +100,7 @@ def _backward(
     statistics: Tensor,
     reduction: str,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor | None]:
     if backend == "torch":
         return identity.linear_clustering_loss_backward(grad_loss, features, weight, bias, labels, reduction)
     from msformer_fast.kernels.linear_clustering_loss import linear_clustering_loss_backward

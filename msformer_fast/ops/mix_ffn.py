@@ -209,7 +209,8 @@ def _backward(
 def _strip(t: Tensor, parameters: Parameters) -> int:
     from msformer_fast.kernels.mix_ffn import strip_rows
 
-    return strip_rows(*t.shape[:3], parameters.fc1_weight.shape[0], parameters.fc1_weight.element_size())
+    batch, height, width, _ = t.shape
+    return strip_rows(batch, height, width, parameters.fc1_weight.shape[0], parameters.fc1_weight.element_size())
 
 
 def _shapes(
