@@ -11,6 +11,7 @@ from torch import Tensor
 
 from msformer_fast.dtypes import sum_dtype
 from msformer_fast.kernels.efficient_attention_gradient_kernels import (
+    VECTORS,
     batch_norm_gradient_kernel,
     finish_kernel,
     key_gradients_kernel,
@@ -221,7 +222,7 @@ def efficient_attention_backward(
     gradients, bn_gradients = _empty_like(parameters), _empty_like(batch_norm[:2])
     bn_sums = new(2, C) if batch_norm else None
     launch(
-        finish_kernel, (CV + 2 * triton.cdiv(CK * C, FINISH_BLOCK) + 1,), call.shared, SMALL,
+        finish_kernel, (CV + 2 * triton.cdiv(CK * C, FINISH_BLOCK) + VECTORS,), call.shared, SMALL,
         _named("p_d{}", PARAMETERS, gradients), _named("p_d{}", BATCH_NORM_PARAMETERS[:2], bn_gradients),
         p_dM=dM, p_dcontext=dcontext, p_G=G, p_partial_dwk=partial_dwk, p_partial_dwq=partial_dwq,
         p_partial_biases=partial_biases, p_partial_norms=partial_norms, p_bn_sums=bn_sums,

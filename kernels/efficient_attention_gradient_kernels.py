@@ -328,11 +328,22 @@ def key_gradients_kernel(
 
 
 @triton.jit
-def store_sum_of_partials(p_out, p_partials, o, size, stride, partials, BLOCK_S: tl.constexpr, ACC: tl.constexpr):
-    """Elements o of the sum of partials (see ``sum_of_partials``), to p_out unless that is None."""
-    if p_out is not None:
+def store_sum_of_partials(
+    p_out, p_wide, p_partials, o, size, stride, partials,
+    BLOCK_S: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Elements o of the sum of partials (see ``sum_of_partials``), to p_out in its dtype and to p_wide in ACC; either
+    may be None."""
+    if p_out is not None or p_wide is not None:
         b_sum = sum_of_partials(p_partials, o, size, stride, partials, BLOCK_S, ACC)
-        tl.store(p_out + o, b_sum.to(p_out.dtype.element_ty), mask=o < size)
+        if p_out is not None:
+            tl.store(p_out + o, b_sum.to(p_out.dtype.element_ty), mask=o < size)
+        if p_wide is not None:
+            tl.store(p_wide + o, b_sum, mask=o < size)
+
+
+#: Vectors that have gradients: biases of queries (with the keys') and of the result; the norm's, the batch norm's two.
+VECTORS = 6
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -344,8 +355,8 @@ def finish_kernel(
 ):  # fmt: skip
     """Backward, last: the gradients of all parameters. A bias or an affine norm that is None has none.
 
-    Grid: value channels, a row of dWv, a column of dWr and dbv each; then blocks of dWk, of dWq; then one for all
-    vectors.
+    Grid: value channels, a row of dWv, a column of dWr and dbv each; then blocks of dWk, of dWq; then one for each of
+    VECTORS vectors.
     p_d* : the parameters' gradients, in their shapes    query_programs, key_programs, token_programs: of the passes,
     over all images    BLOCK: elements of a matrix at a time, >= C, CK
     """
@@ -382,28 +393,31 @@ def finish_kernel(
 
     elif index < CV + matrix_blocks:  # a block of dWk
         o += (index - CV) * BLOCK
-        store_sum_of_partials(p_dwk, p_partial_dwk, o, CK * C, CK * C, key_programs, BLOCK_S, ACC)
+        store_sum_of_partials(p_dwk, None, p_partial_dwk, o, CK * C, CK * C, key_programs, BLOCK_S, ACC)
 
     elif index < CV + 2 * matrix_blocks:  # a block of dWq
         o += (index - CV - matrix_blocks) * BLOCK
-        store_sum_of_partials(p_dwq, p_partial_dwq, o, CK * C, CK * C, query_programs, BLOCK_S, ACC)
+        store_sum_of_partials(p_dwq, None, p_partial_dwq, o, CK * C, CK * C, query_programs, BLOCK_S, ACC)
 
-    else:  # vectors
-        if p_dbk is not None:  # the softmax over the tokens ignores it
-            tl.store(p_dbk + o, tl.zeros((BLOCK,), ACC).to(p_dbk.dtype.element_ty), mask=o < CK)
-
-        store_sum_of_partials(p_dbq, p_partial_biases, o, CK, CK + C, query_programs, BLOCK_S, ACC)
-        store_sum_of_partials(p_dbr, p_partial_biases + CK, o, C, CK + C, query_programs, BLOCK_S, ACC)
-
-        store_sum_of_partials(p_dgamma, p_partial_norms, o, C, 4 * C, token_programs, BLOCK_S, ACC)
-        store_sum_of_partials(p_dbeta, p_partial_norms + C, o, C, 4 * C, token_programs, BLOCK_S, ACC)
-        store_sum_of_partials(p_dbn_bias, p_partial_norms + 2 * C, o, C, 4 * C, token_programs, BLOCK_S, ACC)
-        store_sum_of_partials(p_dbn_weight, p_partial_norms + 3 * C, o, C, 4 * C, token_programs, BLOCK_S, ACC)
-
-        # The last two sums a second time, in ACC, for the gradient of the map before the batch norm.
-        if p_bn_sums is not None:
-            store_sum_of_partials(p_bn_sums, p_partial_norms + 2 * C, o, C, 4 * C, token_programs, BLOCK_S, ACC)
-            store_sum_of_partials(p_bn_sums + C, p_partial_norms + 3 * C, o, C, 4 * C, token_programs, BLOCK_S, ACC)
+    else:  # a vector: each sum over the programs is a chain of loads
+        vector = index - CV - 2 * matrix_blocks
+        if vector == 0:
+            if p_dbk is not None:  # the softmax over the tokens ignores it
+                tl.store(p_dbk + o, tl.zeros((BLOCK,), ACC).to(p_dbk.dtype.element_ty), mask=o < CK)
+            store_sum_of_partials(p_dbq, None, p_partial_biases, o, CK, CK + C, query_programs, BLOCK_S, ACC)
+        elif vector == 1:
+            store_sum_of_partials(p_dbr, None, p_partial_biases + CK, o, C, CK + C, query_programs, BLOCK_S, ACC)
+        elif vector == 2:
+            store_sum_of_partials(p_dgamma, None, p_partial_norms, o, C, 4 * C, token_programs, BLOCK_S, ACC)
+        elif vector == 3:
+            store_sum_of_partials(p_dbeta, None, p_partial_norms + C, o, C, 4 * C, token_programs, BLOCK_S, ACC)
+        elif p_bn_sums is not None:  # in ACC too, for the gradient of the map before the batch norm
+            if vector == 4:
+                p_sums = p_partial_norms + 2 * C
+                store_sum_of_partials(p_dbn_bias, p_bn_sums, p_sums, o, C, 4 * C, token_programs, BLOCK_S, ACC)
+            else:
+                p_sums = p_partial_norms + 3 * C
+                store_sum_of_partials(p_dbn_weight, p_bn_sums + C, p_sums, o, C, 4 * C, token_programs, BLOCK_S, ACC)
 
 
 @triton.jit(do_not_specialize=SIZES)

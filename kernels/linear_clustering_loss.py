@@ -342,7 +342,7 @@ def linear_clustering_loss_backward(
     settings = launch_settings("weight", K, features.dtype, target, D, input_precision)
     tiles = rows.tiles(settings["BLOCK_P"])
     blocks = triton.cdiv(K, settings["BLOCK_K"]), triton.cdiv(D, settings["BLOCK_O"])
-    programs = max(1, min(triton.cdiv(2 * multiprocessors_of(device), math.prod(blocks)), tiles))
+    programs = max(1, min(2 * multiprocessors_of(device) // math.prod(blocks), tiles))
     dweight = torch.empty(programs, K, D, dtype=statistics.dtype, device=device)
     dbias = torch.empty(programs, K, dtype=statistics.dtype, device=device)
     launch(

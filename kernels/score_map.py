@@ -194,7 +194,7 @@ def score_map_forward(
     logits = fine.new_empty((B, H, W, K))
     blocks, k_blocks = triton.cdiv(shared["cells"], settings["BLOCK_N"]), triton.cdiv(K, settings["BLOCK_K"])
     tiles = 4 * B * blocks
-    programs = min(tiles, triton.cdiv(2 * multiprocessors_of(fine.device), k_blocks))
+    programs = min(tiles, max(1, 2 * multiprocessors_of(fine.device) // k_blocks))
 
     labels, pixel, present, losses, moments = (logits,) * 5  # any pointers
     if gather:
@@ -249,7 +249,8 @@ def score_map_backward(
     # The products of the logits' gradient with both maps, and its sums, position by position.
     settings = launch_settings("weight_sums", *options)
     blocks, k_blocks = triton.cdiv(shared["cells"], settings["BLOCK_N"]), triton.cdiv(K, settings["BLOCK_K"])
-    programs = min(B * blocks, triton.cdiv(multiprocessors_of(fine.device), 4 * k_blocks))
+    # No more than the multiprocessors: a few programs in a second wave would take as long again.
+    programs = min(B * blocks, max(1, multiprocessors_of(fine.device) // (4 * k_blocks)))
     products, sums = _new(fine, programs, 4, 2, K, C), _new(fine, programs, 4, K)
     launch(
         weight_sums_kernel, (programs, 4 * k_blocks), settings, shared,

@@ -114,7 +114,7 @@ LOADED: dict[tuple[str, str], Bytes] = {
     ("weight_gradient_kernel", "p_logits"): _windows,
     ("unfold_kernel", "p_head"): _half("p_head"),  # the coarse columns
     ("unfold_kernel", "p_partials"): _if_normed("p_partials"),
-    ("finish_kernel", "p_partial_norms"): _norms("p_dgamma", "p_dbeta", "p_dbn_bias", "p_dbn_weight"),
+    ("finish_kernel", "p_partial_norms"): _norms("p_dgamma", "p_dbeta", "p_bn_sums", "p_bn_sums"),
     ("table_gradient_kernel", "p_tiles"): _pairs,
     **{(kernel, name): count for kernel, counts in _STRIPS.items() for name, count in counts.items()},
 }

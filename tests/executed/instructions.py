@@ -161,6 +161,31 @@ def test_lanes_that_diverge_meet_again() -> None:
     assert (got == 31 * 32 // 2).all()
 
 
+def test_an_indexed_branch() -> None:
+    """Each lane to its own of three places, then a shuffle of the whole warp."""
+    got, findings = run("""
+        and.b32 %r1, %t, 3;
+        min.u32 %r1, %r1, 2;
+    $table: .branchtargets
+        $zero,
+        $one,
+        $two;
+        brx.idx %r1, $table;
+    $zero:
+        mov.b32 %r0, 10;
+        bra.uni $after;
+    $one:
+        mov.b32 %r0, 11;
+        bra.uni $after;
+    $two:
+        mov.b32 %r0, 12;
+    $after:
+        shfl.sync.idx.b32 %out, %r0, %t, 31, -1;
+    """)
+    assert not findings
+    assert (got == 10 + np.minimum(T & 3, 2)).all()
+
+
 def test_a_shuffle_inside_of_a_branch_is_found() -> None:
     body = """
         setp.lt.u32 %q0, %t, 7;

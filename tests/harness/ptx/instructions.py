@@ -210,6 +210,19 @@ class Exchanges(Rows):
     def on_bra(self, parts: list[str], ops: list[str]) -> None:
         self.emit("bra", [], target=ops[0])
 
+    def on_brx(self, parts: list[str], ops: list[str]) -> None:
+        """One branch after another: to target i of the table where the index is i; what is left takes the last."""
+        index, targets = ops[0], self.tables[ops[1]]
+        if self.guard is not None:
+            raise Unsupported("an indexed branch with a guard")
+        self.declare("pred", "%brx")
+        for number, target in enumerate(targets[:-1]):
+            self.instruction("setp.eq.u32", ["%brx", index, str(number)])
+            self.guard = (self.register("%brx"), False)
+            self.emit("bra", [], target=target)
+            self.guard = None
+        self.emit("bra", [], target=targets[-1])
+
     def on_ret(self, parts: list[str], ops: list[str]) -> None:
         self.emit("exit", [])
 

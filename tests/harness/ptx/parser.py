@@ -30,6 +30,7 @@ class _Parser(Arithmetic, Exchanges, Matrices):
         files = re.findall(r'^\s*\.file\s+(\d+)\s+"([^"]*)"', text, re.M)
         self.files = {number: os.path.basename(path) for number, path in files}
         self.labels: dict[str, int] = {}
+        self.last_label = ""
         self.source = ""
 
     def location(self, text: str) -> None:
@@ -51,6 +52,7 @@ class _Parser(Arithmetic, Exchanges, Matrices):
             while text:
                 label = None if pending else re.match(r"(\$?[\w$]+):\s*", text)
                 if label:
+                    self.last_label = label[1]
                     self.labels[label[1]] = len(self.instructions)
                     text = text[label.end() :]
                 elif not pending and text[0] == "{":
@@ -76,6 +78,9 @@ class _Parser(Arithmetic, Exchanges, Matrices):
             self.declare(*re.fullmatch(r"\.reg\s+\.(\w+)\s+(.*)", text).groups())
             return
         if text.startswith((".pragma", ".local")):  # a use of local memory is refused where it comes
+            return
+        if text.startswith(".branchtargets"):
+            self.tables[self.last_label] = split(text.removeprefix(".branchtargets").strip())
             return
         if text.startswith("."):
             raise Unsupported(text)

@@ -54,6 +54,7 @@ class Rows:
         self.rows: dict[str, int] = {}  # row's name -> bytes a lane
         self.constants: dict[str, tuple[int, int]] = {}  # row's name -> bits, bytes
         self.symbols: dict[str, int] = {}
+        self.tables: dict[str, list[str]] = {}  # targets of indexed branches
         self.scopes: list[dict[str, str]] = [{}]
         self.scope_number = 0
         self.line = Line(0, "")
