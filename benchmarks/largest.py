@@ -92,6 +92,7 @@ def peak_of(
     patch: int = 32,
     device: str = "cpu",
     all_strips: bool = False,
+    cross_scale: str = "none",
 ) -> Peak:
     """Peak of forward, losses, backward and update by SGD with momentum, on one square image, in float32.
 
@@ -100,6 +101,7 @@ def peak_of(
         side: pixels.
         clusters: as many as channels by default.
         device: ``"cuda"`` for what the kernels' launchers would do on a card.
+        cross_scale: see :class:`msformer_fast.MSFormer`.
         all_strips: run every strip of the ``"torch"`` backend; see :func:`few_strips`.
 
     Raises:
@@ -114,10 +116,12 @@ def peak_of(
             stack.enter_context(as_on_a_card())
         if not all_strips:
             stack.enter_context(few_strips())
+        stack.enter_context(mock.patch("torch.nn.init.trunc_normal_", lambda tensor, **_: tensor))  # looks at its draws
         stack.enter_context(FakeTensorMode())
         live = stack.enter_context(LiveBytes())
         # One fused update on a card, as the loop takes; neither kind of update makes memory of its own.
-        how: dict[str, Any] = {"memory": memory, "depth": depth, "patch": patch, "fused": device == "cuda" or None}
+        how: dict[str, Any] = {"memory": memory, "depth": depth, "patch": patch, "cross_scale": cross_scale}
+        how["fused"] = device == "cuda" or None
         step = training_step(backend, side, channels, clusters or channels, **how)
         step()  # makes the momentum
         held = live.now

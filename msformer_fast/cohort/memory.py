@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
+import operator
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from msformer_fast.errors import InputError
 from msformer_fast.images import MIN_SIDE, fit_size
@@ -27,70 +29,15 @@ _WAITING = 8
 _RUN, _CHOOSING = 64, 600
 
 
-class _Terms(NamedTuple):
-    """What a step holds at one moment beside parameters and momentum, in bytes.
-
-    Attributes:
-        channel: for each of the C channels of a pixel: tokens and gradients around the blocks, and the head.
-        cluster: for each of the K clusters of a pixel: logits, their gradient, losses.
-        block: for each channel of a token in every block: what the backward reads, 4 C hidden activations above all.
-        token: for each token of a block: statistics of norms, softmaxes.
-        patch: of the bytes of the patch embedding's weight: its gradient, copies.
-        square: for each of C squared: weights folded, sums of the kernels' programs.
-        fixed, each: strips; strips for each of C.
-        buffer: of the bytes of 4 C hidden activations, at most :data:`_BUFFER`: rows of them made at a time.
-    """
-
-    channel: float
-    cluster: float
-    block: float
-    token: float
-    patch: float
-    square: float = 0
-    fixed: float = 0
-    each: float = 0
-    buffer: float = 0
-
-
-_BUFFER = {"torch": 4.2e6, "triton": 25e6}
-# The two moments of which one is the peak, in the head (many clusters) and in a block (many channels). Fitted from
-# above to counts of tensors without data (msformer_fast.benchmarks.largest) at 65 to 1025 pixels, 8 to 130 channels and
-# clusters, 1 to 3 blocks, and about 1 % more. "expression": the "torch" backend where it does not work in strips.
-_TERMS = {
-    ("reference", "fast"): (
-        _Terms(22.1, 13.8, 101, 41, 3.0, fixed=0.7e6),
-        _Terms(17.6, 24.2, 101, 23, 0, square=1600),
-    ),
-    ("torch", "fast"): (
-        _Terms(14.3, 15.2, 36.6, 1, 0.25, each=145e3, buffer=3.7),
-        _Terms(1.7, 19.1, 36.6, 18, 1.7, fixed=7.8e6, buffer=2.1),
-    ),
-    ("torch", "lean"): (
-        _Terms(10.6, 16.4, 12.6, 16, 1.5, fixed=11.6e6, buffer=1.2),
-        _Terms(16.6, 0, 11.8, 0, 1.07, buffer=6.6),
-    ),
-    ("triton", "fast"): (
-        _Terms(21.0, 2.5, 25.0, 40, 1.01, square=655, fixed=0.1e6),
-        _Terms(10.7, 8.3, 28.1, 20, 1.05, square=430, fixed=0.5e6),
-    ),
-    ("triton", "lean"): (
-        _Terms(4.0, 0.5, 10.5, 0, 1.0, square=340, fixed=0.7e6, buffer=2.27),
-        _Terms(12.4, 8.4, 11.3, 26, 1.03, square=655, fixed=0.2e6),
-    ),
-    ("expression", "fast"): (
-        _Terms(12.3, 32.0, 92.2, 31, 0.12, square=715, fixed=0.3e6),
-        _Terms(5.3, 19.7, 94.4, 54, 1.2, square=350),
-    ),
-    ("expression", "lean"): (
-        _Terms(89.0, 0, 11.9, 13, 1.03, square=90),
-        _Terms(9.1, 32.0, 12.2, 0, 1.0, square=715, fixed=0.5e6),
-    ),
-}
+# What a step holds beside parameters and momentum, at the two moments of which one is the peak: in the head (many
+# clusters) and in a block (many channels). Coefficients of features_of, fitted from above to counts of tensors without
+# data by msformer_fast.benchmarks.memory_terms, which writes this file; tests hold it to other counts.
+_TERMS: dict[str, list[list[float]]] = json.loads((Path(__file__).parent / "memory_terms.json").read_text())
+MODES = tuple(_TERMS)
+#: Bytes of 4 C hidden activations that are made at a time, where a backend makes rows of them.
+BUFFER = {"torch": 4.2e6, "triton": 25e6}
 # Modes in which PyTorch differentiates an expression, with T x T matrices of the T patches.
 _EXPRESSIONS = "reference", "expression"
-# What windows across scales add: to a channel and a cluster of a pixel, whose norms are maps of their own, and to a
-# channel and a head of a token in every exchange.
-_WINDOW = {"torch": (8, 7, 34, 75), "triton": (1, 6, 33, 10)} | dict.fromkeys(_EXPRESSIONS, (8, 7, 34, 250))
 
 
 def step_bytes(
@@ -124,46 +71,86 @@ def step_bytes(
 
 
 def _step(height: int, width: int, settings: Mapping[str, Any]) -> int:
+    mode = mode_of(settings)
+
+    def most(key: str, features: Sequence[float]) -> float:
+        return max(sum(map(operator.mul, terms, features)) for terms in _TERMS[key])
+
+    above = most(mode, features_of(height, width, settings))
+    if _exchanges(settings):
+        above += most(f"{mode.partition(' ')[0]} window", window_features_of(height, width, settings))
+    wide = 2 if settings.get("dtype", "float32") == "float64" else 1
+    return int(held_bytes(height, width, settings) + above) * wide
+
+
+def terms_of(mode: str) -> list[list[float]]:
+    """Coefficients of :func:`features_of`, at each moment."""
+    return _TERMS[mode]
+
+
+def held_bytes(height: int, width: int, settings: Mapping[str, Any]) -> int:
+    """Parameters and momentum of 4 bytes each, buffers, the image; and the T x T matrices of an expression, which need
+    no fitting either."""
     given = settings.get
-    c, k, depth, patch = given("channels", 100), given("clusters", 100), given("depth", 2), given("patch", 32)
-    fine_depth, coarse_depth = (depth, depth) if isinstance(depth, int) else depth
-    exchanges = min(fine_depth, coarse_depth) if given("cross_scale", "none") == "window" else 0
-    pixels, coarse = height * width, (height + 1) // 2 * ((width + 1) // 2)
-    tokens = fine_depth * pixels + coarse_depth * coarse
-    mode = _mode(settings)
-
-    # Parameters and momentum of 4 bytes each, buffers, the image.
-    held = (fine_depth + coarse_depth) * (96 * c**2 + 512 * c + 8) + 32 * c**2 + 504 * c + 24 * k + 24
-    held += 8 * k * c * (patch**2 + 2) + 12 * pixels
+    c, k, patch, exchanges = given("channels", 100), given("clusters", 100), given("patch", 32), _exchanges(settings)
+    held = sum(_depths(settings)) * (96 * c**2 + 512 * c + 8) + 32 * c**2 + 504 * c + 24 * k + 24
+    held += 8 * k * c * (patch**2 + 2) + 12 * height * width
     held += exchanges * (64 * c**2 + 128 * c + 3136 * math.gcd(c, 4))
-
-    def at(terms: _Terms) -> float:
-        found = (terms.channel * c + terms.cluster * k) * pixels + (terms.block * c + terms.token) * tokens
-        found += terms.patch * 4 * patch**2 * k * c + terms.square * c**2 + terms.each * c + terms.fixed
-        return found + terms.buffer * min(16 * c * pixels, _BUFFER.get(mode[0], 0))
-
-    above = max(at(terms) for terms in _TERMS[mode])
-    if exchanges:
-        channel, cluster, block, head = _WINDOW[mode[0]]
-        above += (channel * c + cluster * k) * pixels
-        above += (block * c + head * math.gcd(c, 4)) * exchanges * (pixels + coarse)
-    if mode[0] in _EXPRESSIONS:
+    if mode_of(settings).partition(" ")[0] in _EXPRESSIONS:
         patches = max(1, (height - 1) // patch) * max(1, (width - 1) // patch)
-        above += 5 * 4 * patches**2
-    return int(held + above) * (2 if given("dtype", "float32") == "float64" else 1)
+        held += 5 * 4 * patches**2
+    return int(held)
 
 
-def _mode(settings: Mapping[str, Any]) -> tuple[str, str]:
-    """The key of :data:`_TERMS`."""
+def features_of(height: int, width: int, settings: Mapping[str, Any]) -> tuple[float, ...]:
+    """What the memory of a step grows with.
+
+    Returns:
+        In this order: channels of every pixel (tokens and gradients around the blocks, the head); clusters of every
+        pixel (logits, their gradient, losses); channels of every token in every block (what the backward reads, 4 C
+        hidden activations above all); tokens of the blocks (statistics); bytes of the patch embedding's weight; C
+        squared (weights folded, sums of programs); C (strips); 1; bytes of rows of hidden activations made at a time.
+    """
+    given = settings.get
+    c, k, patch = given("channels", 100), given("clusters", 100), given("patch", 32)
+    pixels, (fine, coarse) = height * width, _depths(settings)
+    tokens = fine * pixels + coarse * _coarse(height, width)
+    rows = min(16 * c * pixels, BUFFER.get(mode_of(settings).partition(" ")[0], 0))
+    return c * pixels, k * pixels, c * tokens, tokens, 4 * patch**2 * k * c, c**2, c, 1, rows
+
+
+def window_features_of(height: int, width: int, settings: Mapping[str, Any]) -> tuple[float, ...]:
+    """What windows across scales add memory with: channels and clusters of a pixel, whose norms are maps of their own,
+    channels and heads of a token in every exchange."""
+    c, k, pixels = settings.get("channels", 100), settings.get("clusters", 100), height * width
+    tokens = _exchanges(settings) * (pixels + _coarse(height, width))
+    return c * pixels, k * pixels, c * tokens, math.gcd(c, 4) * tokens
+
+
+def _coarse(height: int, width: int) -> int:
+    return (height + 1) // 2 * ((width + 1) // 2)
+
+
+def _depths(settings: Mapping[str, Any]) -> tuple[int, int]:
+    depth = settings.get("depth", 2)
+    return (depth, depth) if isinstance(depth, int) else depth
+
+
+def _exchanges(settings: Mapping[str, Any]) -> int:
+    return min(_depths(settings)) if settings.get("cross_scale", "none") == "window" else 0
+
+
+def mode_of(settings: Mapping[str, Any]) -> str:
+    """Backend and memory, as the fitted terms are called."""
     backend, memory, gpu = settings.get("backend"), settings.get("memory", "fast"), _on_gpu(settings)
     if backend is None:
         channels, clusters = settings.get("channels", 100), settings.get("clusters", 100)
         small = channels <= min(MIX_FFN_CHANNELS, EFFICIENT_ATTENTION_CHANNELS) and clusters <= CLUSTERING_LOSS_CLUSTERS
         kernels = gpu and small and settings.get("dtype", "float32") != "float64"
         backend = "triton" if kernels else "torch"
-    if backend == "reference":
-        return backend, "fast"  # it keeps all
-    mode = "expression" if backend == "torch" and gpu else backend, memory
+    # The reference keeps all; the "torch" backend works in strips on the CPU alone, else PyTorch does by an expression.
+    kept = "fast" if backend == "reference" else memory
+    mode = f"{'expression' if backend == 'torch' and gpu else backend} {kept}"
     if mode not in _TERMS:
         accepted = "triton, torch or reference, and fast or lean"
         raise InputError(f"backend and memory: got {backend!r} and {memory!r}; accepted are {accepted}")
