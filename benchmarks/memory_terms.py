@@ -33,7 +33,7 @@ from msformer_fast.files import write_text
 FILE = Path(memory.__file__).parent / "memory_terms.json"
 #: Predictions lie so far above the counts that they are fitted to.
 ABOVE = 1.01
-DRAWS, WINDOW_DRAWS, ROUNDS = 32, 10, 6
+DRAWS, WINDOW_DRAWS, ROUNDS = 48, 10, 6
 
 Settings = dict[str, Any]
 Array = NDArray[np.float64]
