@@ -188,19 +188,26 @@ def test_tf32_is_off_by_what_tf32_is_off_by() -> None:
 
     inputs = rand(1, 5, 9, 100, scale=1.0), rand(100, 100, scale=0.3), rand(100, scale=1.0)
 
-    def gradient(backend: str, *leaves: Tensor) -> Tensor:
+    def gradient(backend: str, *leaves: Tensor) -> tuple[Tensor, Tensor]:
         leaves = tuple(leaf.detach().requires_grad_() for leaf in leaves)
-        loss = ops.linear_clustering_loss(*leaves, backend=backend)[0]
-        return torch.autograd.grad(loss, leaves[0])[0].double()
+        loss, labels, _ = ops.linear_clustering_loss(*leaves, backend=backend)
+        return torch.autograd.grad(loss, leaves[0])[0].double(), labels.long()
 
-    truth = gradient("reference", *(tensor.double() for tensor in inputs))
+    def error() -> Tensor:
+        """Of pixels with the same label: rounding may give one to another cluster of nearly the same score."""
+        found, labels = gradient("triton", *inputs)
+        same = (labels == true_labels)[..., None]
+        assert same.double().mean() > 0.8
+        return ((found - truth) * same).norm() / truth.norm()
+
+    truth, true_labels = gradient("reference", *(tensor.double() for tensor in inputs))
     before = torch.get_float32_matmul_precision()
     try:
         with fixed(tf32=True):
             torch.set_float32_matmul_precision("highest")
-            exact = (gradient("triton", *inputs) - truth).norm() / truth.norm()
+            exact = error()
             torch.set_float32_matmul_precision("high")
-            rounded = (gradient("triton", *inputs) - truth).norm() / truth.norm()
+            rounded = error()
     finally:
         torch.set_float32_matmul_precision(before)
     assert exact < 2e-6
