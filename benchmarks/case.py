@@ -150,7 +150,7 @@ class Bench(Protocol):
     def floor(self, case: Case, part: str) -> Floor | None:
         """The least that the part must move and compute, or ``None`` where nobody has counted."""
 
-    def kernels(self, case: Case, part: str, multiprocessors: int, target: str) -> Kernels | None:
+    def kernels(self, case: Case, part: str, multiprocessors: int, target: str | None) -> Kernels | None:
         """What the kernels launch and move on such a card, or ``None`` where nobody counts."""
 
 

@@ -90,7 +90,7 @@ class ImageBench:
         step = BENCH.floor(case, "step")
         return step and Floor(case["iterations"] * step.bytes, case["iterations"] * step.flops)
 
-    def kernels(self, case: Case, part: str, multiprocessors: int, target: str) -> Kernels | None:
+    def kernels(self, case: Case, part: str, multiprocessors: int, target: str | None) -> Kernels | None:
         return None
 
 

@@ -68,17 +68,25 @@ def counted(mode: str, side: int, sizes: Settings) -> int:
 
 
 def drawn(count: int, seed: str) -> list[tuple[int, Settings]]:
-    """Sides of 65 to 1025 pixels and widths, and the corners."""
+    """Sides of 65 to 1025 pixels, with widths and depths."""
     draw = random.Random(seed)
-    found = [
+    return [
         (
             round(math.exp(draw.uniform(math.log(65), math.log(1025)))),
             {"channels": draw.randint(8, 130), "clusters": draw.randint(8, 130), "depth": draw.randint(1, 3)},
         )
         for _ in range(count)
     ]
-    for side, depth in ((129, 1), (1025, 1), (600, 3)):
-        found += [(side, {"channels": c, "clusters": k, "depth": depth}) for c in (8, 130) for k in (8, 130)]
+
+
+def corners() -> list[tuple[int, Settings]]:
+    """The narrowest and the widest, and two beyond what is drawn."""
+    found = [
+        (side, {"channels": c, "clusters": k, "depth": depth})
+        for side, depth in ((129, 1), (1025, 1), (600, 3))
+        for c in (8, 130)
+        for k in (8, 130)
+    ]
     return [*found, (2049, {"channels": 100, "clusters": 100, "depth": 2}), (300, {"channels": 256, "clusters": 200})]
 
 
@@ -94,7 +102,6 @@ def above(features: Array, counts: Array, terms: Array) -> Array:
     relative = features / counts[:, None]
     scale = np.maximum(relative.mean(0), 1e-300)  # of each feature, for the solver
     rows, samples = relative / scale, len(relative)
-    best = terms
     for _ in range(ROUNDS):
         chosen = (features @ terms.T).argmax(1)
         # Unknowns: terms of every function, then the excess of every sample.
@@ -112,13 +119,12 @@ def above(features: Array, counts: Array, terms: Array) -> Array:
         if not solved.success or solved.fun >= least - 1e-6:
             break
         least, terms = solved.fun, solved.x[: functions * width].reshape(functions, width) / scale
-        best = terms
-    return best
+    return terms
 
 
 def fitted(mode: str) -> list[list[float]]:
     """Terms of the features of one mode."""
-    samples = drawn(DRAWS, mode)
+    samples = [*drawn(DRAWS, mode), *corners()]
     every = [{**settings_of(mode), **sizes} for _, sizes in samples]
     sides = [side for side, _ in samples]
     features = np.array([memory.features_of(side, side, s) for side, s in zip(sides, every, strict=True)])
@@ -143,11 +149,10 @@ def _fitted_window(backend: str) -> list[list[float]]:
     for mode in (f"{backend} fast", f"{backend} lean"):
         if mode not in MODES:
             continue
-        for side, sizes in drawn(WINDOW_DRAWS, f"window {mode}")[:WINDOW_DRAWS]:
+        for side, sizes in drawn(WINDOW_DRAWS, f"window {mode}"):
             settings = {**settings_of(mode), **sizes, "cross_scale": "window"}
             exact = counted(mode, side, {**sizes, "cross_scale": "window"})
-            alone = memory.features_of(side, side, settings)
-            plain = max(sum(t * f for t, f in zip(terms, alone, strict=True)) for terms in memory.terms_of(mode))
+            plain = memory.most(mode, memory.features_of(side, side, settings))
             added = ABOVE * exact - memory.held_bytes(side, side, settings) - plain
             if added > 0:
                 features.append(memory.window_features_of(side, side, settings))

@@ -76,7 +76,7 @@ class StepBench:
         rows = [row for row in rows if row.name.endswith(names)]
         return Floor(sum(row.times * row.floor for row in rows), sum(row.times * row.flops for row in rows))
 
-    def kernels(self, case: Case, part: str, multiprocessors: int, target: str) -> Kernels | None:
+    def kernels(self, case: Case, part: str, multiprocessors: int, target: str | None) -> Kernels | None:
         return None
 
 

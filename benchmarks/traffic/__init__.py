@@ -34,8 +34,10 @@ class Launch(NamedTuple):
     arguments: dict[str, Any]
 
 
-#: Bytes that an argument moves where that is not its size, from the launch; by kernel and argument.
-Partly: TypeAlias = Mapping[tuple[str, str], Callable[[Launch], int]]
+#: Bytes that an argument moves where that is not its size, from the launch and the argument's name.
+Bytes: TypeAlias = Callable[[Launch, str], int]
+#: By kernel and argument.
+Partly: TypeAlias = Mapping[tuple[str, str], Bytes]
 
 
 def has_launch_tables() -> bool:

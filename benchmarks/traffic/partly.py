@@ -5,115 +5,111 @@ Tests hold these to what Triton's interpreter counts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias
-
 from msformer_fast.benchmarks.aten_traffic import size_of
-from msformer_fast.benchmarks.traffic import Launch
-
-Bytes: TypeAlias = Callable[[Launch], int]
+from msformer_fast.benchmarks.traffic import Bytes, Launch
 
 #: Row buffers of Mix-FFN: hidden activations and their gradient.
 BUFFERS = "p_u", "p_dv"
 
 
-def _half(name: str) -> Bytes:
-    return lambda launch: size_of(launch.arguments[name]) // 2
+def _nothing(launch: Launch, name: str) -> int:
+    return 0
 
 
-def _flags(launch: Launch) -> int:
+def _half(launch: Launch, name: str) -> int:
+    return size_of(launch.arguments[name]) // 2
+
+
+def _flags(launch: Launch, name: str) -> int:
     """Every pixel writes the flag of its label: a byte each."""
     return int(launch.arguments["p_labels"].numel())
 
 
-def _windows(launch: Launch) -> int:
+def _windows(launch: Launch, name: str) -> int:
     """Pixels that a query or a key sees: two windows of rows x columns patches of P x P pixels, a pixel apart."""
     given = launch.arguments
     height, width = given["rows"] * given["P"], given["columns"] * given["P"]
     pixels = 2 * height * width - (height - 1) * (width - 1)
-    return int(given["B"] * given["K"] * pixels * given["p_logits"].element_size())
+    return int(given["B"] * given["K"] * pixels * given[name].element_size())
 
 
-def _if_normed(name: str) -> Bytes:
+def _if_normed(launch: Launch, name: str) -> int:
     """All of it where the grid has programs for the batch norms' gradients, else nothing."""
-
-    def count(launch: Launch) -> int:
-        given = launch.arguments
-        rows, columns = (-(-given[size] // given["BLOCK"]) for size in "CK")
-        return size_of(given[name]) if launch.programs > rows * (4 * rows + columns) else 0
-
-    return count
+    given = launch.arguments
+    rows, columns = (-(-given[size] // given["BLOCK"]) for size in "CK")
+    return size_of(given[name]) if launch.programs > rows * (4 * rows + columns) else 0
 
 
 def _norms(*given: str) -> Bytes:
     """Of (programs, 4, C) sums for two norms, equal shares for each of these arguments that is there."""
 
-    def count(launch: Launch) -> int:
-        there = sum(launch.arguments[name] is not None and launch.arguments[name] is not False for name in given)
-        return size_of(launch.arguments["p_partial_norms"]) * there // len(given)
+    def count(launch: Launch, name: str) -> int:
+        there = sum(launch.arguments[each] is not None and launch.arguments[each] is not False for each in given)
+        return size_of(launch.arguments[name]) * there // len(given)
 
     return count
 
 
-def _pairs(launch: Launch) -> int:
+def _pairs(launch: Launch, name: str) -> int:
     """Scores that belong to a pair of a query and a key of one window."""
     given = launch.arguments
     queries, keys = given["WINDOW_Y"] * given["WINDOW_X"], given["REACH_Y"] * given["REACH_X"]
-    return int(given["N"] * queries * keys * given["heads"] * given["p_tiles"].element_size())
+    return int(given["N"] * queries * keys * given["heads"] * given[name].element_size())
 
 
-def _rows(name: str, beside: int = 0) -> Bytes:
+def _rows(launch: Launch, name: str, beside: int = 0) -> int:
     """Rows that a launch of Mix-FFN computes, with as many beside them on either side as the image has."""
-
-    def count(launch: Launch) -> int:
-        given = launch.arguments
-        first, end = max(given["row_begin"] - beside, 0), min(given["row_end"] + beside, given["H"])
-        held = given["R"] if name in BUFFERS else given["H"]
-        return size_of(given[name]) * (end - first) // held
-
-    return count
+    given = launch.arguments
+    first, end = max(given["row_begin"] - beside, 0), min(given["row_end"] + beside, given["H"])
+    held = given["R"] if name in BUFFERS else given["H"]
+    return size_of(given[name]) * (end - first) // held
 
 
-def _before(name: str) -> Bytes:
+def _taps(launch: Launch, name: str) -> int:
+    """Those rows with the neighbours that the taps of the convolution reach."""
+    return _rows(launch, name, beside=1)
+
+
+def _before(launch: Launch, name: str) -> int:
     """Partial sums of the strips before."""
-    return lambda launch: 0 if launch.arguments["first"] else size_of(launch.arguments[name])
+    return 0 if launch.arguments["first"] else size_of(launch.arguments[name])
 
 
 # Tokens, results and gradients of a strip; hidden activations and their gradient with the rows that taps reach.
 _STRIPS: dict[str, dict[str, Bytes]] = {
-    "expand_kernel": {"p_t": _rows("p_t")},
-    "contract_kernel": {"p_t": _rows("p_t"), "p_u": _rows("p_u", beside=1), "p_moments": _before("p_moments")},
+    "expand_kernel": {"p_t": _rows},
+    "contract_kernel": {"p_t": _rows, "p_u": _taps, "p_moments": _before},
     "hidden_gradient_kernel": {
-        "p_dy": _rows("p_dy"),
-        "p_u": _rows("p_u", beside=1),
-        "p_inner": _rows("p_inner"),
-        "p_partials": _before("p_partials"),
+        "p_dy": _rows,
+        "p_u": _taps,
+        "p_inner": _rows,
+        "p_partials": _before,
     },
     "token_gradient_kernel": {
-        "p_dy": _rows("p_dy"),
-        "p_t": _rows("p_t"),
-        "p_dv": _rows("p_dv", beside=1),
-        "p_partials": _before("p_partials"),
+        "p_dy": _rows,
+        "p_t": _rows,
+        "p_dv": _taps,
+        "p_partials": _before,
     },
     "product_gradient_kernel": {
-        "p_dy": _rows("p_dy"),
-        "p_t": _rows("p_t"),
-        "p_u": _rows("p_u", beside=1),
-        "p_dv": _rows("p_dv", beside=1),
-        "p_inner": _rows("p_inner"),
-        "p_partials": _before("p_partials"),
+        "p_dy": _rows,
+        "p_t": _rows,
+        "p_u": _taps,
+        "p_dv": _taps,
+        "p_inner": _rows,
+        "p_partials": _before,
     },
 }
 
 #: Mix-FFN in strips, where the row buffers of hidden activations and of their gradient stay in a card's last cache.
-RESIDENT: dict[tuple[str, str], Bytes] = {(kernel, name): lambda launch: 0 for kernel in _STRIPS for name in BUFFERS}
+RESIDENT: dict[tuple[str, str], Bytes] = {(kernel, name): _nothing for kernel in _STRIPS for name in BUFFERS}
 
 #: Bytes that an argument's loads move, by kernel and argument.
 LOADED: dict[tuple[str, str], Bytes] = {
     ("embed_kernel", "p_logits"): _windows,
     ("weight_gradient_kernel", "p_logits"): _windows,
-    ("unfold_kernel", "p_head"): _half("p_head"),  # the coarse columns
-    ("unfold_kernel", "p_partials"): _if_normed("p_partials"),
+    ("unfold_kernel", "p_head"): _half,  # the coarse columns
+    ("unfold_kernel", "p_partials"): _if_normed,
     ("finish_kernel", "p_partial_norms"): _norms("p_dgamma", "p_dbeta", "p_bn_sums", "p_bn_sums"),
     ("table_gradient_kernel", "p_tiles"): _pairs,
     **{(kernel, name): count for kernel, counts in _STRIPS.items() for name, count in counts.items()},
@@ -124,13 +120,13 @@ STORED: dict[tuple[str, str], Bytes] = {
     ("loss_kernel", "p_present"): _flags,
     ("linear_loss_kernel", "p_present"): _flags,
     ("scores_kernel", "p_present"): _flags,
-    ("weight_finish_kernel", "p_dhead"): _half("p_dhead"),  # the fine columns; unfold_kernel writes the others
-    ("unfold_kernel", "p_dhead"): _half("p_dhead"),
-    ("unfold_kernel", "p_dnorm"): _if_normed("p_dnorm"),
+    ("weight_finish_kernel", "p_dhead"): _half,  # the fine columns; unfold_kernel writes the others
+    ("unfold_kernel", "p_dhead"): _half,
+    ("unfold_kernel", "p_dnorm"): _if_normed,
     ("token_gradients_kernel", "p_partial_norms"): _norms("NORM", "p_raw"),
-    ("expand_kernel", "p_u"): _rows("p_u"),
-    ("contract_kernel", "p_y"): _rows("p_y"),
-    ("contract_kernel", "p_inner"): _rows("p_inner"),
-    ("hidden_gradient_kernel", "p_dv"): _rows("p_dv"),
-    ("token_gradient_kernel", "p_dt"): _rows("p_dt"),
+    ("expand_kernel", "p_u"): _rows,
+    ("contract_kernel", "p_y"): _rows,
+    ("contract_kernel", "p_inner"): _rows,
+    ("hidden_gradient_kernel", "p_dv"): _rows,
+    ("token_gradient_kernel", "p_dt"): _rows,
 }

@@ -80,7 +80,7 @@ def moved(launches: Iterable[Launch], loaded: Partly | None = None, stored: Part
 
     def total(launch: Launch, sizes: Mapping[str, int], partly: Partly) -> int:
         given = {name: partly.get((launch.kernel, name)) for name in sizes}
-        return sum(sizes[name] if count is None else count(launch) for name, count in given.items())
+        return sum(sizes[name] if count is None else count(launch, name) for name, count in given.items())
 
     kernels: Kernels = {}
     loaded, stored = {**LOADED, **(loaded or {})}, {**STORED, **(stored or {})}

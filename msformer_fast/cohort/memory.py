@@ -71,16 +71,16 @@ def step_bytes(
 
 
 def _step(height: int, width: int, settings: Mapping[str, Any]) -> int:
-    mode = mode_of(settings)
-
-    def most(key: str, features: Sequence[float]) -> float:
-        return max(sum(map(operator.mul, terms, features)) for terms in _TERMS[key])
-
-    above = most(mode, features_of(height, width, settings))
+    above = most(mode_of(settings), features_of(height, width, settings))
     if _exchanges(settings):
-        above += most(f"{mode.partition(' ')[0]} window", window_features_of(height, width, settings))
+        above += most(f"{_kind(settings)} window", window_features_of(height, width, settings))
     wide = 2 if settings.get("dtype", "float32") == "float64" else 1
     return int(held_bytes(height, width, settings) + above) * wide
+
+
+def most(mode: str, features: Sequence[float]) -> float:
+    """Bytes at the moment of the peak."""
+    return max(sum(map(operator.mul, terms, features)) for terms in _TERMS[mode])
 
 
 def terms_of(mode: str) -> list[list[float]]:
@@ -96,7 +96,7 @@ def held_bytes(height: int, width: int, settings: Mapping[str, Any]) -> int:
     held = sum(_depths(settings)) * (96 * c**2 + 512 * c + 8) + 32 * c**2 + 504 * c + 24 * k + 24
     held += 8 * k * c * (patch**2 + 2) + 12 * height * width
     held += exchanges * (64 * c**2 + 128 * c + 3136 * math.gcd(c, 4))
-    if mode_of(settings).partition(" ")[0] in _EXPRESSIONS:
+    if _kind(settings) in _EXPRESSIONS:
         patches = max(1, (height - 1) // patch) * max(1, (width - 1) // patch)
         held += 5 * 4 * patches**2
     return int(held)
@@ -115,7 +115,7 @@ def features_of(height: int, width: int, settings: Mapping[str, Any]) -> tuple[f
     c, k, patch = given("channels", 100), given("clusters", 100), given("patch", 32)
     pixels, (fine, coarse) = height * width, _depths(settings)
     tokens = fine * pixels + coarse * _coarse(height, width)
-    rows = min(16 * c * pixels, BUFFER.get(mode_of(settings).partition(" ")[0], 0))
+    rows = min(16 * c * pixels, BUFFER.get(_kind(settings), 0))
     return c * pixels, k * pixels, c * tokens, tokens, 4 * patch**2 * k * c, c**2, c, 1, rows
 
 
@@ -138,6 +138,11 @@ def _depths(settings: Mapping[str, Any]) -> tuple[int, int]:
 
 def _exchanges(settings: Mapping[str, Any]) -> int:
     return min(_depths(settings)) if settings.get("cross_scale", "none") == "window" else 0
+
+
+def _kind(settings: Mapping[str, Any]) -> str:
+    """The mode without its memory."""
+    return mode_of(settings).split()[0]
 
 
 def mode_of(settings: Mapping[str, Any]) -> str:

@@ -51,7 +51,7 @@ class Halves:
     def floor(self, case: Case, part: str) -> Floor:
         return {"forward": Floor(3_350_000, 0), "backward": Floor(0, 134_000_000)}[part]
 
-    def kernels(self, case: Case, part: str, multiprocessors: int, target: str) -> Kernels | None:
+    def kernels(self, case: Case, part: str, multiprocessors: int, target: str | None) -> Kernels | None:
         return None
 
 

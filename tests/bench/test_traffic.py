@@ -83,9 +83,9 @@ def test_the_call_that_is_timed(name: str) -> None:
         with count_traffic() as traffic:
             subject.parts[part]()
         counted = kernels_of(traffic)
-        assert bench.kernels(case, part, MULTIPROCESSORS, None) == counted  # type: ignore[arg-type]
+        assert bench.kernels(case, part, MULTIPROCESSORS, None) == counted
         both |= {f"{kernel}, {part}": figures for kernel, figures in counted.items()}
-    assert bench.kernels(case, "both", MULTIPROCESSORS, None) == both  # type: ignore[arg-type]
+    assert bench.kernels(case, "both", MULTIPROCESSORS, None) == both
     subject.close()
 
 

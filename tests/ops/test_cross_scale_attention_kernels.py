@@ -260,3 +260,15 @@ def test_launches_and_bytes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         sizes = 2, 2, 16, windows[0]
         assert floor.bytes_moved(*sizes, torch.float32) == {"forward": 4 * unit, "backward": 7 * unit}
         assert floor.flops(*sizes)["forward"] == 4 * unit // 4 * 64
+
+
+def test_the_forward_moves_four_maps() -> None:
+    """Queries, keys, values and the result once, at equal sizes; little more. The usual chain of operators around a
+    fused attention moves twenty: rolls, cuts into windows, copies of heads, each way."""
+    from msformer_fast.benchmarks.traffic.recorded import moved, recorded_launches
+
+    unit = 64 * 96 * 4 * 32 * 2
+    with recorded_launches(132, "sm_90") as launches:
+        draw((64, 96), (64, 96), 8, shift=4, batch=1, heads=4, d=32, bias=None, dtype=torch.bfloat16).forward()
+    ((_, loaded, stored),) = moved(launches).values()
+    assert 4 * unit < loaded + stored < 4.1 * unit
