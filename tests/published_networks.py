@@ -120,6 +120,23 @@ class EfficientTransformerBlock(nn.Module):
         return (y, context) if self.context else y
 
 
+class AuthorsBlock(nn.Module):
+    """MS-Former's own: a map and its height and width in, a map and the context out."""
+
+    def __init__(self, in_dim: int, key_dim: int, value_dim: int, head_count: int = 1, token_mlp: str = "mix") -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(in_dim)
+        self.attn = EfficientAttention(in_dim, key_dim, value_dim, 1, context="last")
+        self.norm2 = nn.LayerNorm(in_dim)
+        self.mlp = FEED_FORWARD[token_mlp](in_dim, 4 * in_dim)
+
+    def forward(self, x: Tensor, H: int, W: int) -> tuple[Tensor, Tensor]:
+        tokens = x.flatten(2).mT
+        attended, context = self.attn(self.norm1(tokens).mT.unflatten(2, (H, W)))
+        t = tokens + attended.flatten(2).mT
+        return (t + self.mlp(self.norm2(t), H, W)).mT.unflatten(2, (H, W)), context
+
+
 class AuthorsNetwork(nn.Module):
     """MS-Former's two branches as its authors wrote them: embedding, blocks, batch norms, and the head."""
 
@@ -128,7 +145,8 @@ class AuthorsNetwork(nn.Module):
         for branch, stride in (("s", 1), ("l", 2)):
             embed = nn.Sequential(nn.Conv2d(3, channels, 3, stride, 1), nn.BatchNorm2d(channels))
             self.add_module(f"patch_embed_{branch}", embed)
-            self.add_module(f"block_{branch}", nn.ModuleList(EfficientTransformerBlock(channels) for _ in range(2)))
+            blocks = (AuthorsBlock(channels, channels, channels, token_mlp="mix_skip") for _ in range(2))
+            self.add_module(f"block_{branch}", nn.ModuleList(blocks))
             self.add_module(f"bn2_{branch}", nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(2)))
         self.linear_up = nn.Linear(channels, 4 * channels, bias=False)
         self.linear_down = nn.Linear(2 * channels, clusters, bias=False)
@@ -136,9 +154,8 @@ class AuthorsNetwork(nn.Module):
     def branch(self, image: Tensor, name: str) -> tuple[Tensor, Tensor]:
         x = self.get_submodule(f"patch_embed_{name}")(image)
         for block, norm in zip(self.get_submodule(f"block_{name}"), self.get_submodule(f"bn2_{name}"), strict=True):
-            height, width = x.shape[2:]
-            y, context = block(x.flatten(2).mT, height, width)
-            x = norm(y.mT.reshape(x.shape))
+            y, context = block(x, *x.shape[2:])
+            x = norm(y)
         return x, context
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import msformer_fast as mf
 from msformer_fast.nn import DropIn, PublishedEfficientAttention, PublishedMixFFN, PublishedTransformerBlock
+from msformer_fast.swaps.probe import probe
 from tests import published_networks as published
 from tests.harness.differences import assert_same
 from tests.harness.networks import NETWORKS, batch, loss_of, net, results
@@ -252,6 +253,71 @@ def test_own_modules_on_the_reference() -> None:
     assert {m.backend for m in original.modules() if hasattr(m, "backend")} == {"reference"}
     swaps = mf.accelerate(original)
     assert len(swaps) == 8 and "set its backend attribute" in str(swaps)
+
+
+def test_a_module_that_is_reached_otherwise() -> None:
+    """Through a plain list the module itself would be called: the swap would change nothing."""
+
+    class Listed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = published.MixFFN(6, 12), published.MixFFN(6, 12)
+            self.order = [{"then": (self.second,)}]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.order[0]["then"][0](self.first(x, 5, 7), 5, 7)
+
+    model = nn.Sequential(Listed())
+    swaps = mf.accelerate(model)
+    assert [swap.names for swap in swaps.swapped] == [("0.first",)]
+    (left,) = swaps.left
+    assert left.name == "0.second" and left.reason.startswith("0.order holds it besides")
+    assert type(model[0].second) is published.MixFFN
+
+
+def test_a_module_that_is_never_called() -> None:
+    model = nn.ModuleList([published.MixFFN(6, 12), published.MixFFN(6, 12)])
+    swaps = mf.accelerate(model)
+    assert "NOT CALLED" not in str(swaps)
+    model[1](torch.randn(1, 35, 6), 5, 7)
+    assert [swap.was_called for swap in swaps.swapped] == [False, True]
+    first, second = str(swaps).splitlines()[1:3]
+    assert first.endswith("NOT CALLED so far") and "NOT CALLED" not in second
+
+
+def test_modules_of_one_structure_are_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def counted(module: nn.Module, *others: Any) -> Any:
+        tried.append(module)
+        return probe(module, *others)
+
+    monkeypatch.setattr("msformer_fast.swaps.search.probe", counted)
+    blocks = [published.MixFFN(6, 12, drop) for drop in (0.0, 0.1, 0.1)] + [published.MixFFN(6, 18)]
+    blocks[2].act = nn.GELU("tanh")
+    other = published.MixFFN(6, 12)
+    other.fc1.bias = None
+    swaps = mf.accelerate(nn.ModuleList([*blocks, other]))
+    assert tried == [blocks[0], blocks[3], other] and len(swaps) == 4
+    assert [left.reason for left in swaps.left] == ["its GELU is the tanh approximation"]
+
+
+def test_the_trial_is_quiet(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It prints nothing, and seeds no generator but the CPU's, which is as it was afterwards."""
+
+    class Talking(published.MixFFN):
+        def forward(self, x: Tensor, H: int, W: int) -> Tensor:
+            print("called")
+            return super().forward(x, H, W)
+
+    def refuse(seed: int) -> None:
+        raise AssertionError("seeds every device")
+
+    monkeypatch.setattr(torch, "manual_seed", refuse)
+    model = nn.Sequential(Talking(6, 12))
+    state = torch.random.get_rng_state()
+    assert len(mf.accelerate(model)) == 1
+    assert capsys.readouterr().out == "" and torch.equal(torch.random.get_rng_state(), state)
 
 
 class Scaled(nn.Module):

@@ -112,6 +112,7 @@ def _written_once(out: Path, written: dict[str, tuple[int, int]]) -> None:
         assert written.setdefault(str(path), found) == found, f"{path} was done twice"
 
 
+@pytest.mark.slow
 @linux
 def test_interrupted_once_and_twice(undisturbed: tuple[Path, Path], tmp_path: Path) -> None:
     images, expected = undisturbed

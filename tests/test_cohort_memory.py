@@ -91,7 +91,11 @@ def live_peak(height: int, width: int, cross_scale: str = "none", **sizes: Any) 
         return live.peak
 
 
-@pytest.mark.parametrize("mode", MODES, ids=lambda mode: "-".join(mode))
+@pytest.mark.parametrize(
+    "mode",
+    [pytest.param(mode, marks=[pytest.mark.slow] * (mode == ("torch", "lean", "cpu"))) for mode in MODES],
+    ids=lambda mode: "-".join(mode),
+)
 def test_a_step_is_predicted(mode: tuple[str, str, str]) -> None:
     needs_triton(mode[0])
     for sizes in drawn(2, "few", most=700):
@@ -109,7 +113,7 @@ def test_steps_are_predicted(mode: tuple[str, str, str]) -> None:
         hold_to_the_count(mode, *sizes)
 
 
-@pytest.mark.parametrize("kept", ["fast", "lean"])
+@pytest.mark.parametrize("kept", ["fast", pytest.param("lean", marks=pytest.mark.slow)])
 def test_a_rectangle_and_branches_of_two_depths_are_predicted(kept: str) -> None:
     sizes: dict[str, Any] = {"channels": 40, "clusters": 30, "depth": (1, 3), "memory": kept, "backend": "torch"}
     assert_close(step_bytes(161, 330, **sizes), live_peak(161, 330, **sizes), 129)
@@ -117,7 +121,8 @@ def test_a_rectangle_and_branches_of_two_depths_are_predicted(kept: str) -> None
     assert step_bytes(120, 480, **sizes) == pytest.approx(step_bytes(240, 240, **sizes), rel=1e-6)
 
 
-@pytest.mark.parametrize("kept", ["fast", pytest.param("lean", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kept", ["fast", "lean"])
 def test_windows_across_scales_are_predicted(kept: str) -> None:
     (side, channels, clusters, depth), *_ = drawn(1, "window", least=129, most=500)
     sizes: dict[str, Any] = {"channels": channels, "clusters": clusters, "depth": depth, "memory": kept}
@@ -125,7 +130,7 @@ def test_windows_across_scales_are_predicted(kept: str) -> None:
     assert_close(step_bytes(side, side, **sizes), live_peak(side, side, **sizes), side)
 
 
-@pytest.mark.parametrize("kept", ["fast", "lean"])
+@pytest.mark.parametrize("kept", ["fast", pytest.param("lean", marks=pytest.mark.slow)])
 def test_an_expression_on_a_card_is_predicted(kept: str) -> None:
     """There the "torch" backend has no strips."""
     for side, channels, clusters, depth in [*drawn(1, "card", least=129, most=500), (150, 8, 130, 1)]:

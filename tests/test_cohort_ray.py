@@ -64,6 +64,7 @@ def test_the_same_results_with_a_worker_killed(cluster: object, tmp_path: Path) 
     assert (again.made, len(lines(out))) == (0, 12)
 
 
+@pytest.mark.slow
 def test_a_run_is_gone_on_with_by_the_other_engine(cluster: object, tmp_path: Path) -> None:
     images = write_images(tmp_path / "in", 6)
     run_cohort(images[:3], tmp_path / "out", settings=SETTINGS, threads=1)

@@ -150,8 +150,10 @@ def test_hooks_on_every_module_of_the_process(name: str) -> None:
     "part",
     [
         "net.block_s.0.mlp.fc1",
-        "net.to_patch_embedding.1",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("net.patch_embed_s.norm", "net.linear_up")),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("net.to_patch_embedding.1", "net.patch_embed_s.norm", "net.linear_up")
+        ),
     ],
 )
 def test_through_the_kernels(part: str) -> None:

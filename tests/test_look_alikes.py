@@ -65,6 +65,21 @@ class Stateful(EfficientAttention):
         return super().forward(x) * Stateful.calls
 
 
+class Storing(EfficientAttention):
+    """Keeps its result for others to read."""
+
+    def forward(self, x: Tensor) -> Any:
+        self.last = super().forward(x)
+        return self.last
+
+
+class OtherOnLargerMaps(EfficientAttention):
+    """Reduces maps that are larger than its grid."""
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x if x.shape[2] <= 16 else x * 0.5)
+
+
 def strided() -> nn.Module:
     module = EfficientAttention(8)
     module.keys = nn.Conv2d(8, 8, 1, groups=2)
@@ -136,6 +151,8 @@ LOOK_ALIKES = {
     "a parameter more": (lambda: TempScaled(8), "it has temperature besides"),
     "a changing result": (lambda: Stateful(8), "its result differs by"),
     "queries of another map": (lambda: published.CrossAttention(8), r"its forward takes \(target, source\)"),
+    "a result that is stored": (lambda: Storing(8), "its forward stores last"),
+    "another one on larger maps": (lambda: OtherOnLargerMaps(8), "its result differs by"),
     "grouped keys": (strided, "its keys is no plain 1x1 Conv2d"),
     "heads that do not divide": (lambda: EfficientAttention(8, head_count=3), "its 3 heads do not divide"),
     "GELU of tanh": (tanh_gelu, "its GELU is the tanh approximation"),

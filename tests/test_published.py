@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -156,7 +157,12 @@ def test_a_block_whose_norms_differ() -> None:
 
 def test_through_the_kernels(strict_kernels: None) -> None:
     pytest.importorskip("triton")
-    check(EfficientTransformerBlock(8, 2), *tokens(8), backend="triton")
+    block = random_parameters(EfficientTransformerBlock(8, 2))
+    drop_in, _ = swapped(block, backend="triton")
+    inputs = tokens(8)
+    with torch.no_grad():
+        for ours, theirs in zip(drop_in(*inputs), block(*inputs), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("call", ["by name", "mixed", "by place"])
@@ -174,11 +180,129 @@ def test_arguments_by_name(call: str) -> None:
 
 def test_sizes_that_do_not_fit() -> None:
     drop_in, _ = swapped(EfficientTransformerBlock(8))
-    with pytest.raises(mf.InputError, match=r"x must be \(B, H \* W, C\) with H = 5 and W = 5, got \(1, 24, 8\)"):
+    with pytest.raises(mf.InputError, match=r"x must be .* with H = 5 and W = 5, got \(1, 24, 8\)"):
         drop_in(torch.randn(1, 24, 8), 5, 5)
-    drop_in, _ = swapped(EfficientAttention(8))
-    with pytest.raises(mf.InputError, match=r"x must be \(B, C, H, W\), got \(24, 8\)"):
-        drop_in(torch.randn(24, 8))
+    drop_in, swaps = swapped(EfficientAttention(8))
+    for module in (drop_in, swaps.swapped[0].original):  # the module's own error
+        with pytest.raises(ValueError, match="not enough values to unpack"):
+            module(torch.randn(24, 8))
+
+
+@pytest.mark.parametrize("mlp", ["mix", "mix_skip", "mlp"])
+def test_the_authors_block(mlp: str) -> None:
+    """A map and its size in, a map out; whatever stands behind the second norm."""
+    block = random_parameters(published.AuthorsBlock(8, 6, 10, token_mlp=mlp))
+    drop_in, _ = swapped(block)
+    inputs = torch.randn(2, 8, 7, 6, dtype=torch.float64), 7, 6
+    assert_same(outcome(drop_in, inputs), outcome(block, inputs), 1e-10)
+    assert (drop_in.form.feed_forward is None) == (mlp == "mlp")
+    ours, theirs = drop_in(*inputs), block(*inputs)
+    assert [value.stride() for value in ours] == [value.stride() for value in theirs]
+
+
+class Optional(EfficientAttention):
+    """Arguments that most callers leave alone."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, gain: float = 1.0, return_context: bool = False) -> Any:
+        y = super().forward(x if mask is None else x * mask) * gain
+        return (y, y.mean()) if return_context else y
+
+
+def test_optional_arguments() -> None:
+    """At their defaults the drop-in computes, however they are given; else the module's own code runs."""
+    module = random_parameters(Optional(6))
+    drop_in, _ = swapped(module)
+    x, computed = image(6), []
+    drop_in.on_map = lambda x, compute=drop_in.on_map: computed.append(x) or compute(x)
+    usual: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
+        ((x,), {}),
+        ((x, None), {}),
+        ((), {"x": x, "mask": None, "return_context": False}),
+        ((x, None, 1.0), {"return_context": False}),
+    ]
+    for inputs, named in usual:
+        torch.testing.assert_close(drop_in(*inputs, **named), module(*inputs, **named), rtol=1e-10, atol=1e-12)
+    assert len(computed) == len(usual)
+    others: list[dict[str, Any]] = [{"mask": torch.rand_like(x)}, {"gain": 2.0}, {"return_context": True}]
+    for named in others:
+        for ours, theirs in zip(drop_in(x, **named), module(x, **named), strict=True):
+            assert torch.equal(ours, theirs)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'maks'"):
+        drop_in(x, maks=None)
+    assert len(computed) == len(usual)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda block: setattr(block.attn, "head_count", 1),
+        lambda block: setattr(block.mlp.act, "approximate", "tanh"),
+        lambda block: setattr(block.mlp, "used", "norm2"),
+        lambda block: setattr(block.mlp.dwconv.dwconv, "padding_mode", "circular"),
+        lambda block: setattr(block.attn, "keys", nn.Conv2d(8, 8, 1, bias=False).double()),
+        lambda block: block.gains.__setitem__(0, 3.0),
+        lambda block: setattr(block.norm2, "eps", 0.1),
+        lambda block: block.mlp.register_module("act", nn.SiLU()),
+    ],
+)
+def test_changes_after_the_swap(change: Any) -> None:
+    """What the proof relied on is watched: the module's own code runs where it is no longer so."""
+
+    class Block(EfficientTransformerBlock):
+        def __init__(self) -> None:
+            super().__init__(8, 2, context=False)
+            self.gains = [1.0, 2.0]
+
+        def forward(self, x: Tensor, H: int, W: int) -> Any:
+            return super().forward(x, H, W) * self.gains[0]
+
+    block = random_parameters(Block())
+    drop_in, _ = swapped(block)
+    inputs = tokens(8)
+    assert drop_in.as_built() and copy.deepcopy(drop_in).as_built()
+    before = drop_in(*inputs)
+    change(drop_in)
+    after = drop_in(*inputs)
+    assert not torch.allclose(after, before)
+    torch.testing.assert_close(after, block(*inputs), rtol=0, atol=0)
+
+
+def test_names_of_other_libraries() -> None:
+    """The two linear maps as HuggingFace names them, as 1x1 convolutions, and a GELU of one's own."""
+
+    class Gelu(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 0.5 * (1 + torch.erf(x / 2**0.5))
+
+    class Segformer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dense1, self.dwconv = nn.Linear(6, 12), published.DepthwiseConv(12)
+            self.intermediate_act_fn, self.dense2, self.dropout = Gelu(), nn.Linear(12, 6), nn.Dropout(0.0)
+
+        def forward(self, hidden_states: Tensor, height: int, width: int) -> Tensor:
+            wide = self.intermediate_act_fn(self.dwconv(self.dense1(hidden_states), height, width))
+            return self.dropout(self.dense2(self.dropout(wide)))
+
+    check(Segformer(), *tokens(6))
+
+    class Convolutions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1, self.fc2 = nn.Conv2d(6, 12, 1), nn.Conv2d(12, 6, 1)
+            self.dwconv, self.act = nn.Conv2d(12, 12, 3, 1, 1, groups=12), nn.GELU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc2(self.act(self.dwconv(self.fc1(x))))
+
+    check(Convolutions(), image(6))
+
+    class OneSize(MixFFN):
+        def forward(self, x: Tensor, feat_size: tuple[int, int]) -> Tensor:
+            return super().forward(x, *feat_size)
+
+    x, rows, columns = tokens(6)
+    check(OneSize(6, 12), x, (rows, columns))
 
 
 def test_dropout_runs_the_modules_own_code() -> None:
@@ -227,10 +351,11 @@ def test_a_result_that_a_module_keeps() -> None:
 def test_a_block_around_a_look_alike() -> None:
     """The block stays with its reason, and its other part is swapped."""
     block = EfficientTransformerBlock(8, context=False)
-    block.mlp = published.MLP(8, 32)
+    block.attn.keys = nn.Conv2d(8, 8, 1, groups=2)
     swaps = mf.accelerate(nn.Sequential(block))
-    assert [swap.names for swap in swaps.swapped] == [("0.attn",)]
-    assert [left.reason for left in swaps.left] == ["its mlp, a MLP, has no drop-in"]
+    assert [swap.names for swap in swaps.swapped] == [("0.mlp",)]
+    why = "its keys is no plain 1x1 Conv2d"
+    assert [left.reason for left in swaps.left] == [f"its attn, a EfficientAttention, has no drop-in: {why}", why]
 
     class Doubled(EfficientTransformerBlock):
         def forward(self, x: Tensor, H: int, W: int) -> Any:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import operator
+import types
 import weakref
 from typing import Any
 
+import torch
 from torch import nn
 
 from msformer_fast.nn.hooks import all_are_hooked, is_looked_at
@@ -16,8 +19,8 @@ class DropIn(nn.Module):
 
     Parameters, buffers, submodules and hooks are the module's own objects, in its very dictionaries: a hook's handle
     still removes it, a parameter set on one is set on both. Methods other than those defined here are those of the
-    module's class. A subclass defines ``forward``; where it cannot compute a call itself it may return
-    ``self.library.forward(self, ...)``, which is the module's own code.
+    module's class. A subclass defines ``forward``; where it cannot compute a call itself it returns
+    ``self.own_code(...)``.
 
     Args:
         module: what it stands in for.
@@ -26,6 +29,7 @@ class DropIn(nn.Module):
     Attributes:
         library: the module's class.
         backend: as given.
+        was_called: whether it was, outside of compiled code; ``None`` where a subclass does not keep account.
     """
 
     def __init__(self, module: nn.Module, *, backend: str | None = None) -> None:
@@ -35,14 +39,41 @@ class DropIn(nn.Module):
         _point_hooks_to(self)
         self.library: Any = type(module)
         self.backend = backend
-        self._inputs = tuple(inspect.signature(type(module).forward).parameters)[1:]
-        self._built = [type(part) for part in module.modules()][1:]
+        self.was_called: bool | None = None
+        _, *parameters = inspect.signature(type(module).forward).parameters.values()
+        self._inputs = {each.name: each.default for each in parameters}
+        _, *parts = module.modules()
+        self._built = [_Built(module, self), *(_Built(part, part) for part in parts)]
+        self._share_attributes()
 
     def give_back(self, module: nn.Module) -> None:
         """Hand the module what its attributes became here since, the mode among them."""
         kept = set(module.__dict__) - {"_compiled_call_impl"}
         module.__dict__.update({name: value for name, value in self.__dict__.items() if name in kept})
         _point_hooks_to(module)
+
+    def note_call(self) -> None:
+        """Keep account of calls, for reports. Compiled code does not: the attribute would be a guard."""
+        if not torch.compiler.is_compiling():
+            self.was_called = True
+
+    def own_code(self, *inputs: Any, **named: Any) -> Any:
+        """The forward of the module's class, on all that is here."""
+        (original,) = self._original
+        return self.library.forward(original, *inputs, **named)
+
+    def _share_attributes(self) -> None:
+        """Make an object of the module's class with this one's very attributes, for code that asks for its class."""
+        original = object.__new__(self.library)
+        object.__setattr__(original, "__dict__", self.__dict__)
+        self._original = (original,)  # in a tuple it is no child
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_original"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._share_attributes()
 
     def __getattr__(self, name: str) -> Any:
         """Other methods and class attributes of the module's class."""
@@ -55,19 +86,102 @@ class DropIn(nn.Module):
             found = inspect.getattr_static(library, name)
             return found.__get__(self, library) if hasattr(found, "__get__") else found
 
-    def in_order(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
-        """What the module's own forward was given, by place and by name, in the order of its arguments."""
-        return (*inputs, *(named[name] for name in self._inputs[len(inputs) :] if name in named))
+    def usual_inputs(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...] | None:
+        """What the module's own forward requires, in its order, out of what it was given by place and by name.
+
+        ``None`` where the call is another one than was proved, and the module's own code must run: an optional argument
+        has another value than its default, or the arguments do not fit the signature.
+        """
+        given = dict(zip(self._inputs, inputs, strict=False))
+        if len(given) < len(inputs) or any(name in given or name not in self._inputs for name in named):
+            return None
+        given.update(named)
+        usual = []
+        for name, default in self._inputs.items():
+            if default is not inspect.Parameter.empty:
+                if name in given and not _is_default(given[name], default):
+                    return None
+            elif name in given:
+                usual.append(given[name])
+            else:
+                return None
+        return tuple(usual)
 
     def as_built(self) -> bool:
-        """Whether every part is still of the class it had, nobody hooks into one, and none drops anything out.
+        """Whether the module and its parts are what they were when this was made: of the same classes, with the same
+        numbers, flags and functions as attributes; and nobody hooks into a part, and none drops anything out.
 
-        If not, a forward that does not call the parts would compute something else than they do.
+        If not, a forward that does not call the parts would compute something else than they do. Under
+        ``torch.compile`` all but dropout is looked at once, while it traces.
         """
-        parts = list(self.modules())[1:]
-        if all_are_hooked() or [type(part) for part in parts] != self._built:
+        return self._may_bypass_parts() and not any(drops(built.part) for built in self._built)
+
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def _may_bypass_parts(self) -> bool:
+        this, *parts = self._built
+        if all_are_hooked() or not this.is_as_it_was(self.library):
             return False
-        return not any(is_looked_at(part) or drops(part) for part in parts)
+        return all(built.is_as_it_was(type(built.part)) and not is_looked_at(built.part) for built in parts)
+
+
+#: What changes what a module computes, or sequences of these; arrays and objects may be caches.
+_SETTINGS = (
+    *(bool, int, float, complex, str, type(None), torch.dtype, torch.device, type),
+    *(types.FunctionType, types.BuiltinFunctionType, types.MethodType),
+)
+OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
+
+
+class _Built:
+    """What a module is made of: its class, its children, and the numbers, flags and functions among its attributes.
+
+    Args:
+        module: whose attributes they are.
+        part: what has them from now on: the module itself, or its drop-in.
+    """
+
+    def __init__(self, module: nn.Module, part: nn.Module) -> None:
+        self.part = part
+        self.kind = type(module)
+        self.children = tuple(module._modules.items())
+        names = [name for name, value in module.__dict__.items() if name not in OF_EVERY_MODULE and is_setting(value)]
+        self.lists = {name: frozen(module.__dict__[name]) for name in names if type(module.__dict__[name]) is list}
+        # Compared in one go, for this is done in every call; with a name that is always there, since a getter of one
+        # name gives no tuple.
+        self._values_of = operator.itemgetter("_modules", "_parameters", *names)
+        self.values = self._values_of(module.__dict__)
+        self.names = frozenset(part.__dict__)
+
+    def is_as_it_was(self, kind: type) -> bool:
+        """Whether it still is so, and of this class."""
+        attributes = self.part.__dict__
+        try:
+            if kind is not self.kind or self._values_of(attributes) != self.values:
+                return False
+        except KeyError:  # one was deleted
+            return False
+        if tuple(attributes["_modules"].items()) != self.children:
+            return False
+        if any(frozen(attributes[name]) != value for name, value in self.lists.items()):
+            return False
+        # An attribute that came later matters where it hides one of the class.
+        return attributes.keys() <= self.names or not any(
+            hasattr(kind, name) for name in attributes.keys() - self.names
+        )
+
+
+def is_setting(value: Any) -> bool:
+    """Whether a value is a number, flag, text or function, or a sequence of them."""
+    return isinstance(value, _SETTINGS) or (isinstance(value, (list, tuple)) and all(map(is_setting, value)))
+
+
+def frozen(value: Any) -> Any:
+    """A list, and lists in it, as tuples, which stay when it is changed."""
+    return tuple(map(frozen, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _is_default(given: Any, default: Any) -> bool:
+    return given is default or (isinstance(given, _SETTINGS) and type(given) is type(default) and given == default)
 
 
 def drops(part: Any) -> bool:

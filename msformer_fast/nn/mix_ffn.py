@@ -86,23 +86,23 @@ class MixFFN(Fused):
 
     def _arguments(self, norm: nn.LayerNorm | None, residual: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What the op takes behind ``t``."""
-        parameters, options = arguments_of(self, self.dwconv.dwconv, norm, self.norm1)
+        parameters, options = arguments_of(self.fc1, self.dwconv.dwconv, self.fc2, norm, self.norm1)
         options |= {"inner_skip": self.inner_skip, "residual": residual}
         return parameters, options | {"memory": self.memory, "backend": self.backend}
 
 
 def arguments_of(
-    part: Any, depthwise: nn.Conv2d, norm: nn.LayerNorm | None, inner: nn.LayerNorm | None
+    fc1: Any, depthwise: Any, fc2: Any, norm: nn.LayerNorm | None, inner: nn.LayerNorm | None
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What :func:`msformer_fast.ops.mix_ffn` takes behind ``t`` of a module with ``fc1`` and ``fc2``: parameters, and
-    which norms there are. Two norms must have one eps."""
+    """What :func:`msformer_fast.ops.mix_ffn` takes behind ``t`` of these modules: parameters, and which norms there
+    are. ``fc1`` and ``fc2`` are linear maps or 1x1 convolutions; two norms must have one eps."""
     parameters = (
-        part.fc1.weight,
-        part.fc1.bias,
+        fc1.weight.flatten(1),
+        fc1.bias,
         depthwise.weight,
         depthwise.bias,
-        part.fc2.weight,
-        part.fc2.bias,
+        fc2.weight.flatten(1),
+        fc2.bias,
         None if norm is None else norm.weight,
         None if norm is None else norm.bias,
         None if inner is None else inner.weight,

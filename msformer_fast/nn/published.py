@@ -55,12 +55,13 @@ class BlockForm:
     """What one copy of ``EfficientTransformerBlock`` computes: ``t = x + attn(norm1(x))``, ``t + mlp(norm2(t))``.
 
     Attributes:
-        attention, feed_forward: what its two parts compute.
+        attention: what its attention computes.
+        feed_forward: what its Mix-FFN computes; ``None`` where the module's own one is called, which may be any.
         context: what it returns besides, as of :class:`AttentionForm`.
     """
 
     attention: AttentionForm
-    feed_forward: FeedForwardForm
+    feed_forward: FeedForwardForm | None
     context: str = "none"
 
 
@@ -72,14 +73,17 @@ class _Published(DropIn):
     def __init__(self, module: nn.Module, form: Any, *, backend: str | None = None) -> None:
         super().__init__(module, backend=backend)
         self.form = form
+        self.was_called = False
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
-        if not self.as_built():
-            return self.library.forward(self, *inputs, **named)
-        x, *size = self.in_order(inputs, named)
+        self.note_call()
+        usual = self.usual_inputs(inputs, named) if self.as_built() else None
+        if usual is None or (len(usual) == 1 and usual[0].ndim != 4):
+            return self.own_code(*inputs, **named)
+        x, *size = usual
         y, *context = self.on_map(_as_map(self, x, size))
         # Contiguous like the module's own result, which callers may view.
-        y = y.flatten(1, 2) if size else y.permute(0, 3, 1, 2).contiguous()
+        y = y.flatten(1, 2) if x.ndim == 3 else y.permute(0, 3, 1, 2).contiguous()
         return (y, *context) if context else y
 
     def on_map(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -100,8 +104,8 @@ class PublishedEfficientAttention(_Published):
 
     Where somebody hooks into a part, or a part was replaced, the module's own code runs.
 
-    Shape: a map (B, C, H, W), or tokens (B, H * W, C) with H and W behind them; the result is of the same shape, and
-    contiguous as the module's own. A context comes as the form says.
+    Shape: a map (B, C, H, W); tokens (B, H * W, C) with H and W behind them, or with both in one; or a map with H and
+    W. The result is of the same shape, and contiguous as the module's own. A context comes as the form says.
 
     Raises:
         InputError: from a call, H and W that do not fit the tokens.
@@ -147,7 +151,13 @@ class PublishedTransformerBlock(_Published):
         norm2: Any = parts["norm2"]
         options = {"heads": form.attention.num_heads, "residual": True, "backend": self.backend}
         t, context = attend(parts["attn"], x, norm1, **options)
-        y = _feed_forward(parts["mlp"], t, form.feed_forward, norm2, True, self.backend)
+        if form.feed_forward is None:
+            mlp: Any = parts["mlp"]
+            _, height, width, _ = t.shape
+            tokens = t.flatten(1, 2)
+            y = (tokens + mlp(norm2(tokens), height, width)).unflatten(1, (height, width))
+        else:
+            y = _feed_forward(parts["mlp"], t, form.feed_forward, norm2, True, self.backend)
         return y, *_returned(context, form.context)
 
 
@@ -158,8 +168,16 @@ def _feed_forward(
     if norm is not None and inner is not None and norm.eps != inner.eps:  # the op has one eps
         y = _feed_forward(part, norm(t), form, None, False, backend)
         return t + y if residual else y
-    parameters, options = arguments_of(part, depthwise(part), norm, inner)
+    fc1, fc2 = linear_maps(part)
+    parameters, options = arguments_of(fc1, depthwise(part), fc2, norm, inner)
     return ops.mix_ffn(t, *parameters, inner_skip=form.skip, residual=residual, backend=backend, **options)
+
+
+def linear_maps(part: Any) -> tuple[Any, Any]:
+    """The two linear maps of a published Mix-FFN, by either of their names; ``None`` where one is missing."""
+    names = ("dense1", "dense2") if "dense1" in part._modules else ("fc1", "fc2")
+    first, second = (part._modules.get(name) for name in names)
+    return first, second
 
 
 def depthwise(part: Any) -> Any:
@@ -167,18 +185,19 @@ def depthwise(part: Any) -> Any:
     return getattr(part.dwconv, "dwconv", part.dwconv)
 
 
-def _as_map(owner: DropIn, x: Tensor, size: Sequence[int]) -> Tensor:
+def _as_map(owner: DropIn, x: Tensor, size: Sequence[Any]) -> Tensor:
     """(B, H, W, C) of a map (B, C, H, W), or of tokens (B, H * W, C) and their H and W."""
     if not size:
-        if x.ndim != 4:
-            raise InputError(f"{type(owner).__name__}: x must be (B, C, H, W), got {tuple(x.shape)}")
         return x.permute(0, 2, 3, 1)
-    height, width = size
-    if x.ndim != 3 or x.shape[1] != height * width:
-        raise InputError(
-            f"{type(owner).__name__}: x must be (B, H * W, C) with H = {height} and W = {width}, got {tuple(x.shape)}"
-        )
-    return x.unflatten(1, (height, width))
+    height, width = size if len(size) == 2 else size[0]
+    if x.ndim == 3 and x.shape[1] == height * width:
+        return x.unflatten(1, (height, width))
+    if x.ndim == 4 and tuple(x.shape[2:]) == (height, width):
+        return x.permute(0, 2, 3, 1)
+    raise InputError(
+        f"{type(owner).__name__}: x must be (B, H * W, C) or (B, C, H, W) with H = {height} and W = {width}, "
+        f"got {tuple(x.shape)}"
+    )
 
 
 def _returned(context: Tensor, which: str) -> tuple[Tensor, ...]:

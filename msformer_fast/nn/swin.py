@@ -33,6 +33,7 @@ class _SwinBlock(DropIn):
     def __init__(self, block: nn.Module, *, backend: str | None = None) -> None:
         self.check(block)
         super().__init__(block, backend=backend)
+        self.was_called = False
 
     @classmethod
     def check(cls, block: Any) -> None:
@@ -119,6 +120,7 @@ class TimmSwinBlock(_SwinBlock):
         return cls(block, backend=backend)
 
     def forward(self, x: Tensor) -> Tensor:
+        self.note_call()
         return self.library.forward(self, x)
 
     @classmethod
@@ -187,6 +189,7 @@ class MonaiSwinBlock(_SwinBlock):
         return cls(block, backend=backend)
 
     def forward(self, x: Tensor, mask_matrix: Tensor | None) -> Tensor:
+        self.note_call()
         return self.library.forward(self, x, mask_matrix)
 
     def forward_part1(self, x: Tensor, mask_matrix: Tensor | None) -> Tensor:

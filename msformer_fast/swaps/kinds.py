@@ -14,10 +14,12 @@ from msformer_fast.swaps.probe import Inputs, Make
 class SwapKind:
     """A kind of module with a drop-in; see :func:`msformer_fast.register_swap`.
 
-    ``calls`` is ``None`` where nothing is to be proved: the drop-in is the same class under another setting.
+    ``calls`` is ``None`` where nothing is to be proved: the drop-in is the same class under another setting. ``larger``
+    gives calls on larger maps, which are tried in evaluation alone.
     """
 
     name: str
     recognise: Callable[[nn.Module], bool | str]
     ways: Callable[[nn.Module], Iterable[Make]]
     calls: Callable[[nn.Module], Iterable[Inputs]] | None
+    larger: Callable[[nn.Module], Iterable[Inputs]] | None = None

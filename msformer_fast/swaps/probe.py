@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +29,10 @@ class Mismatch(Exception):
 
 
 def probe(
-    module: nn.Module, ways: Iterable[Make], calls: Callable[[nn.Module], Iterable[Inputs]]
+    module: nn.Module,
+    ways: Iterable[Make],
+    calls: Callable[[nn.Module], Iterable[Inputs]],
+    larger: Callable[[nn.Module], Iterable[Inputs]] | None = None,
 ) -> tuple[Make, float]:
     """The first of these ways whose drop-in equals the module, and the largest difference that was left.
 
@@ -40,6 +45,7 @@ def probe(
         ways: how drop-ins are made, the likeliest first.
         calls: gives what the module is called with; floating tensors are cast to float64 and differentiated, but for
             those of class ``torch.nn.Buffer``.
+        larger: gives further calls, which are tried in evaluation without gradients.
 
     Raises:
         Mismatch: none of them equals the module, or it cannot be called so.
@@ -49,16 +55,21 @@ def probe(
         torch.autocast("cpu", enabled=False),
         torch.inference_mode(False),
         torch.enable_grad(),
+        contextlib.redirect_stdout(io.StringIO()),  # what the module prints in a call that nobody made
     ):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would seed every card too
         twin = _twin(module)
-        cases = [tree_map(_leaf, tuple(call)) for call in calls(twin)]
-        wanted = [_results(twin, case, training) for training, case in _trials(cases)]
+        trials = list(_trials(twin, calls, larger))
+        before = _attributes(twin)
+        wanted = [_results(twin, *trial) for trial in trials]
+        stored = sorted(name for name, value in _attributes(twin).items() if before.get(name) is not value)
+        if stored:
+            raise Mismatch(f"its forward stores {stored[0]}, which its drop-in would not")
         reasons = []
         for way in ways:
             try:
                 drop_in = way(twin, None)
-                found = (_results(drop_in, case, training) for training, case in _trials(cases))
+                found = (_results(drop_in, *trial) for trial in trials)
                 return way, max(_difference(ours, want) for ours, want in zip(found, wanted, strict=True))
             except Mismatch as error:
                 reasons.append(error)
@@ -66,9 +77,31 @@ def probe(
     raise reasons[0] if reasons else Mismatch("there is no drop-in for it")
 
 
-def _trials(cases: list[tuple[Any, ...]]) -> Iterator[tuple[bool, tuple[Any, ...]]]:
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """What is kept on a module and its parts, but their mode."""
+    return {
+        ".".join(filter(None, (prefix, name))): value
+        for prefix, part in module.named_modules()
+        for name, value in (part.__dict__ | part._buffers).items()
+        if name != "training"
+    }
+
+
+class _Trial(NamedTuple):
+    inputs: tuple[Any, ...]
+    training: bool = False
+    gradients: bool = True
+
+
+def _trials(
+    twin: nn.Module,
+    calls: Callable[[nn.Module], Iterable[Inputs]],
+    larger: Callable[[nn.Module], Iterable[Inputs]] | None,
+) -> Iterator[_Trial]:
     # Evaluation of the first case comes first: a wrong way fails there.
-    return ((training, case) for training in (False, True) for case in cases)
+    cases = [tree_map(_leaf, tuple(call)) for call in calls(twin)]
+    yield from (_Trial(case, training) for training in (False, True) for case in cases)
+    yield from (_Trial(tree_map(_leaf, tuple(call)), gradients=False) for call in (larger(twin) if larger else ()))
 
 
 def _twin(module: nn.Module) -> nn.Module:
@@ -117,20 +150,25 @@ def _leaf(value: Any) -> Any:
     return _cast(value).requires_grad_(value.is_floating_point() and not isinstance(value, nn.Buffer))
 
 
-def _results(module: nn.Module, case: tuple[Any, ...], training: bool) -> tuple[list[Any], list[Tensor | None]]:
+def _results(
+    module: nn.Module, inputs: tuple[Any, ...], training: bool, gradients: bool
+) -> tuple[list[Any], list[Tensor | None]]:
     """Outputs, flat, and gradients of the inputs and parameters of their weighted sum."""
     module.train(training)
-    torch.manual_seed(1)
+    torch.default_generator.manual_seed(1)
     try:
-        flat, structure = tree_flatten(module(*case))
+        with torch.set_grad_enabled(gradients):
+            flat, structure = tree_flatten(module(*inputs))
     except Exception as error:
-        raise Mismatch(f"{type(module).__name__} cannot be called with {_described(case)} ({_line(error)})") from error
+        raise Mismatch(
+            f"{type(module).__name__} cannot be called with {_described(inputs)} ({_line(error)})"
+        ) from error
     outputs = [value for value in flat if isinstance(value, Tensor)]
-    leaves = [value for value in tree_flatten(case)[0] if isinstance(value, Tensor) and value.requires_grad]
+    leaves = [value for value in tree_flatten(inputs)[0] if isinstance(value, Tensor) and value.requires_grad]
     leaves += [parameter for _, parameter in sorted(module.named_parameters())]
     sums = [(value * _weights(value)).sum() for value in outputs if value.requires_grad]
-    gradients = torch.autograd.grad(sums, leaves, allow_unused=True) if sums else [None] * len(leaves)
-    return [structure, *(value.detach() if isinstance(value, Tensor) else value for value in flat)], list(gradients)
+    found = torch.autograd.grad(sums, leaves, allow_unused=True) if sums else [None] * len(leaves)
+    return [structure, *(value.detach() if isinstance(value, Tensor) else value for value in flat)], list(found)
 
 
 def _weights(value: Tensor) -> Tensor:
@@ -150,6 +188,8 @@ def _difference(ours: tuple[list[Any], list[Tensor | None]], want: tuple[list[An
         if isinstance(b, Tensor) and isinstance(a, Tensor):
             if a.shape != b.shape or a.dtype != b.dtype:
                 raise Mismatch(f"{name} is {_described([b])}, not {_described([a])}")
+            if name == "its result" and b.is_contiguous() and not a.is_contiguous():
+                raise Mismatch("its result is contiguous, which callers may rely on")
             if not b.numel():
                 continue
             scale = max(float(b.abs().max()), least) or 1.0

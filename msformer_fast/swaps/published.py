@@ -8,7 +8,7 @@ from itertools import product
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from msformer_fast.nn.published import (
     AttentionForm,
@@ -18,18 +18,23 @@ from msformer_fast.nn.published import (
     PublishedMixFFN,
     PublishedTransformerBlock,
     depthwise,
+    linear_maps,
 )
 from msformer_fast.swaps.kinds import SwapKind
 from msformer_fast.swaps.probe import Inputs, Make
 
 _ATTENTION = ("keys", "queries", "values", "reprojection")
-_FEED_FORWARD = ("fc1", "dwconv", "fc2")
+_FEED_FORWARD = (("fc1", "dwconv", "fc2"), ("dense1", "dwconv", "dense2"))
 _BLOCK = ("norm1", "attn", "norm2", "mlp")
 _HEADS = ("head_count", "heads", "num_heads", "n_heads")
+#: Names of an argument that holds rows and columns.
+_SIZE = ("feat_size", "hw_shape", "hw", "size")
 _NO_OP = (nn.Identity, nn.modules.dropout._DropoutNd)
 
-#: Sizes of the trial: rows differ from columns, and tokens from both.
+#: Batch, rows and columns in the trial: rows differ from columns, and tokens from both; and of a map that is larger
+#: than most windows, grids of a pooling, and tables of positions.
 _SIZES = ((2, 5, 4), (1, 3, 7))
+_LARGER = ((1, 33, 6),)
 
 
 def _recognise_attention(module: nn.Module) -> bool | str:
@@ -40,11 +45,8 @@ def _recognise_attention(module: nn.Module) -> bool | str:
     if reason:
         return reason
     for name in _ATTENTION:
-        part = parts[name]
-        if type(part) is not nn.Conv2d or part.kernel_size != (1, 1) or part.stride != (1, 1) or part.groups != 1:
+        if not _is_plain_1x1(parts[name]):
             return f"its {name} is no plain 1x1 Conv2d"
-        if part.padding not in ((0, 0), "valid", "same"):
-            return f"its {name} pads"
     keys, queries, values, reprojection = (parts[name] for name in _ATTENTION)
     widths = {keys.in_channels, queries.in_channels, values.in_channels, reprojection.out_channels}
     if len(widths) > 1:
@@ -67,17 +69,19 @@ def _attention_ways(module: nn.Module) -> Iterable[Make]:
 
 def _recognise_feed_forward(module: nn.Module) -> bool | str:
     parts: dict[str, Any] = module._modules
-    if type(module).__name__ not in ("MixFFN", "MixFFN_skip") and not set(_FEED_FORWARD) <= parts.keys():
+    names = next((names for names in _FEED_FORWARD if set(names) <= parts.keys()), None)
+    if names is None and type(module).__name__ not in ("MixFFN", "MixFFN_skip"):
         return False
-    reason = _why_not_made_of(module, _FEED_FORWARD, (nn.LayerNorm, nn.GELU))
+    names = names or _FEED_FORWARD[0]
+    reason = _why_not_made_of(module, names, (nn.LayerNorm, *_activations(module)))
     if reason:
         return reason
-    fc1, fc2, conv = parts["fc1"], parts["fc2"], depthwise(module)
-    if type(fc1) is not nn.Linear or type(fc2) is not nn.Linear:
-        return "its fc1 or fc2 is no plain Linear"
-    if (fc2.in_features, fc2.out_features) != (fc1.out_features, fc1.in_features):
-        return "its fc2 does not lead back from fc1"
-    wide = fc1.out_features
+    (fc1, fc2), conv = linear_maps(module), depthwise(module)
+    if not _is_linear(fc1) or not _is_linear(fc2):
+        return f"its {names[0]} or {names[2]} is neither a plain Linear nor a plain 1x1 Conv2d"
+    (wide, narrow), back = fc1.weight.shape[:2], fc2.weight.shape[:2]
+    if back != (narrow, wide):
+        return f"its {names[2]} does not lead back from {names[0]}"
     if type(conv) is not nn.Conv2d or conv.weight.shape != (wide, 1, 3, 3):
         return f"its dwconv is no depthwise 3x3 Conv2d of {wide} channels"
     if (conv.stride, conv.dilation, conv.padding_mode) != ((1, 1), (1, 1), "zeros") or conv.padding not in (
@@ -93,6 +97,28 @@ def _recognise_feed_forward(module: nn.Module) -> bool | str:
         if isinstance(part, nn.LayerNorm) and part.normalized_shape != (wide,):
             return f"its {name} is not over the {wide} hidden channels"
     return _why_not_callable(module) or True
+
+
+def _activations(module: nn.Module) -> set[type]:
+    """Classes of parts that may be a GELU, which the trial decides: PyTorch's own, and others without parameters."""
+    others = (
+        type(part)
+        for part in module._modules.values()
+        if part is not None and not type(part).__module__.startswith("torch.nn.") and not [*part.parameters()]
+    )
+    return {nn.GELU, *others}
+
+
+def _is_linear(part: nn.Module | None) -> bool:
+    return type(part) is nn.Linear or (part is not None and _is_plain_1x1(part))
+
+
+def _is_plain_1x1(part: Any) -> bool:
+    return (
+        type(part) is nn.Conv2d
+        and (part.kernel_size, part.stride, part.groups) == ((1, 1), (1, 1), 1)
+        and part.padding in ((0, 0), "valid", "same")
+    )
 
 
 def _feed_forward_ways(module: nn.Module) -> Iterable[Make]:
@@ -112,13 +138,11 @@ def _recognise_block(module: nn.Module) -> bool | str:
     named = type(module).__name__ == "EfficientTransformerBlock"
     if not set(_BLOCK) <= parts.keys():
         return f"it has no {_lacking(module, _BLOCK)}" if named else False
-    for name, recognise in (("attn", _recognise_attention), ("mlp", _recognise_feed_forward)):
-        part = parts[name]
-        found = part is not None and recognise(part)
-        if found is not True:
-            if not named:
-                return False
-            return f"its {name}, a {type(part).__name__}, has no drop-in" + (f": {found}" if found else "")
+    attn = parts["attn"]
+    found = attn is not None and _recognise_attention(attn)
+    if found is not True:
+        why = f": {found}" if found else ""
+        return f"its attn, a {type(attn).__name__}, has no drop-in{why}" if named else False
     reason = _why_not_made_of(module, _BLOCK)
     if reason:
         return reason
@@ -133,9 +157,10 @@ def _recognise_block(module: nn.Module) -> bool | str:
 def _block_ways(module: nn.Module) -> Iterable[Make]:
     attn: Any = module._modules["attn"]
     mlp: Any = module._modules["mlp"]
+    of_mlp = _feed_forward_forms(mlp, (False,)) if _recognise_feed_forward(mlp) is True else [None]
     forms = [
         BlockForm(AttentionForm(_heads(attn)), feed_forward, context)
-        for feed_forward, context in product(_feed_forward_forms(mlp, (False,)), _contexts(attn))
+        for feed_forward, context in product(of_mlp, _contexts(attn))
     ]
     return [_maker(PublishedTransformerBlock, form) for form in forms]
 
@@ -171,9 +196,10 @@ def _why_not_made_of(module: nn.Module, names: Sequence[str], others: tuple[type
 
 
 def _why_not_callable(module: nn.Module) -> str | None:
-    if len(_required(module)) in (1, 3):
+    required = _required(module)
+    if len(required) in (1, 3) or (len(required) == 2 and required[1] in _SIZE):
         return None
-    return f"its forward takes ({', '.join(_required(module))}), not a map, nor tokens with H and W"
+    return f"its forward takes ({', '.join(required)}), not a map, nor tokens with H and W"
 
 
 def _required(module: nn.Module) -> list[str]:
@@ -182,18 +208,48 @@ def _required(module: nn.Module) -> list[str]:
     return [each.name for each in inputs if each.default is each.empty and each.kind in positional]
 
 
-def _calls(module: nn.Module, width: int) -> Iterable[Inputs]:
-    for batch, rows, columns in _SIZES:
-        if len(_required(module)) == 1:
-            yield (torch.randn(batch, width, rows, columns),)
-        else:
-            yield torch.randn(batch, rows * columns, width), rows, columns
+def _calls(module: nn.Module, width: int, sizes: Sequence[tuple[int, int, int]] = _SIZES) -> Iterable[Inputs]:
+    """Calls of every form that the module takes: with a map; or with tokens, or a map, and their size."""
+
+    def call(batch: int, rows: int, columns: int, of_map: bool) -> Inputs:
+        x = torch.randn((batch, width, rows, columns) if of_map else (batch, rows * columns, width))
+        return x, *({1: (), 2: ((rows, columns),), 3: (rows, columns)}[len(_required(module))])
+
+    layouts = [True]
+    if len(_required(module)) > 1:
+        layouts = [of_map for of_map in (False, True) if _takes(module, *call(1, 2, 3, of_map))] or [False]
+    for size, of_map in product(sizes, layouts):
+        yield call(*size, of_map)
+
+
+def _takes(module: nn.Module, x: Tensor, *size: Any) -> bool:
+    """Whether a module can be called so."""
+    try:
+        with torch.no_grad():
+            module(x.to(next(module.parameters()).dtype), *size)
+    except Exception:  # whatever its code raises for a shape that it was not written for
+        return False
+    return True
 
 
 def _kind(name: str, recognise: Any, ways: Any, width: Any) -> SwapKind:
-    return SwapKind(name, recognise, ways, lambda module: _calls(module, width(module)))
+    return SwapKind(
+        name,
+        recognise,
+        ways,
+        lambda module: _calls(module, width(module)),
+        lambda module: _calls(module, width(module), _LARGER),
+    )
+
+
+def _channels(module: Any) -> int:
+    """Of the map that a Mix-FFN takes."""
+    fc1, _ = linear_maps(module)
+    return int(fc1.weight.shape[1])
 
 
 BLOCK = _kind("EfficientTransformerBlock", _recognise_block, _block_ways, lambda block: block.attn.keys.in_channels)
 ATTENTION = _kind("EfficientAttention", _recognise_attention, _attention_ways, lambda attn: attn.keys.in_channels)
-FEED_FORWARD = _kind("MixFFN", _recognise_feed_forward, _feed_forward_ways, lambda mlp: mlp.fc1.in_features)
+FEED_FORWARD = _kind(
+    "MixFFN", _recognise_feed_forward, _feed_forward_ways, lambda mlp: linear_maps(mlp)[0].weight.shape[1]
+)

@@ -48,6 +48,11 @@ class Swap:
         """Its qualified names in the model."""
         return tuple(place.name for place in self.places)
 
+    @property
+    def was_called(self) -> bool | None:
+        """Whether the replacement was called so far; ``None`` where that is not known."""
+        return getattr(self.replacement, "was_called", None)
+
     def __str__(self) -> str:
         same = type(self.replacement) is type(self.original)
         proof = "another backend" if same else f"differs by {self.difference:.0e} in float64"
@@ -122,7 +127,8 @@ class Swaps:
 
     def __str__(self) -> str:
         lines = [f"swapped {len(self.swapped)}" + (" (undone)" if self._undone else "")]
-        lines += [f"  {swap}" for swap in self.swapped]
+        ran = any(swap.was_called for swap in self.swapped)
+        lines += [f"  {swap}" + ("; NOT CALLED so far" * (ran and swap.was_called is False)) for swap in self.swapped]
         lines += [f"left {len(self.left)} that look alike"] if self.left else []
         lines += [f"  {left}" for left in self.left]
         return "\n".join([*lines, f"{self.others} other modules have no drop-in"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,9 +15,10 @@ from msformer_fast.nn.drop_in import DropIn
 from msformer_fast.ops.backend import BACKENDS
 from msformer_fast.swaps.kinds import SwapKind
 from msformer_fast.swaps.own import OWN, is_own
-from msformer_fast.swaps.probe import Mismatch, probe
+from msformer_fast.swaps.probe import Make, Mismatch, probe
 from msformer_fast.swaps.registry import kinds
 from msformer_fast.swaps.report import Left, Place, Swap, Swaps
+from msformer_fast.swaps.structure import structure_of
 
 #: What runs code that it took from its modules before: to swap one of them would change nothing.
 _FROZEN = (torch._dynamo.eval_frame.OptimizedModule, torch.jit.ScriptModule)
@@ -71,7 +73,7 @@ def accelerate(
     search = _Search(backend, _Choice(_names("only", only), _names("skip", skip)))
     search.root(model)
     search.choice.check()
-    swaps = search.result()
+    swaps = search.result(_held_elsewhere(model))
     for swap in swaps.swapped:
         for place in swap.places:
             place.parent._modules[place.key] = swap.replacement
@@ -120,6 +122,7 @@ class _Search:
         self._swaps: dict[nn.Module, tuple[str, nn.Module, float]] = {}
         self._places: dict[nn.Module, list[Place]] = {}
         self._left: list[Left] = []
+        self._proofs: dict[Any, tuple[int, float] | Mismatch] = {}
         self._others = 0
 
     def root(self, model: nn.Module) -> None:
@@ -133,11 +136,16 @@ class _Search:
             self._left.append(Left("the model itself", kind.name, "nothing holds it: set its backend attribute"))
         self._children(model, "")
 
-    def result(self) -> Swaps:
-        swapped = [
-            Swap(kind, module, made, difference, tuple(self._places[module]))
-            for module, (kind, made, difference) in self._swaps.items()
-        ]
+    def result(self, held_elsewhere: dict[nn.Module, str]) -> Swaps:
+        """held_elsewhere: modules that something else than their places leads to, which a swap would not change."""
+        swapped = []
+        for module, (kind, made, difference) in self._swaps.items():
+            places = tuple(self._places[module])
+            if module in held_elsewhere:
+                reason = f"{held_elsewhere[module]} holds it besides, where a call would still reach the module itself"
+                self._left.append(Left(places[0].name, kind, reason))
+            else:
+                swapped.append(Swap(kind, module, made, difference, places))
         return Swaps(tuple(swapped), tuple(self._left), self._others)
 
     def _children(self, parent: nn.Module, prefix: str) -> None:
@@ -174,6 +182,23 @@ class _Search:
         self._others += 1
         return True
 
+    def _proved(self, kind: SwapKind, module: nn.Module) -> tuple[Make, float]:
+        """The way whose drop-in equals the module; of modules of one structure the first is tried."""
+        assert kind.calls is not None
+        structure = kind.name, structure_of(module)
+        ways = list(kind.ways(module))
+        if structure not in self._proofs:
+            try:
+                way, difference = probe(module, ways, kind.calls, kind.larger)
+                self._proofs[structure] = ways.index(way), difference
+            except Mismatch as error:
+                self._proofs[structure] = error
+        proof = self._proofs[structure]
+        if isinstance(proof, Mismatch):
+            raise proof
+        index, difference = proof
+        return ways[index], difference
+
     def _swap(self, kind: SwapKind, module: nn.Module) -> str | None:
         """Make the drop-in, or say why not."""
         if "forward" in module.__dict__:
@@ -184,7 +209,7 @@ class _Search:
             if kind.calls is None:
                 way, difference = next(iter(kind.ways(module))), 0.0
             else:
-                way, difference = probe(module, kind.ways(module), kind.calls)
+                way, difference = self._proved(kind, module)
         except Mismatch as error:
             return str(error)
         made = way(module, self.backend)
@@ -200,6 +225,27 @@ class _Search:
                 return "its drop-in does not hold its very parameters and buffers"
         self._swaps[module] = kind.name, made, difference
         return None
+
+
+def _held_elsewhere(model: nn.Module) -> dict[nn.Module, str]:
+    """Modules in attributes that register none, lists say, each with the attribute's qualified name."""
+    held: dict[nn.Module, str] = {}
+    seen: set[int] = set()  # a list may hold itself
+    for prefix, parent in model.named_modules():
+        for name, value in parent.__dict__.items():
+            pending = [value] if name != "_modules" else []
+            while pending:
+                each = pending.pop()
+                if id(each) in seen:
+                    continue
+                seen.add(id(each))
+                if isinstance(each, nn.Module):
+                    held.setdefault(each, ".".join(filter(None, (prefix, name))))
+                elif isinstance(each, dict):
+                    pending.extend(each.values())
+                elif isinstance(each, (list, tuple, set)):
+                    pending.extend(each)
+    return held
 
 
 def _asks(kind: SwapKind, module: nn.Module) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from msformer_fast.errors import InputError
 from msformer_fast.nn.swin import MonaiSwinBlock, TimmSwinBlock
@@ -30,17 +30,28 @@ def _recognise(kind: _Kind, other: _Kind, module: nn.Module) -> bool | str:
     return True
 
 
+def _map_for(block: Any) -> Tensor:
+    """A map (B, H, W, C) of two windows each way, for a copy of a block that is prepared for a quick trial.
+
+    Its MLP, two thirds of the work, is the block's own in the drop-in too, and left out.
+    """
+    block.mlp = nn.Identity()
+    (rows, columns), channels = block.window_size, block.norm1.weight.numel()
+    return torch.randn(2 if channels < 256 else 1, 2 * rows - 1, columns + 2, channels)
+
+
 def _timm_calls(block: Any) -> Iterable[Inputs]:
-    fixed = any(block.shift_size) and not getattr(block, "dynamic_mask", False)
-    size = block.input_resolution if fixed else [2 * side - 1 for side in block.window_size]
-    yield (torch.randn(2, *size, block.norm1.weight.numel()),)
+    x = _map_for(block)
+    if any(block.shift_size) and not getattr(block, "dynamic_mask", False):
+        # The mask that it was made with is Swin's, which the recognition has seen; here that of the small map.
+        block.input_resolution = tuple(x.shape[1:3])
+        block.attn_mask = seam_mask((2, 2), block.window_size, block.shift_size).double()
+    yield (x,)
 
 
 def _monai_calls(block: Any) -> Iterable[Inputs]:
-    window, shift = block.window_size, block.shift_size
-    size = [2 * window[0] - 1, window[1] + 2]
-    mask = seam_mask((2, 2), window, shift).double()
-    yield torch.randn(2, *size, block.norm1.weight.numel()), nn.Buffer(mask)
+    mask = seam_mask((2, 2), block.window_size, block.shift_size).double()
+    yield _map_for(block), nn.Buffer(mask)
 
 
 TIMM = SwapKind(

@@ -246,7 +246,7 @@ OPS = {
             ),
             options=("window", "halo", "shift", "scale", "outside", "order", "seam"),
             plain=("torch",),
-            slow=("wide",),
+            slow=("wide", "twice, halo"),
         ),
         Op(
             "mix_ffn",

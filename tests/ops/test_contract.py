@@ -27,6 +27,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 PAIRS = [(op, backend) for op in OPS.values() for backend in op.backends]
 VARIANTS = [(op, backend, name) for op, backend in PAIRS for name in op.sizes]
 INTERPRETED = DEVICE == "cpu"
+LONG = ("efficient_attention", "guided_score_map", "mix_ffn")
 KERNELS = [op for op in OPS.values() if "triton" in op.backends]
 
 
@@ -35,6 +36,15 @@ def _name(value: Op | str) -> str:
 
 
 every_op = pytest.mark.parametrize(("op", "backend"), PAIRS, ids=_name)
+# In the interpreter these take half a minute; their kernels are held to the reference in float64 in any case.
+every_op_in_seconds = pytest.mark.parametrize(
+    ("op", "backend"),
+    [
+        pytest.param(op, backend, marks=[pytest.mark.slow] * (INTERPRETED and backend == "triton" and op.name in LONG))
+        for op, backend in PAIRS
+    ],
+    ids=_name,
+)
 every_variant = pytest.mark.parametrize(("op", "backend", "variant"), VARIANTS, ids=_name)
 every_kernel = pytest.mark.parametrize("op", KERNELS, ids=_name)
 on_cpu = pytest.mark.skipif(DEVICE != "cpu", reason="float64 runs on kernels in the interpreter alone")
@@ -72,9 +82,8 @@ def rounded_eps(truth: tuple[Tensor, ...], index: int, dtype: torch.dtype) -> fl
 
 
 def _takes_long(op: Op, backend: str, variant: str, dtype: torch.dtype) -> bool:
-    """In the interpreter: several draws of wide variants; 16 bits but for bfloat16 at the first variant's sizes."""
-    is_half = dtype.itemsize == 2 and (dtype == torch.float16 or variant != next(iter(op.sizes)))
-    return INTERPRETED and backend == "triton" and (is_half or variant in op.slow)
+    """In the interpreter: several draws of wide variants, and 16 bits, which are executed as PTX for every op."""
+    return INTERPRETED and backend == "triton" and (dtype.itemsize == 2 or variant in op.slow)
 
 
 every_error = pytest.mark.parametrize(
@@ -144,7 +153,7 @@ def test_layer_norm_without_eps(op: Op) -> None:
 
 
 @on_cpu
-@every_op
+@every_op_in_seconds
 def test_gradcheck(op: Op, backend: str) -> None:
     inputs = leaves(op.draw(op.tiny), torch.float64)
 
@@ -182,7 +191,7 @@ def test_registration(op: Op, backend: str) -> None:
         torch.library.opcheck(func, tree_map(fresh, args))
 
 
-@every_op
+@every_op_in_seconds
 @pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiled_equals_eager(op: Op, backend: str, compiler: str) -> None:
     """With ``fullgraph=True``; a second and third size compile at most once more, for the dynamic shapes."""

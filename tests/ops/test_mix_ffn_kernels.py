@@ -137,7 +137,7 @@ def test_statistics_take_the_arguments_of_the_op() -> None:
 
 
 @interpreted
-@pytest.mark.parametrize("memory", ["fast", "lean", "strips"])
+@pytest.mark.parametrize("memory", ["fast", "lean", pytest.param("strips", marks=pytest.mark.slow)])
 def test_launches_and_bytes(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every kernel reads and writes what its recorded launches say, and there are as few as that."""
     from msformer_fast.kernels import mix_ffn as kernels
@@ -253,7 +253,7 @@ def test_many_channels(channels: int, hidden: int) -> None:
 
 
 @interpreted
-@pytest.mark.parametrize("card", ["sm_90", "gfx942"])
+@pytest.mark.parametrize("card", ["sm_90", pytest.param("gfx942", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("dtype", "precision"), [(torch.float32, "highest"), (torch.float32, "high"), (torch.bfloat16, "highest")]
 )
