@@ -308,3 +308,85 @@ class SegFormer(nn.Module):
             maps.append(linear(x).mT.unflatten(2, (H, W)))
             x = x.mT.reshape(len(image), -1, H, W)
         return self.fuse(torch.cat([maps[0], F.interpolate(maps[1], maps[0].shape[2:], mode="bilinear")], 1))
+
+
+class WindowAttention(nn.Module):
+    """Of Microsoft's Swin: windows (windows, tokens, C), a table of relative positions, and a mask of shifted ones."""
+
+    def __init__(self, channels: int, window: int, heads: int, drop: float = 0.0) -> None:
+        super().__init__()
+        self.num_heads, self.window_size, self.scale = heads, (window, window), (channels // heads) ** -0.5
+        self.relative_position_bias_table = nn.Parameter(0.2 * torch.randn((2 * window - 1) ** 2, heads))
+        place = torch.cartesian_prod(torch.arange(window), torch.arange(window))
+        apart = place[:, None] - place + window - 1
+        self.register_buffer("relative_position_index", apart[..., 0] * (2 * window - 1) + apart[..., 1])
+        self.qkv, self.attn_drop = nn.Linear(channels, 3 * channels), nn.Dropout(drop)
+        self.proj, self.proj_drop = nn.Linear(channels, channels), nn.Dropout(0.0)
+        self.softmax = nn.Softmax(dim=-1)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
+        scores = q * self.scale @ k.mT + bias
+        if mask is not None:
+            scores = (scores.unflatten(0, (-1, len(mask))) + mask[:, None]).flatten(0, 1)
+        attended = self.attn_drop(self.softmax(scores)) @ v
+        return self.proj_drop(self.proj(attended.transpose(1, 2).flatten(2)))
+
+
+class SwinTransformerBlock(nn.Module):
+    """Microsoft's (Liu et al., 2021), as Swin-Unet, HiFormer and TransDeepLab have it: tokens of one size of map."""
+
+    def __init__(self, dim: int, input_resolution: tuple[int, int], num_heads: int, window_size: int, shift_size: int):
+        super().__init__()
+        self.input_resolution, self.window_size, self.shift_size = input_resolution, window_size, shift_size
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.attn = WindowAttention(dim, window_size, num_heads)
+        self.drop_path = nn.Identity()
+        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+        mask = None
+        if shift_size:
+            zones = [torch.zeros(size) for size in input_resolution]
+            for zone in zones:
+                zone[-window_size:], zone[-shift_size:] = 1, 2
+            of_windows = _windows((3 * zones[0][:, None] + zones[1])[None, ..., None], window_size).squeeze(2)
+            mask = -100.0 * (of_windows[:, :, None] != of_windows[:, None]).float()
+        self.register_buffer("attn_mask", mask)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = self.input_resolution
+        shift = self.shift_size
+        y = torch.roll(self.norm1(x).unflatten(1, (height, width)), (-shift, -shift), (1, 2))
+        y = self.attn(_windows(y, self.window_size), mask=self.attn_mask)
+        y = torch.roll(_map_of(y, self.window_size, height, width), (shift, shift), (1, 2))
+        x = x + self.drop_path(y.flatten(1, 2))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+def _windows(x: Tensor, side: int) -> Tensor:
+    """(B, H, W, C) -> (windows, side * side, C)."""
+    return x.unflatten(2, (-1, side)).unflatten(1, (-1, side)).transpose(2, 3).flatten(0, 2).flatten(1, 2)
+
+
+def _map_of(windows: Tensor, side: int, height: int, width: int) -> Tensor:
+    """Back: (windows, side * side, C) -> (B, H, W, C)."""
+    x = windows.unflatten(1, (side, side)).unflatten(0, (-1, height // side, width // side))
+    return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+
+class SwinUnetStage(nn.Module):
+    """Pairs of blocks, the second of each shifted, on patches of an image."""
+
+    def __init__(self, channels: int = 12, side: int = 16, window: int = 4) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, channels, 4, 4)
+        self.blocks = nn.ModuleList(
+            SwinTransformerBlock(channels, (side, side), 3, window, shift) for shift in (0, window // 2) * 2
+        )
+        self.head = nn.Linear(channels, 3)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.embed(image).flatten(2).mT
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)

@@ -21,6 +21,8 @@ from msformer_fast.nn.published import PublishedEfficientAttention, PublishedMix
 from msformer_fast.nn.score_map import ScoreMap
 from msformer_fast.nn.stability_loss import StabilityLoss
 from msformer_fast.nn.swin import MonaiSwinBlock, TimmSwinBlock
+from msformer_fast.nn.swin_microsoft import MicrosoftSwinBlock
+from msformer_fast.nn.swin_torchvision import TorchvisionShiftedWindowAttention
 
 __all__ = [
     "ClusteringLoss",
@@ -29,6 +31,7 @@ __all__ = [
     "EfficientAttention",
     "EfficientTransformerBlock",
     "Fused",
+    "MicrosoftSwinBlock",
     "MixFFN",
     "MonaiSwinBlock",
     "OverlapEmbedding",
@@ -39,6 +42,7 @@ __all__ = [
     "ScoreMap",
     "StabilityLoss",
     "TimmSwinBlock",
+    "TorchvisionShiftedWindowAttention",
     "TwoMaps",
     "TwoWayCrossScaleAttention",
 ]

@@ -117,11 +117,16 @@ class DropIn(nn.Module):
         return self._may_bypass_parts() and not any(drops(built.part) for built in self._built)
 
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-    def _may_bypass_parts(self) -> bool:
+    def is_unchanged(self) -> bool:
+        """The same but for hooks and dropout, for a forward that calls the parts that it may be asked about."""
         this, *parts = self._built
-        if all_are_hooked() or not this.is_as_it_was(self.library):
+        return this.is_as_it_was(self.library) and all(built.is_as_it_was(type(built.part)) for built in parts)
+
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def _may_bypass_parts(self) -> bool:
+        if all_are_hooked() or any(is_looked_at(built.part) for built in self._built[1:]):
             return False
-        return all(built.is_as_it_was(type(built.part)) and not is_looked_at(built.part) for built in parts)
+        return bool(self.is_unchanged())
 
 
 #: What changes what a module computes, or sequences of these; arrays and objects may be caches.

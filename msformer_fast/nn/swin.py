@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from msformer_fast import ops
 from msformer_fast.errors import InputError
 from msformer_fast.nn.drop_in import DropIn
+from msformer_fast.nn.swin_attention import attend_windows
 from msformer_fast.nn.swin_structure import (
     MONAI,
     SEAM,
@@ -19,14 +19,15 @@ from msformer_fast.nn.swin_structure import (
     needs_the_library,
     replaced,
     seam_mask,
+    sides,
     standard_index,
 )
 
 Pair = tuple[int, int]
 
 
-class _SwinBlock(DropIn):
-    """A block's own parts; whatever is not the attention is the code of the block's class, run on this module."""
+class SwinBlock(DropIn):
+    """Base of the drop-ins: a block's own parts, and what is not the attention by the code of the block's class."""
 
     structure: ClassVar[Structure]
 
@@ -45,44 +46,42 @@ class _SwinBlock(DropIn):
         changed = replaced(block, "forward", cls.structure.replaced)
         if changed:
             raise InputError(f"{name}: block must have the methods of its class; {changed[0]} was replaced on it")
-        window = tuple(block.window_size)
+        window = sides(block.window_size)
         if len(window) != 2:
-            sizes = " x ".join(str(size) for size in window)
-            raise InputError(f"{name}: block must have windows of 2 axes, got {sizes}: this is 2-D only")
+            got = " x ".join(str(size) for size in window)
+            raise InputError(f"{name}: block must have windows of 2 axes, got {got}: this is 2-D only")
         index = block.attn.relative_position_index
         if not index.is_meta and not torch.equal(index.cpu(), standard_index(window)):
             raise InputError(f"{name}: block must have Swin's relative_position_index for windows of {window}")
 
+    @classmethod
+    def check_mask(cls, block: Any) -> None:
+        """Raise :class:`msformer_fast.InputError` for a block whose ``attn_mask`` is not the usual one of its size."""
+        mask, window, shift = block.attn_mask, sides(block.window_size), sides(block.shift_size)
+        if mask is not None and mask.is_meta:
+            return
+        shifted = any(shift)
+        counts = _counts(block.input_resolution, window)
+        if shifted != (mask is not None) or (shifted and not _is_standard(mask, counts, window, shift)):
+            raise InputError(
+                f"{cls.__name__}: block must have Swin's attn_mask for its input_resolution, or none unshifted"
+            )
+
     def extra_repr(self) -> str:
-        return f"window_size={tuple(self.window_size)}, shift_size={tuple(self.shift_size)}, backend={self.backend!r}"
+        return f"window_size={sides(self.window_size)}, shift_size={sides(self.shift_size)}, backend={self.backend!r}"
 
     def _attend(
         self, x: Tensor, window: Sequence[int], shift: Sequence[int], bias: Tensor, order: str, seam: float
     ) -> Tensor:
         """Attention of the normed map (B, H, W, C), projections included."""
         attn = self.attn
-        qkv = attn.qkv(x).unflatten(-1, (3, attn.num_heads, -1))
-        whole = all(size % side == 0 for size, side in zip(x.shape[1:3], window, strict=True))
-        pad_k, pad_v = (None, None) if whole else _padded_token(attn, x, qkv)
-        y = ops.cross_scale_attention(
-            qkv,
-            None,
-            None,
-            window,
-            shift=shift,
-            scale=attn.scale,
-            bias=bias,
-            outside="pad",
-            order=order,
-            pad_k=pad_k,
-            pad_v=pad_v,
-            seam=seam,
-            backend=self.backend,
+        y = attend_windows(
+            attn, x, window, shift, scale=attn.scale, bias=bias, order=order, seam=seam, backend=self.backend
         )
-        return attn.proj_drop(attn.proj(y.flatten(3)))
+        return attn.proj_drop(attn.proj(y))
 
 
-class TimmSwinBlock(_SwinBlock):
+class TimmSwinBlock(SwinBlock):
     """A stand-in for timm's ``SwinTransformerBlock`` (v1), equal to it up to rounding.
 
     Norms, projections, MLP, drop path, parameters, buffers and hooks are the block's own objects, and the state dict
@@ -126,15 +125,8 @@ class TimmSwinBlock(_SwinBlock):
     @classmethod
     def check(cls, block: Any) -> None:
         super().check(block)
-        mask = block.attn_mask
-        if getattr(block, "dynamic_mask", False) or (mask is not None and mask.is_meta):
-            return
-        counts, sides = _counts(block.input_resolution, block.window_size), (block.window_size, block.shift_size)
-        shifted = any(block.shift_size)
-        if shifted != (mask is not None) or (shifted and not _is_standard(mask, counts, *sides)):
-            raise InputError(
-                "TimmSwinBlock: block must have Swin's attn_mask for its input_resolution, or none unshifted"
-            )
+        if not getattr(block, "dynamic_mask", False):
+            cls.check_mask(block)
 
     def _attn(self, x: Tensor) -> Tensor:
         if needs_the_library(self.attn):
@@ -151,7 +143,7 @@ class TimmSwinBlock(_SwinBlock):
         return self._attend(x, window, shift, self.attn.relative_position_bias_table, "roll_pad", SEAM)
 
 
-class MonaiSwinBlock(_SwinBlock):
+class MonaiSwinBlock(SwinBlock):
     """A stand-in for MONAI's ``SwinTransformerBlock`` with windows of two axes, equal to it up to rounding.
 
     As :class:`TimmSwinBlock`, but the map is padded, then rolled, and on an axis that is no longer than the window the
@@ -212,8 +204,8 @@ class MonaiSwinBlock(_SwinBlock):
         return self._attend(self.norm1(x), window, shift, table, "pad_roll", seam)
 
     def _sides(self, x: Tensor) -> tuple[Pair, Pair]:
-        sides = zip(x.shape[1:3], self.window_size, self.shift_size, strict=True)
-        (height, down), (width, right) = ((n, 0) if n <= size else (size, moved) for n, size, moved in sides)
+        axes = zip(x.shape[1:3], self.window_size, self.shift_size, strict=True)
+        (height, down), (width, right) = ((n, 0) if n <= size else (size, moved) for n, size, moved in axes)
         return (height, width), (down, right)
 
     def _check_mask(self, mask: Tensor, x: Tensor, window: Pair, shift: Pair) -> None:
@@ -237,20 +229,6 @@ class MonaiSwinBlock(_SwinBlock):
 def _counts(sizes: Sequence[int], window: Sequence[int]) -> Pair:
     (height, width), (rows, columns) = sizes, window
     return -(-height // rows), -(-width // columns)
-
-
-def _padded_token(attn: Any, x: Tensor, qkv: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """Key and value (heads, d) of a token of zeros."""
-    linear = attn.qkv
-    token: Tensor | None
-    if type(linear) is not nn.Linear or linear._forward_hooks or linear._forward_pre_hooks:
-        token = linear(x.new_zeros(1, 1, 1, x.shape[-1]))
-    else:
-        token = linear.bias
-    if token is None:
-        return None, None
-    _, k, v = token.to(qkv.dtype).view(qkv.shape[3:])
-    return k, v
 
 
 def _is_standard(mask: Tensor, counts: Pair, window: Sequence[int], shift: Sequence[int]) -> bool:

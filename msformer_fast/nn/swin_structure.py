@@ -64,6 +64,14 @@ TIMM = Structure(
     ("x",),
     "_attn",
 )
+MICROSOFT = Structure(
+    "Microsoft",
+    ("norm1", "attn", "drop_path", "norm2", "mlp"),
+    ("window_size", "shift_size", "input_resolution", "attn_mask"),
+    (),
+    ("x",),
+    "forward",
+)
 MONAI = Structure(
     "MONAI",
     ("norm1", "attn", "drop_path", "norm2", "mlp"),
@@ -72,6 +80,18 @@ MONAI = Structure(
     ("x", "mask_matrix"),
     "forward_part1",
 )
+
+
+def structure_of(block: nn.Module) -> Structure:
+    """Whose block this is by what tells them apart."""
+    if "drop_path1" in block._modules:
+        return TIMM
+    return MONAI if hasattr(block, "forward_part1") else MICROSOFT
+
+
+def sides(size: Any) -> tuple[int, ...]:
+    """A window or shift that is one number for both axes, or one each."""
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def _why_not_attention(attn: nn.Module) -> str | None:

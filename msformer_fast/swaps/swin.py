@@ -1,8 +1,8 @@
-"""Swin blocks of timm and MONAI, whose drop-ins are in :mod:`msformer_fast.nn.swin`."""
+"""Swin blocks of timm, MONAI and Microsoft, and the attention of torchvision's."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -10,19 +10,21 @@ from torch import Tensor, nn
 
 from msformer_fast.errors import InputError
 from msformer_fast.nn.swin import MonaiSwinBlock, TimmSwinBlock
-from msformer_fast.nn.swin_structure import seam_mask
+from msformer_fast.nn.swin_microsoft import MicrosoftSwinBlock
+from msformer_fast.nn.swin_structure import seam_mask, sides, structure_of
+from msformer_fast.nn.swin_torchvision import TorchvisionShiftedWindowAttention
 from msformer_fast.swaps.kinds import SwapKind
 from msformer_fast.swaps.probe import Inputs
 
-_Kind = type[TimmSwinBlock] | type[MonaiSwinBlock]
+_Kind = type[TimmSwinBlock] | type[MonaiSwinBlock] | type[MicrosoftSwinBlock]
 
 
-def _recognise(kind: _Kind, other: _Kind, module: nn.Module) -> bool | str:
-    if type(module).__name__ != "SwinTransformerBlock" or other.structure.why_not(module) is None:
+def _recognise(kind: _Kind, module: nn.Module) -> bool | str:
+    if type(module).__name__ != "SwinTransformerBlock" or structure_of(module) is not kind.structure:
         return False
     reason = kind.structure.why_not(module)
     if reason is not None:
-        return reason if kind is TimmSwinBlock else False  # told once
+        return reason
     try:
         kind.check(module)
     except InputError as error:
@@ -36,16 +38,22 @@ def _map_for(block: Any) -> Tensor:
     Its MLP, two thirds of the work, is the block's own in the drop-in too, and left out.
     """
     block.mlp = nn.Identity()
-    (rows, columns), channels = block.window_size, block.norm1.weight.numel()
+    (rows, columns), channels = sides(block.window_size), block.norm1.weight.numel()
     return torch.randn(2 if channels < 256 else 1, 2 * rows - 1, columns + 2, channels)
+
+
+def _shrink(block: Any, size: tuple[int, ...]) -> None:
+    """Have a copy of a block take a small map, with its mask, which is the usual one, as the recognition has seen."""
+    window, shift = sides(block.window_size), sides(block.shift_size)
+    block.input_resolution = size
+    if any(shift):
+        block.attn_mask = seam_mask((2, 2), window, shift).double()
 
 
 def _timm_calls(block: Any) -> Iterable[Inputs]:
     x = _map_for(block)
-    if any(block.shift_size) and not getattr(block, "dynamic_mask", False):
-        # The mask that it was made with is Swin's, which the recognition has seen; here that of the small map.
-        block.input_resolution = tuple(x.shape[1:3])
-        block.attn_mask = seam_mask((2, 2), block.window_size, block.shift_size).double()
+    if not getattr(block, "dynamic_mask", False):
+        _shrink(block, tuple(x.shape[1:3]))
     yield (x,)
 
 
@@ -54,15 +62,43 @@ def _monai_calls(block: Any) -> Iterable[Inputs]:
     yield _map_for(block), nn.Buffer(mask)
 
 
-TIMM = SwapKind(
-    "SwinTransformerBlock of timm",
-    lambda module: _recognise(TimmSwinBlock, MonaiSwinBlock, module),
-    lambda module: [lambda block, backend: TimmSwinBlock(block, backend=backend)],
-    _timm_calls,
-)
-MONAI = SwapKind(
-    "SwinTransformerBlock of MONAI",
-    lambda module: _recognise(MonaiSwinBlock, TimmSwinBlock, module),
-    lambda module: [lambda block, backend: MonaiSwinBlock(block, backend=backend)],
-    _monai_calls,
+def _microsoft_calls(block: Any) -> Iterable[Inputs]:
+    x = _map_for(block)
+    rows, columns = sides(block.window_size)
+    _shrink(block, (2 * rows, 2 * columns))  # whole windows alone
+    yield (torch.randn(x.shape[0], 4 * rows * columns, x.shape[3]),)
+
+
+def _kind(drop_in: _Kind, calls: Callable[[nn.Module], Iterable[Inputs]]) -> SwapKind:
+    return SwapKind(
+        f"SwinTransformerBlock of {drop_in.structure.library}",
+        lambda module: _recognise(drop_in, module),
+        lambda module: [lambda block, backend: drop_in(block, backend=backend)],
+        calls,
+    )
+
+
+TIMM = _kind(TimmSwinBlock, _timm_calls)
+MONAI = _kind(MonaiSwinBlock, _monai_calls)
+MICROSOFT = _kind(MicrosoftSwinBlock, _microsoft_calls)
+
+
+def _recognise_torchvision(module: nn.Module) -> bool | str:
+    if type(module).__name__ != "ShiftedWindowAttention":
+        return False
+    return TorchvisionShiftedWindowAttention.why_not(module) or True
+
+
+def _torchvision_calls(attn: Any) -> Iterable[Inputs]:
+    rows, columns = attn.window_size
+    channels = attn.proj.weight.shape[1]
+    for size in ((2 * rows - 1, columns + 2), (rows, columns + 2)):
+        yield (torch.randn(2 if channels < 256 else 1, *size, channels),)
+
+
+TORCHVISION = SwapKind(
+    "ShiftedWindowAttention of torchvision",
+    _recognise_torchvision,
+    lambda module: [lambda attn, backend: TorchvisionShiftedWindowAttention(attn, backend=backend)],
+    _torchvision_calls,
 )

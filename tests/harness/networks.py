@@ -28,6 +28,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "DAE-Former": (published.DAEFormer, 13),
     "SegFormer": (published.SegFormer, 4),
     "MISSFormer": (lambda: published.SegFormer(mlp="mix_skip"), 4),
+    "Swin-Unet": (published.SwinUnetStage, 4),
     "timm Swin": (timm_net, 8),
     "MONAI Swin UNETR": (monai_net, 8),
 }
