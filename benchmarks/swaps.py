@@ -1,11 +1,14 @@
 """A published network's block before and after ``accelerate``: ``pytest benchmarks/swaps.py --benchmark-only``.
 
-Forward and backward of one call. The module as it was runs before every round of its drop-in; the extra information of
-a row has the ratio of the two, round by round (least, median, most).
+One call, in inference and with its backward. The module as it was runs before every round of its drop-in; the extra
+information of a row has the ratio of the two, round by round (least, median, most). Where a drop-in would be slower it
+runs the module's own code, by the limits in ``msformer_fast/nn/published.py``: ``MSFORMER_FAST_SWAPS=torch`` has it
+compute in any case, to find them.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -23,22 +26,27 @@ ROUNDS = 11
 #: Module by (channels, height and width), and whether it takes tokens.
 MODULES: dict[str, tuple[Callable[[int], nn.Module], bool]] = {
     "EfficientAttention": (EfficientAttention, False),
+    "EfficientAttention, 8 heads": (lambda channels: EfficientAttention(channels, head_count=8), False),
     "MixFFN": (lambda channels: MixFFN(channels, 4 * channels), True),
     "MixFFN_skip": (lambda channels: MixFFN_skip(channels, 4 * channels), True),
     "EfficientTransformerBlock": (lambda channels: EfficientTransformerBlock(channels, context=False), True),
 }
-SIZES = ((64, 56), (100, 129), (100, 257))
+SIZES = ((32, 14), (512, 7), (64, 56), (320, 28), (128, 129), (128, 257))
 
 
-def prepare(name: str, channels: int, side: int) -> tuple[nn.Sequential, Callable[[], None]]:
-    """The module in a container, and one forward and backward of it."""
+def prepare(name: str, channels: int, side: int, training: bool) -> tuple[nn.Sequential, Callable[[], None]]:
+    """The module in a container, and one call of it."""
     make, tokens = MODULES[name]
     torch.manual_seed(0)
     model = nn.Sequential(make(channels))
     shape = (1, side * side, channels) if tokens else (1, channels, side, side)
-    inputs: tuple[Any, ...] = (torch.randn(shape, requires_grad=True), *((side, side) if tokens else ()))
+    inputs: tuple[Any, ...] = (torch.randn(shape, requires_grad=training), *((side, side) if tokens else ()))
 
     def call() -> None:
+        if not training:
+            with torch.no_grad():
+                model[0](*inputs)
+            return
         model[0](*inputs).square().mean().backward()
         model.zero_grad(set_to_none=True)
         inputs[0].grad = None
@@ -46,11 +54,12 @@ def prepare(name: str, channels: int, side: int) -> tuple[nn.Sequential, Callabl
     return model, call
 
 
+@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
 @pytest.mark.parametrize(("channels", "side"), SIZES)
 @pytest.mark.parametrize("name", MODULES)
-def test_swap(benchmark: Any, name: str, channels: int, side: int) -> None:
-    model, call = prepare(name, channels, side)
-    swaps = mf.accelerate(model)
+def test_swap(benchmark: Any, name: str, channels: int, side: int, training: bool) -> None:
+    model, call = prepare(name, channels, side, training)
+    swaps = mf.accelerate(model, backend=os.environ.get("MSFORMER_FAST_SWAPS"))
     (swap,) = swaps.swapped
     rivals: list[float] = []
     ours: list[float] = []
@@ -61,7 +70,7 @@ def test_swap(benchmark: Any, name: str, channels: int, side: int) -> None:
         call()
         seconds.append(time.perf_counter() - start)
 
-    benchmark.group = f"{side} x {side}, {channels} channels"
+    benchmark.group = f"{side} x {side}, {channels} channels, {'training' if training else 'inference'}"
     benchmark.extra_info["threads"] = torch.get_num_threads()
     benchmark.pedantic(
         lambda: timed(swap.replacement, ours),

@@ -62,6 +62,12 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
+def drop_ins_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU too, where on small maps they would run the module's own code."""
+    monkeypatch.setattr("msformer_fast.nn.DropIn.may_gain", lambda self, x: True)
+
+
+@pytest.fixture
 def strict_kernels(request: pytest.FixtureRequest) -> Iterator[None]:
     """Kernels that cannot hide a mistake: fresh memory is NaN, and in the interpreter bounds are checked, bf16 and tf32
     are as on a card and a masked-off lane reads NaN."""

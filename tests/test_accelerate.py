@@ -18,6 +18,8 @@ from tests import published_networks as published
 from tests.harness.differences import assert_same
 from tests.harness.networks import NETWORKS, batch, loss_of, net, results
 
+pytestmark = pytest.mark.usefixtures("drop_ins_compute")
+
 every_network = pytest.mark.parametrize("name", NETWORKS)
 
 

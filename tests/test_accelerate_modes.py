@@ -15,6 +15,8 @@ import msformer_fast as mf
 from tests.harness.differences import assert_same
 from tests.harness.networks import batch, loss_of, net, results
 
+pytestmark = pytest.mark.usefixtures("drop_ins_compute")
+
 
 def test_compiled_swapped_models() -> None:
     """No graph break; one more compilation for other (odd) sizes."""

@@ -16,6 +16,8 @@ from tests.harness.differences import assert_same
 from tests.published_networks import EfficientAttention, EfficientTransformerBlock, MixFFN, MixFFN_skip
 from tests.swin_blocks import results
 
+pytestmark = pytest.mark.usefixtures("drop_ins_compute")
+
 
 def random_parameters(module: nn.Module) -> nn.Module:
     for parameter in module.parameters():

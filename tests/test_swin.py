@@ -14,6 +14,8 @@ from msformer_fast.nn import MonaiSwinBlock, TimmSwinBlock
 from tests.harness.error_rule import Error, assert_no_worse
 from tests.swin_blocks import DROP_INS, assert_equal, batch, block_of, errors_in, results, timm_swin
 
+pytestmark = pytest.mark.usefixtures("drop_ins_compute")
+
 #: map, window, shift
 SIZES = {
     "divides": ((8, 12), (4, 4), (0, 0)),

@@ -14,6 +14,8 @@ from msformer_fast.nn import MicrosoftSwinBlock, TorchvisionShiftedWindowAttenti
 from tests import published_networks as published
 from tests.swin_blocks import assert_equal, results, timm_swin
 
+pytestmark = pytest.mark.usefixtures("drop_ins_compute")
+
 
 def microsoft(window: int = 4, shift: int = 2, size: tuple[int, int] = (8, 12), **options: Any) -> Any:
     block = published.SwinTransformerBlock(12, size, 3, window, shift)

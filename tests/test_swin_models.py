@@ -11,6 +11,8 @@ from msformer_fast import accelerate
 from msformer_fast.nn import MonaiSwinBlock, TimmSwinBlock
 from tests.swin_blocks import assert_equal, block_of, monai_swin, results, timm_swin
 
+pytestmark = pytest.mark.usefixtures("drop_ins_compute")
+
 
 def timm_model(**options) -> torch.nn.Module:
     """Grids 17 x 24, 9 x 12, 5 x 6, 3 x 3: no side divides but one, and the last two are below the window."""

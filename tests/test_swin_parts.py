@@ -12,6 +12,8 @@ from msformer_fast import InputError, accelerate
 from msformer_fast.nn import MonaiSwinBlock, TimmSwinBlock
 from tests.swin_blocks import DROP_INS, assert_equal, batch, block_of, monai_swin, results, timm_swin
 
+pytestmark = pytest.mark.usefixtures("drop_ins_compute")
+
 
 @pytest.mark.parametrize("library", DROP_INS)
 def test_the_very_same_parts(library: str) -> None:

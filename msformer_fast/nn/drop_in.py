@@ -9,7 +9,7 @@ import weakref
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from msformer_fast.nn.hooks import all_are_hooked, is_looked_at
 
@@ -30,12 +30,15 @@ class DropIn(nn.Module):
         library: the module's class.
         backend: as given.
         was_called: whether it was, outside of compiled code; ``None`` where a subclass does not keep account.
+        on_trial: while it is proved; then it must compute by itself, whatever it takes.
     """
+
+    on_trial = False
 
     def __init__(self, module: nn.Module, *, backend: str | None = None) -> None:
         super().__init__()
         self.__dict__.update(module.__dict__)
-        self._compiled_call_impl = None  # it would call the module
+        self.__dict__.pop("_compiled_call_impl", None)  # it would call the module
         _point_hooks_to(self)
         self.library: Any = type(module)
         self.backend = backend
@@ -57,8 +60,33 @@ class DropIn(nn.Module):
         if not torch.compiler.is_compiling():
             self.was_called = True
 
+    def may_gain(self, x: Any) -> bool:
+        """Whether to compute where the module's own code would do too: where that is expected to be faster, and nobody
+        records PyTorch's operators (TorchScript, ONNX, FX), who would find one that no other tool knows."""
+        if self.on_trial:
+            return True
+        is_traced = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        if isinstance(x, torch.fx.Proxy) or is_traced or x.device.type == "meta":
+            return False
+        return self.backend is not None or x.device.type != "cpu" or self.gains_on_cpu(x)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What ``torch.jit.script`` takes in its place: the module's own code."""
+        (original,) = self._original
+        return original
+
+    def gains_on_cpu(self, x: Tensor) -> bool:
+        """The same on the CPU, without a backend that somebody asked for: as measured by ``benchmarks/swaps.py``."""
+        return True
+
+    def where_it_gains(self) -> str:
+        """What :meth:`gains_on_cpu` says, for reports; empty where it gains everywhere."""
+        return ""
+
     def own_code(self, *inputs: Any, **named: Any) -> Any:
         """The forward of the module's class, on all that is here."""
+        if self.on_trial:
+            raise RuntimeError("its drop-in would run the module's own code")
         (original,) = self._original
         return self.library.forward(original, *inputs, **named)
 

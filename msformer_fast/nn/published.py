@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from msformer_fast import ops
@@ -77,8 +78,10 @@ class _Published(DropIn):
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         self.note_call()
-        usual = self.usual_inputs(inputs, named) if self.as_built() else None
-        if usual is None or (len(usual) == 1 and usual[0].ndim != 4):
+        usual = self.usual_inputs(inputs, named)
+        if usual is None or not (self.may_gain(usual[0]) and self.as_built()):
+            return self.own_code(*inputs, **named)
+        if len(usual) == 1 and usual[0].ndim != 4:
             return self.own_code(*inputs, **named)
         x, *size = usual
         y, *context = self.on_map(_as_map(self, x, size))
@@ -88,6 +91,17 @@ class _Published(DropIn):
 
     def on_map(self, x: Tensor) -> tuple[Tensor, ...]:
         """(B, H, W, C) -> the same, and the context if it is returned."""
+        raise NotImplementedError
+
+    def gains_on_cpu(self, x: Tensor) -> bool:
+        return x.numel() // max(x.shape[0], 1) >= self.least_numbers()[torch.is_grad_enabled()]
+
+    def where_it_gains(self) -> str:
+        inference, training = self.least_numbers()
+        return f"on the CPU from maps of {inference:,} numbers on, {training:,} in training"
+
+    def least_numbers(self) -> tuple[int, int]:
+        """Numbers in the map of an image from which on the op is faster on the CPU: in inference, in training."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:
@@ -102,7 +116,8 @@ class PublishedEfficientAttention(_Published):
         form: what the module computes. :func:`msformer_fast.accelerate` finds it out and proves it.
         backend: see :func:`msformer_fast.ops.efficient_attention`.
 
-    Where somebody hooks into a part, or a part was replaced, the module's own code runs.
+    Where somebody hooks into a part, something was changed since, or the op would be slower, as on the CPU on small
+    maps, the module's own code runs.
 
     Shape: a map (B, C, H, W); tokens (B, H * W, C) with H and W behind them, or with both in one; or a map with H and
     W. The result is of the same shape, and contiguous as the module's own. A context comes as the form says.
@@ -120,6 +135,12 @@ class PublishedEfficientAttention(_Published):
         y, context = attend(self, x, None, heads=form.num_heads, residual=form.residual, backend=self.backend)
         return y, *_returned(context, form.context)
 
+    def least_numbers(self) -> tuple[int, int]:
+        if self.form.num_heads == 1:
+            return 1_000_000, 500_000
+        # With several heads the op saves few products, and without gradients little memory.
+        return 2_000_000 * max(1, 128 // self.keys.in_channels) ** 2, 1_000_000
+
 
 class PublishedMixFFN(_Published):
     """A stand-in for a published ``MixFFN`` or ``MixFFN_skip``: ``fc1``, ``dwconv.dwconv``, a GELU, ``fc2``, norms.
@@ -133,6 +154,9 @@ class PublishedMixFFN(_Published):
 
     def on_map(self, x: Tensor) -> tuple[Tensor, ...]:
         return (_feed_forward(self, x, self.form, None, self.form.residual, self.backend),)
+
+    def least_numbers(self) -> tuple[int, int]:
+        return (50_000, 100_000) if self.form.skip else (100_000, 200_000)
 
 
 class PublishedTransformerBlock(_Published):
@@ -159,6 +183,9 @@ class PublishedTransformerBlock(_Published):
         else:
             y = _feed_forward(parts["mlp"], t, form.feed_forward, norm2, True, self.backend)
         return y, *_returned(context, form.context)
+
+    def least_numbers(self) -> tuple[int, int]:
+        return 200_000, 200_000
 
 
 def _feed_forward(

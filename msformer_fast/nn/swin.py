@@ -67,6 +67,12 @@ class SwinBlock(DropIn):
                 f"{cls.__name__}: block must have Swin's attn_mask for its input_resolution, or none unshifted"
             )
 
+    def gains_on_cpu(self, x: Tensor) -> bool:
+        return False  # 0.75 to 0.97 times as fast in windows of 7 x 7
+
+    def where_it_gains(self) -> str:
+        return "not on the CPU"
+
     def extra_repr(self) -> str:
         return f"window_size={sides(self.window_size)}, shift_size={sides(self.shift_size)}, backend={self.backend!r}"
 
@@ -92,9 +98,8 @@ class TimmSwinBlock(SwinBlock):
     are the block's, by timm's own rules (``always_partition``, ``set_input_size``); after a ``set_input_size`` the
     block is not to be used beside its drop-in.
 
-    Hooks of ``qkv`` and ``proj`` see the map (B, H, W, channels), not windows; dropout of the projection drops other
-    elements. Where ``attn``, ``attn.softmax`` or ``attn.attn_drop`` has hooks, and where attention dropout is at work,
-    the attention is computed by timm's code.
+    Where somebody hooks into the attention or a part of it, where its dropout is at work, and on the CPU, where that is
+    faster, the attention is computed by timm's code.
 
     Attributes:
         library: the block's class, whose other methods work here.
@@ -140,6 +145,8 @@ class TimmSwinBlock(SwinBlock):
                     f"for which the mask was made, {masks}; got {counts} of {tuple(x.shape[1:3])}; "
                     "call set_input_size, or build the model with strict_img_size=False"
                 )
+        if not self.may_gain(x):
+            return self.library._attn(self, x)
         return self._attend(x, window, shift, self.attn.relative_position_bias_table, "roll_pad", SEAM)
 
 
@@ -196,6 +203,8 @@ class MonaiSwinBlock(SwinBlock):
         if any(shift) and mask_matrix is not None:
             self._check_mask(mask_matrix, x, window, shift)
             seam = SEAM
+        if not self.may_gain(x):
+            return self.library.forward_part1(self, x, mask_matrix)
         table = attn.relative_position_bias_table
         if window != tuple(self.window_size):
             tokens = window[0] * window[1]

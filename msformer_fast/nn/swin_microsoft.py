@@ -43,7 +43,7 @@ class MicrosoftSwinBlock(SwinBlock):
         height, width = self.input_resolution
         window, shift = sides(self.window_size), sides(self.shift_size)
         fits = x.ndim == 3 and x.shape[1] == height * width and not (height % window[0] or width % window[1])
-        if not fits or not self.is_unchanged() or needs_the_library(self.attn):
+        if not (fits and self.may_gain(x) and self.is_unchanged()) or needs_the_library(self.attn):
             result: Tensor = self.own_code(x)
             return result
         normed = self.norm1(x).unflatten(1, (height, width))

@@ -121,10 +121,11 @@ def replaced(module: nn.Module, *methods: str) -> list[str]:
 
 
 def needs_the_library(attn: Any) -> bool:
-    """Whether the library's own code must run: somebody hooks into, or replaced, a module of the attention that the op
-    has no call of, or probabilities are dropped, which the op never stores."""
-    looked_at = all_are_hooked() or any(is_looked_at(part) for part in (attn, attn.softmax, attn.attn_drop))
-    return looked_at or drops(attn.attn_drop)
+    """Whether the library's own code must run: somebody hooks into a module of the attention, which sees windows there;
+    or dropout is at work, which would drop other elements of a map, and probabilities that the op never stores."""
+    if all_are_hooked() or drops(attn.attn_drop) or drops(attn.proj_drop):
+        return True
+    return any(is_looked_at(part) for part in attn.modules())
 
 
 def standard_index(window: Sequence[int]) -> Tensor:

@@ -17,9 +17,9 @@ from msformer_fast.nn.swin_structure import SEAM, standard_index
 class TorchvisionShiftedWindowAttention(DropIn):
     """A stand-in for torchvision's ``ShiftedWindowAttention``, equal to it up to rounding.
 
-    The map is padded, then rolled; on an axis that a window covers nothing is shifted, all as in torchvision. Hooks of
-    ``qkv`` and ``proj`` see the map (B, H, W, channels), not windows. Where attention dropout is at work, or something
-    was changed on the module since, its own code runs.
+    The map is padded, then rolled; on an axis that a window covers nothing is shifted, all as in torchvision. Where
+    attention dropout is at work, something was changed on the module since, and on the CPU, where that is faster, its
+    own code runs.
 
     Shape: (B, H, W, C) -> (B, H, W, C), any floating dtype.
 
@@ -57,7 +57,7 @@ class TorchvisionShiftedWindowAttention(DropIn):
     def forward(self, x: Tensor) -> Tensor:
         self.note_call()
         drops = self.training and self.attention_dropout > 0
-        if x.ndim != 4 or drops or not self.is_unchanged():
+        if x.ndim != 4 or drops or not (self.may_gain(x) and self.is_unchanged()):
             result: Tensor = self.own_code(x)
             return result
         axes = zip(x.shape[1:3], self.window_size, self.shift_size, strict=True)
@@ -73,7 +73,13 @@ class TorchvisionShiftedWindowAttention(DropIn):
             seam=SEAM,
             backend=self.backend,
         )
-        return F.dropout(self.proj(y), self.dropout, self.training)
+        return F.dropout(F.linear(y, self.proj.weight, self.proj.bias), self.dropout, self.training)
+
+    def gains_on_cpu(self, x: Tensor) -> bool:
+        return False  # 0.75 to 0.95 times as fast in windows of 7 x 7
+
+    def where_it_gains(self) -> str:
+        return "not on the CPU"
 
     def extra_repr(self) -> str:
         return f"window_size={self.window_size}, shift_size={self.shift_size}, backend={self.backend!r}"

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
+from msformer_fast.nn.drop_in import DropIn
+
 #: A way to make a drop-in of a module: (module, backend) -> drop-in.
 Make = Callable[[nn.Module, str | None], nn.Module]
 
@@ -55,6 +57,7 @@ def probe(
         torch.autocast("cpu", enabled=False),
         torch.inference_mode(False),
         torch.enable_grad(),
+        torch.device("cpu"),  # whatever the caller has chosen for new tensors
         contextlib.redirect_stdout(io.StringIO()),  # what the module prints in a call that nobody made
     ):
         torch.default_generator.manual_seed(0)  # torch.manual_seed would seed every card too
@@ -69,6 +72,8 @@ def probe(
         for way in ways:
             try:
                 drop_in = way(twin, None)
+                if isinstance(drop_in, DropIn):
+                    drop_in.on_trial = True
                 found = (_results(drop_in, *trial) for trial in trials)
                 return way, max(_difference(ours, want) for ours, want in zip(found, wanted, strict=True))
             except Mismatch as error:

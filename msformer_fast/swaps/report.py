@@ -56,7 +56,9 @@ class Swap:
     def __str__(self) -> str:
         same = type(self.replacement) is type(self.original)
         proof = "another backend" if same else f"differs by {self.difference:.0e} in float64"
-        return f"{', '.join(self.names)}: {self.kind}, a {type(self.original).__name__}; {proof}"
+        where = self.replacement.where_it_gains() if isinstance(self.replacement, DropIn) else ""
+        gains = f"; gains {where}" if where else ""
+        return f"{', '.join(self.names)}: {self.kind}, a {type(self.original).__name__}; {proof}{gains}"
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,11 @@ class Left:
 
     def __str__(self) -> str:
         return f"{self.name}: {self.kind}; {self.reason}"
+
+
+def _stand_ins(replacement: nn.Module) -> tuple[nn.Module | None, ...]:
+    """A replacement, and what ``torch.jit.script`` leaves in its place."""
+    return (replacement, replacement.__prepare_scriptable__()) if isinstance(replacement, DropIn) else (replacement,)
 
 
 class Swaps:
@@ -101,7 +108,7 @@ class Swaps:
             return
         for swap in self.swapped:
             for place in swap.places:
-                if place.module() is not swap.replacement:
+                if place.module() not in _stand_ins(swap.replacement):
                     raise InputError(
                         f"undo: {place.name} must still be the replacement, got a {type(place.module()).__name__}; "
                         "undo what was done later first"

@@ -19,7 +19,7 @@ def row(name: str) -> str:
     image = batch()
     model = model.double()
     before = results(model, image.double())
-    swaps = mf.accelerate(model)
+    swaps = mf.accelerate(model, backend="torch")
     worst = max(differences(results(model, image.double()), before).values())
     model.load_state_dict(state)
     same = list(model.state_dict()) == list(state)
@@ -28,7 +28,7 @@ def row(name: str) -> str:
     model.load_state_dict(state)
     model.float()
     single = _outputs(model, image)
-    with mf.accelerate(model):
+    with mf.accelerate(model, backend="torch"):
         rounding = max(differences(_outputs(model, image), single).values())
     kinds = ", ".join(f"{sum(s.kind == kind for s in swaps.swapped)} {kind}" for kind in _kinds(swaps))
     answers = " | ".join("yes" if answer else "NO" for answer in (same, exact))
