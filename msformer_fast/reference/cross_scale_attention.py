@@ -46,10 +46,13 @@ def cross_scale_attention(
             some = seen.any(1, keepdim=True)  # without any key: zeros, and no gradient
             p = torch.softmax(scores.masked_fill(~seen & some, -torch.inf), -1) * some
             result = torch.einsum("bhqk,bkhd->bqhd", p, v_w.to(p.dtype))
-            results.append(result[:, inside_q])
-            pixels.append(_pixels(rows_q, i, y.window, columns_q, j, x.window, q.shape[2])[inside_q])
+            results.append(result)
+            # Behind every pixel what lies outside; to leave it out here would be a size that depends on data.
+            pixel = _pixels(rows_q, i, y.window, columns_q, j, x.window, q.shape[2])
+            pixels.append(torch.where(inside_q, pixel, q.shape[1] * q.shape[2]))
     # Every pixel stands in one window.
-    return torch.cat(results, 1)[:, torch.cat(pixels).argsort()].unflatten(1, q.shape[1:3])
+    order = torch.cat(pixels).argsort()[: q.shape[1] * q.shape[2]]
+    return torch.cat(results, 1)[:, order].unflatten(1, q.shape[1:3])
 
 
 Rolled = tuple[Tensor, Tensor]  # row of the map (-1: none), and whether it lies past the seam
