@@ -194,7 +194,8 @@ class _Call:
         flags = {name.upper(): flag for name, flag in options._asdict().items() if name != "eps"}
         self.shared = dict(
             **flags, eps=max(options.eps, SMALLEST_EPS), pixels=self.B * self.H * self.W, H=self.H, W=self.W,
-            R=self.rows, c_end=self.C, C=self.C, D=self.D, PREC=precision, ACC=accumulator(t.dtype),
+            R=None if self.rows == self.H else self.rows, c_end=self.C,
+            C=self.C, D=self.D, PREC=precision, ACC=accumulator(t.dtype),
             p_gamma1=p.norm_weight, p_beta1=p.norm_bias, p_w1=p.fc1_weight, p_bias1=p.fc1_bias,
             p_dw=p.depthwise_weight, p_bias_dw=p.depthwise_bias, p_gamma2=p.inner_norm_weight,
             p_beta2=p.inner_norm_bias, p_w2=p.fc2_weight, p_bias2=p.fc2_bias,

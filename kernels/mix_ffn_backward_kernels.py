@@ -25,6 +25,7 @@ from msformer_fast.kernels.mix_ffn_kernels import (
     stencil,
     tap,
     tap_weight,
+    taps_of,
     tile_of,
     token_statistics,
 )
@@ -120,7 +121,7 @@ def hidden_gradient_kernel(
             b_c1, b_c2 = b_c1 / D, b_c2 / D
 
         # Second sweep: dv.
-        o_dv = buffer_pixels_of(tile, R, W) * D
+        o_dv = buffer_pixels_of(tile, H, R, W) * D
         for d in range(0, D, BLOCK_D):
             o_d = d + tl.arange(0, BLOCK_D)
             b_n, b_dh = gradient_of_h(
@@ -222,17 +223,19 @@ def product_gradient_kernel(
     for index in range(tl.program_id(1), tiles, tl.num_programs(1)):
         tile = tile_of(index, row_begin, row_end, W, tiles_y, tiles_x, TILE_H, TILE_W)
         o_p, m_p = pixels_of(tile, H, W), tile[3]
-        b_dv = load_channels(p_dv, buffer_pixels_of(tile, R, W) * D, m_p, o_d, D).to(ACC)  # [P, BLOCK_D]
+        o_u = buffer_pixels_of(tile, H, R, W) * D
+        b_dv = load_channels(p_dv, o_u, m_p, o_d, D).to(ACC)  # [P, BLOCK_D]
 
         # v, du and the sums of ddw from one walk over the taps.
         b_du, b_v = zero, zero + load_vector(p_bias_dw, o_d, D, 0.0, ACC)[None, :]
+        taps, o_block = taps_of(tile, H, W, R), o_u[:, None] + o_d[None, :]
         # Not unrolled, as in stencil. In turn k, s[0] is tap k's sum, for a tuple cannot be indexed by a number that is
         # known at run time only; after nine turns each is in its place again.
         for k in range(9):
             b_w = tap_weight(p_dw, o_d, k, D, INNER_SKIP, ACC)
-            b_u = tap(p_u, tile, o_d, k, H, W, R, D, ACC)
+            b_u = tap(p_u + o_block, taps, o_d, k, W, R, D, ACC)
             b_v += b_u * b_w[None, :]
-            b_du += tap(p_dv, tile, o_d, 8 - k, H, W, R, D, ACC) * b_w[None, :]
+            b_du += tap(p_dv + o_block, taps, o_d, 8 - k, W, R, D, ACC) * b_w[None, :]
             s = (s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[0] + b_u * b_dv)
         s_dv += b_dv
         s_du += b_du

@@ -15,7 +15,7 @@ channel of y on the way, for a batch norm that follows.
 
 Feature maps are channels last and contiguous: t, y, dy, dt (B, H, W, C). The hidden activations u and their gradient dv
 (B, R, W, D) are row buffers: row y of an image lies at y % R, so that a strip of rows can be worked on with little
-memory; R = H holds all rows.
+memory. Where a buffer holds all H rows R is None, and nothing is computed modulo R.
 
 A program takes tiles of TILE_H x TILE_W pixels. Sums over channels (norms, products over D) stay in a program that
 walks along the channels of its tiles; sums over pixels (gradients of weights) in one that owns BLOCK_D channels and
@@ -27,7 +27,7 @@ Arguments that kernels share:
     p_w1 (D, C), p_w2 (C, D), p_dw (D, 9), contiguous: in the dtype of products, which u and dv have too
     p_bias1, p_bias_dw (D), p_bias2 (C): biases    p_gamma1, p_beta1 (C): the op's norm
     p_gamma2, p_beta2 (D): its inner norm; every vector is None if absent
-    row_begin, row_end: rows of every image to compute    H, W: of an image    R: rows of a row buffer
+    row_begin, row_end: rows of every image to compute    H, W: of an image    R: rows of a row buffer, None for H
     tiles_y, tiles_x: tiles that cover those rows, and the columns    tiles: of all images    pixels: B H W
     first: 1 where partial sums hold nothing yet (the first strip), else 0    eps: of the norms
     c_end: C at run time; a loop with a constant bound is unrolled, and spills
@@ -71,10 +71,11 @@ def pixels_of(tile, H, W):
 
 
 @triton.jit
-def buffer_pixels_of(tile, R, W):
+def buffer_pixels_of(tile, H, R, W):
     """Offsets [P] of a tile's pixels in a row buffer, in pixels."""
     image, o_y, o_x, _ = tile
-    return (image * R + o_y % R) * W + o_x
+    row = image * H + o_y if R is None else image * R + o_y % R
+    return row * W + o_x
 
 
 @triton.jit
@@ -141,14 +142,34 @@ def tap_weight(p_dw, o_d, k, D: tl.constexpr, INNER_SKIP: tl.constexpr, ACC: tl.
 
 
 @triton.jit
-def tap(p_map, tile, o_d, k, H, W, R, D: tl.constexpr, ACC: tl.constexpr):
-    """The neighbours (o_y + k // 3 - 1, o_x + k % 3 - 1) of some pixels [P, BLOCK_D]; 0 outside the image."""
-    image, o_y, o_x, m_p = tile
-    o_row, o_column = o_y + (k // 3 - 1), o_x + (k % 3 - 1)
-    m_tap = m_p & (o_row >= 0) & (o_row < H) & (o_column >= 0) & (o_column < W)
-    # + R: the remainder of row -1, masked off, would be negative.
-    o_tap = ((image * R + (o_row + R) % R) * W + o_column) * D
-    return load_block(p_map, o_tap, o_d, m_tap, o_d < D).to(ACC)
+def taps_of(tile, H, W, R):
+    """What the taps of a tile share: bits, and offsets of the rows above and below in a row buffer, in rows [P].
+
+    Bit k is set where the neighbour (o_y + k // 3 - 1, o_x + k % 3 - 1) lies in the image.
+    """
+    _, o_y, o_x, m_p = tile
+    b_row = (o_x > 0).to(tl.int32) | 2 | ((o_x < W - 1).to(tl.int32) << 2)
+    b_bits = tl.where(o_y > 0, b_row, 0) | (b_row << 3) | (tl.where(o_y < H - 1, b_row, 0) << 6)
+    b_bits = tl.where(m_p, b_bits, 0)
+
+    o_above, o_below = tl.full(o_y.shape, -1, tl.int32), tl.full(o_y.shape, 1, tl.int32)
+    if R is not None:  # the buffer's last row lies above its first
+        o_above = tl.where(o_y % R == 0, R - 1, -1)
+        o_below = tl.where(o_y % R == R - 1, 1 - R, 1)
+    return b_bits, o_above, o_below
+
+
+@triton.jit
+def tap(p_block, taps, o_d, k, W, R, D: tl.constexpr, ACC: tl.constexpr):
+    """Tap k of some pixels [P, BLOCK_D]; 0 outside the image. p_block: pointers to the pixels themselves."""
+    b_bits, o_above, o_below = taps
+    m_tap = ((b_bits >> k) & 1) != 0
+    if R is None:
+        p_tap = p_block + ((k // 3 - 1) * W + (k % 3 - 1)) * D  # one number for all
+    else:
+        o_row = tl.where(k < 3, o_above, tl.where(k < 6, 0, o_below))
+        p_tap = p_block + ((o_row * W + (k % 3 - 1)) * D)[:, None]
+    return tl.load(p_tap, mask=m_tap[:, None] & (o_d < D)[None, :], other=0.0).to(ACC)
 
 
 @triton.jit
@@ -158,11 +179,13 @@ def stencil(
 ):  # fmt: skip
     """The depthwise convolution with the skip [P, BLOCK_D], without its bias; FLIP: its transpose."""
     b_sum = tl.zeros((tile[1].shape[0], o_d.shape[0]), ACC)
+    taps = taps_of(tile, H, W, R)
+    p_block = p_map + (buffer_pixels_of(tile, H, R, W) * D)[:, None] + o_d[None, :]
 
     # Not unrolled: the compiler would convert every tap, not their sum, to the layout of a product.
     for k in range(9):
         b_w = tap_weight(p_dw, o_d, (8 - k) if FLIP else k, D, INNER_SKIP, ACC)
-        b_sum += tap(p_map, tile, o_d, k, H, W, R, D, ACC) * b_w[None, :]
+        b_sum += tap(p_block, taps, o_d, k, W, R, D, ACC) * b_w[None, :]
 
     return b_sum
 
@@ -207,7 +230,7 @@ def expand_kernel(
     """u: t read once, u written once. Grid: tiles."""
     tile = tile_of(tl.program_id(0), row_begin, row_end, W, tiles_y, tiles_x, TILE_H, TILE_W)
     m_p = tile[3]
-    o_t, o_u = pixels_of(tile, H, W) * C, buffer_pixels_of(tile, R, W) * D
+    o_t, o_u = pixels_of(tile, H, W) * C, buffer_pixels_of(tile, H, R, W) * D
     b_mean, b_rstd = token_statistics(p_t, o_t, m_p, eps, C, BLOCK_C, NORM, ACC)
 
     # Where a product takes all channels at once, the tokens stay in registers; else they are read again in pieces.

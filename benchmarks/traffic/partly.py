@@ -61,7 +61,7 @@ def _rows(launch: Launch, name: str, beside: int = 0) -> int:
     """Rows that a launch of Mix-FFN computes, with as many beside them on either side as the image has."""
     given = launch.arguments
     first, end = max(given["row_begin"] - beside, 0), min(given["row_end"] + beside, given["H"])
-    held = given["R"] if name in BUFFERS else given["H"]
+    held = (given["R"] if name in BUFFERS else None) or given["H"]
     return size_of(given[name]) * (end - first) // held
 
 

@@ -32,6 +32,7 @@ class Variant(NamedTuple):
     parts: tuple[str, ...] = tuple(PARTS)
     absent: tuple[str, ...] = ()  # pointers that are None
     tokens: str = ""  # type of t, y, their gradients and the norms' parameters, where they have one of their own
+    strips: bool = False  # row buffers hold some of the rows
 
 
 def _flags(*off: str) -> dict[str, bool]:
@@ -40,6 +41,7 @@ def _flags(*off: str) -> dict[str, bool]:
 
 PAPER = Variant("", _flags(), absent=("p_moments",))
 STATISTICS = Variant(", statistics", _flags(), ("contract",))
+STRIPS = Variant(", strips", _flags(), absent=("p_moments",), strips=True)
 AUTOCAST = Variant(", autocast", _flags(), tokens="*fp32")
 SEGFORMER = Variant(
     ", SegFormer",
@@ -95,6 +97,8 @@ def _variants(C: int, product: tuple[torch.dtype, str], small: bool) -> list[Var
     variants = [PAPER, STATISTICS]
     if C == 100 and not small and product[1] == "ieee":
         variants.append(AUTOCAST if product[0] == torch.bfloat16 else BARE)
+    if C in (100, 256) and not small:
+        variants.append(STRIPS)
     return [*variants, SEGFORMER] if C in (64, 128) and product[1] == "ieee" else variants
 
 
@@ -106,7 +110,7 @@ def _case(
     D = D or 4 * C
     settings = launch.launch_settings(part, C, D, dtype, precision, target)
     constants = {**variant.flags, "C": C, "D": D, "ACC": tl.float32, "PREC": precision}
-    absent = list(variant.absent)
+    absent = [*variant.absent, *([] if variant.strips else ["R"])]
     if (part, variant) == ("hidden", SEGFORMER) or (variant is BARE and part in ("hidden", "token")):
         absent.append("p_partials")
     name = f"{part}, C {C}, {short(dtype)} {precision}{variant.name}{many}"
