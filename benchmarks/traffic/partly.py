@@ -72,7 +72,7 @@ def _taps(launch: Launch, name: str) -> int:
 
 def _before(launch: Launch, name: str) -> int:
     """Partial sums of the strips before."""
-    return 0 if launch.arguments["first"] else size_of(launch.arguments[name])
+    return 0 if launch.arguments["is_first_strip"] else size_of(launch.arguments[name])
 
 
 # Tokens, results and gradients of a strip; hidden activations and their gradient with the rows that taps reach.

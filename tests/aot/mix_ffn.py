@@ -47,7 +47,7 @@ SEGFORMER = Variant(
     ", SegFormer",
     _flags("INNER_NORM", "INNER_SKIP"),
     ("contract", "hidden", "product"),
-    ("p_gamma2", "p_beta2", "p_inner", "p_moments", "p_hidden_partials", "p_dgamma2", "p_dbeta2"),
+    ("p_inner_gamma", "p_inner_beta", "p_inner", "p_moments", "p_hidden_partials", "p_dinner_gamma", "p_dinner_beta"),
 )
 #: Neither biases nor affine parameters nor the residual.
 BARE = Variant(
@@ -55,23 +55,24 @@ BARE = Variant(
     _flags("RESIDUAL"),
     absent=(
         *(
-            "p_gamma1",
-            "p_beta1",
+            "p_gamma",
+            "p_beta",
             "p_bias1",
-            "p_bias_dw",
-            "p_gamma2",
-            "p_beta2",
+            "p_bias_conv",
+            "p_inner_gamma",
+            "p_inner_beta",
             "p_bias2",
             "p_moments",
             "p_hidden_partials",
         ),
-        *("p_token_partials", "p_dgamma1", "p_dbeta1", "p_dbias1", "p_dbias_dw", "p_dgamma2", "p_dbeta2", "p_dbias2"),
+        *("p_token_partials", "p_dgamma", "p_dbeta", "p_dbias1", "p_dbias_conv", "p_dinner_gamma", "p_dinner_beta"),
+        "p_dbias2",
     ),
 )
 
 FLOAT32 = ("p_inner", "p_moments", "p_partials", "p_product_partials", "p_hidden_partials", "p_token_partials")
-TOKENS = ("p_t", "p_y", "p_dy", "p_dt", "p_gamma1", "p_beta1", "p_gamma2", "p_beta2")
-NORM_GRADIENTS = ("p_dgamma1", "p_dbeta1", "p_dgamma2", "p_dbeta2")
+TOKENS = ("p_t", "p_y", "p_dy", "p_dt", "p_gamma", "p_beta", "p_inner_gamma", "p_inner_beta")
+NORM_GRADIENTS = ("p_dgamma", "p_dbeta", "p_dinner_gamma", "p_dinner_beta")
 
 
 def cases(target: str, small: bool) -> list[Case]:
