@@ -19,6 +19,7 @@ from msformer_fast.kernels.mix_ffn_kernels import (
     load_channels,
     load_scale,
     load_weight,
+    mask_of,
     normal_cdf,
     normed_tokens,
     pixels_of,
@@ -72,7 +73,7 @@ def gradient_of_h(
     b_v = convolved(p_u, p_conv, p_bias_conv, tile, o_d, H, W, R, D, INNER_SKIP, ACC)
     b_n, b_h = inner_norm(b_v, b_mean, b_rstd, p_inner_gamma, p_inner_beta, o_d, D, INNER_NORM, ACC)
 
-    _, _, _, m_p = tile
+    m_p = mask_of(tile)
     b_da = tl.zeros((o_p.shape[0], o_d.shape[0]), ACC)
     for c in range(0, c_end, BLOCK_K):
         o_k = c + tl.arange(0, BLOCK_K)
@@ -104,8 +105,7 @@ def hidden_gradient_kernel(
 
     for index in range(tl.program_id(0), tiles, tl.num_programs(0)):
         tile = tile_of(index, row_begin, row_end, W, tiles_y, tiles_x, TILE_H, TILE_W)
-        _, _, _, m_p = tile
-        o_p = pixels_of(tile, H, W)
+        o_p, m_p = pixels_of(tile, H, W), mask_of(tile)
         b_mean, b_rstd = inner_statistics(p_inner, o_p, m_p, pixels, INNER_NORM, ACC)
 
         # First sweep: means of dn and dn n over D.
@@ -166,8 +166,7 @@ def token_gradient_kernel(
 
     for index in range(tl.program_id(0), tiles, tl.num_programs(0)):
         tile = tile_of(index, row_begin, row_end, W, tiles_y, tiles_x, TILE_H, TILE_W)
-        _, _, _, m_p = tile
-        o_t = pixels_of(tile, H, W) * C
+        o_t, m_p = pixels_of(tile, H, W) * C, mask_of(tile)
 
         # dz = du w1, the product over D.
         b_dz = tl.zeros((TILE_H * TILE_W, BLOCK_C), ACC)
@@ -227,8 +226,7 @@ def product_gradient_kernel(
 
     for index in range(tl.program_id(1), tiles, tl.num_programs(1)):
         tile = tile_of(index, row_begin, row_end, W, tiles_y, tiles_x, TILE_H, TILE_W)
-        _, _, _, m_p = tile
-        o_p = pixels_of(tile, H, W)
+        o_p, m_p = pixels_of(tile, H, W), mask_of(tile)
         o_u = buffer_pixels_of(tile, H, R, W) * D
         b_dv = load_channels(p_dv, o_u, m_p, o_d, D).to(ACC)  # [P, BLOCK_D]
 

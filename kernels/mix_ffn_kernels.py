@@ -66,6 +66,12 @@ def tile_of(index, row_begin, row_end, W, tiles_y, tiles_x, TILE_H: tl.constexpr
 
 
 @triton.jit
+def mask_of(tile):
+    """Mask [P] of a tile's pixels that lie in the image and in the rows to compute."""
+    return tile[3]
+
+
+@triton.jit
 def pixels_of(tile, H, W):
     """Offsets [P] of a tile's pixels in a feature map, in pixels."""
     image, o_y, o_x, _ = tile
@@ -232,7 +238,7 @@ def expand_kernel(
 ):  # fmt: skip
     """u: t read once, u written once. Grid: tiles."""
     tile = tile_of(tl.program_id(0), row_begin, row_end, W, tiles_y, tiles_x, TILE_H, TILE_W)
-    _, _, _, m_p = tile
+    m_p = mask_of(tile)
     o_t, o_u = pixels_of(tile, H, W) * C, buffer_pixels_of(tile, H, R, W) * D
     b_mean, b_rstd = token_statistics(p_t, o_t, m_p, eps, C, BLOCK_C, NORM, ACC)
 
@@ -284,8 +290,7 @@ def contract_kernel(
 
     for index in range(tl.program_id(0), tiles, tl.num_programs(0)):
         tile = tile_of(index, row_begin, row_end, W, tiles_y, tiles_x, TILE_H, TILE_W)
-        _, _, _, m_p = tile
-        o_p = pixels_of(tile, H, W)
+        o_p, m_p = pixels_of(tile, H, W), mask_of(tile)
 
         # First sweep: mean and variance of v over D.
         b_mean, b_m2 = tl.zeros((TILE_H * TILE_W,), ACC), tl.zeros((TILE_H * TILE_W,), ACC)
