@@ -13,8 +13,8 @@ import triton.language as tl
 from msformer_fast.kernels.blocks import load_vector, store_block
 from msformer_fast.kernels.mix_ffn_kernels import (
     SIZES,
-    buffer_pixels_of,
     convolved,
+    hidden_of,
     inner_norm,
     load_channels,
     load_scale,
@@ -123,7 +123,6 @@ def hidden_gradient_kernel(
             b_c1, b_c2 = b_c1 / D, b_c2 / D
 
         # Second sweep: dv.
-        o_dv = buffer_pixels_of(tile, H, R, W) * D
         for d in range(0, D, BLOCK_D):
             o_d = d + tl.arange(0, BLOCK_D)
             b_n, b_dh = gradient_of_h(
@@ -135,7 +134,8 @@ def hidden_gradient_kernel(
                 b_dv = b_dh * load_scale(p_inner_gamma, o_d, D, ACC)[None, :] - b_c1[:, None] - b_n * b_c2[:, None]
                 b_dv *= b_rstd[:, None]
 
-            store_block(p_dv, o_dv, o_d, m_p, o_d < D, b_dv)
+            m_dv = m_p[:, None] & (o_d < D)[None, :]
+            tl.store(hidden_of(p_dv, tile, o_d, H, R, W, D), b_dv.to(p_dv.dtype.element_ty), mask=m_dv)
 
             if p_partials is not None:
                 m_b = (o_b == d // BLOCK_D)[:, None]  # a row of registers cannot be indexed
@@ -227,19 +227,19 @@ def product_gradient_kernel(
     for index in range(tl.program_id(1), tiles, tl.num_programs(1)):
         tile = tile_of(index, row_begin, row_end, W, tiles_y, tiles_x, TILE_H, TILE_W)
         o_p, m_p = pixels_of(tile, H, W), mask_of(tile)
-        o_u = buffer_pixels_of(tile, H, R, W) * D
-        b_dv = load_channels(p_dv, o_u, m_p, o_d, D).to(ACC)  # [P, BLOCK_D]
+        p_tile_u, p_tile_dv = hidden_of(p_u, tile, o_d, H, R, W, D), hidden_of(p_dv, tile, o_d, H, R, W, D)
+        b_dv = tl.load(p_tile_dv, mask=m_p[:, None] & (o_d < D)[None, :], other=0.0).to(ACC)  # [P, BLOCK_D]
 
         # v, du and the sums of dconv from one walk over the taps.
         b_du, b_v = b_zero, b_zero + load_vector(p_bias_conv, o_d, D, 0.0, ACC)[None, :]  # [P, BLOCK_D] both
-        taps, o_block = taps_of(tile, H, W, R), o_u[:, None] + o_d[None, :]
+        taps = taps_of(tile, H, W, R)
         # Not unrolled, as in stencil. A tuple cannot be indexed by a number that is known at run time only, so every
         # turn moves the sums one place on: in turn k tap k's is the first, and after nine each is where it was.
         for k in range(9):
             b_w = tap_weight(p_conv, o_d, k, D, INNER_SKIP, ACC)
-            b_u = tap(p_u + o_block, taps, o_d, k, W, R, D, ACC)
+            b_u = tap(p_tile_u, taps, o_d, k, W, R, D, ACC)
             b_v += b_u * b_w[None, :]
-            b_du += tap(p_dv + o_block, taps, o_d, 8 - k, W, R, D, ACC) * b_w[None, :]
+            b_du += tap(p_tile_dv, taps, o_d, 8 - k, W, R, D, ACC) * b_w[None, :]
             s0, s1, s2, s3, s4, s5, s6, s7, s8 = s_dconv
             s_dconv = (s1, s2, s3, s4, s5, s6, s7, s8, s0 + b_u * b_dv)
         s_dbias_conv += b_dv

@@ -45,7 +45,7 @@ import triton
 import triton.language as tl
 
 from msformer_fast.kernels.batch_statistics import add_block, load_moments, store_moments
-from msformer_fast.kernels.blocks import load_block, load_vector, store_block
+from msformer_fast.kernels.blocks import load_block, load_vector
 
 # never specialised: a new size runs the code of the old one
 SIZES = (
@@ -57,33 +57,41 @@ _jit = triton.jit(do_not_specialize=SIZES)
 
 @triton.jit
 def tile_of(index, row_begin, row_end, W, tiles_y, tiles_x, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
-    """A tile of TILE_H x TILE_W pixels: image (int64), and rows, columns and mask [P] of its pixels."""
+    """A tile of TILE_H x TILE_W pixels: image (int64), its first row and column, and rows, columns and mask [P] of its
+    pixels."""
     i = tl.arange(0, TILE_H * TILE_W)
     of_image = index % (tiles_y * tiles_x)  # number of the tile in its image
-    o_y = row_begin + of_image // tiles_x * TILE_H + i // TILE_W
-    o_x = of_image % tiles_x * TILE_W + i % TILE_W
-    return (index // (tiles_y * tiles_x)).to(tl.int64), o_y, o_x, (o_y < row_end) & (o_x < W)
+    y, x = row_begin + of_image // tiles_x * TILE_H, of_image % tiles_x * TILE_W
+    o_y, o_x = y + i // TILE_W, x + i % TILE_W
+    return (index // (tiles_y * tiles_x)).to(tl.int64), y, x, o_y, o_x, (o_y < row_end) & (o_x < W)
 
 
 @triton.jit
 def mask_of(tile):
     """Mask [P] of a tile's pixels that lie in the image and in the rows to compute."""
-    return tile[3]
+    return tile[5]
 
 
 @triton.jit
 def pixels_of(tile, H, W):
     """Offsets [P] of a tile's pixels in a feature map, in pixels."""
-    image, o_y, o_x, _ = tile
+    image, _, _, o_y, o_x, _ = tile
     return (image * H + o_y) * W + o_x
 
 
 @triton.jit
-def buffer_pixels_of(tile, H, R, W):
-    """Offsets [P] of a tile's pixels in a row buffer, in pixels."""
-    image, o_y, o_x, _ = tile
-    row = image * H + o_y if R is None else image * R + o_y % R
-    return row * W + o_x
+def hidden_of(p_map, tile, o_d, H, R, W, D: tl.constexpr):
+    """Pointers [P, BLOCK_D] to channels o_d of a tile's pixels in a row buffer.
+
+    From the tile's first pixel on offsets of 32 bits are enough, which take half the registers.
+    """
+    image, y, x, o_y, o_x, _ = tile
+    if R is None:
+        row, o_row = image * H + y, o_y - y
+    else:
+        row, o_row = image * R + y % R, o_y % R - y % R
+    p_tile = p_map + (row * W + x) * D
+    return p_tile + ((o_row * W + (o_x - x)) * D)[:, None] + o_d[None, :]
 
 
 @triton.jit
@@ -155,7 +163,7 @@ def taps_of(tile, H, W, R):
 
     Bit k is set where the neighbour (o_y + k // 3 - 1, o_x + k % 3 - 1) lies in the image.
     """
-    _, o_y, o_x, m_p = tile
+    _, _, _, o_y, o_x, m_p = tile
     b_row = (o_x > 0).to(tl.int32) | 2 | ((o_x < W - 1).to(tl.int32) << 2)
     b_bits = tl.where(o_y > 0, b_row, 0) | (b_row << 3) | (tl.where(o_y < H - 1, b_row, 0) << 6)
     b_bits = tl.where(m_p, b_bits, 0)
@@ -186,9 +194,8 @@ def stencil(
     D: tl.constexpr, FLIP: tl.constexpr, INNER_SKIP: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """The depthwise convolution with the skip [P, BLOCK_D], without its bias; FLIP: its transpose."""
-    taps, o_p = taps_of(tile, H, W, R), buffer_pixels_of(tile, H, R, W)
-    p_block = p_map + (o_p * D)[:, None] + o_d[None, :]  # [P, BLOCK_D]
-    b_sum = tl.zeros((o_p.shape[0], o_d.shape[0]), ACC)
+    taps, p_block = taps_of(tile, H, W, R), hidden_of(p_map, tile, o_d, H, R, W, D)
+    b_sum = tl.zeros(p_block.shape, ACC)
 
     # Not unrolled: the compiler would convert every tap, not their sum, to the layout of a product.
     for k in range(9):
@@ -239,7 +246,7 @@ def expand_kernel(
     """u: t read once, u written once. Grid: tiles."""
     tile = tile_of(tl.program_id(0), row_begin, row_end, W, tiles_y, tiles_x, TILE_H, TILE_W)
     m_p = mask_of(tile)
-    o_t, o_u = pixels_of(tile, H, W) * C, buffer_pixels_of(tile, H, R, W) * D
+    o_t = pixels_of(tile, H, W) * C
     b_mean, b_rstd = token_statistics(p_t, o_t, m_p, eps, C, BLOCK_C, NORM, ACC)
 
     # Where a product takes all channels at once, the tokens stay in registers; else they are read again in pieces.
@@ -262,7 +269,8 @@ def expand_kernel(
                 b_w = load_weight(p_w1, o_k, o_d, stride_row=1, stride_col=C, N_ROW=C, N_COL=D)
                 b_u = tl.dot(b_z_piece.to(p_u.dtype.element_ty), b_w, b_u, input_precision=PREC, out_dtype=ACC)
 
-        store_block(p_u, o_u, o_d, m_p, o_d < D, b_u)
+        m_u = m_p[:, None] & (o_d < D)[None, :]
+        tl.store(hidden_of(p_u, tile, o_d, H, R, W, D), b_u.to(p_u.dtype.element_ty), mask=m_u)
 
 
 @_jit
