@@ -2,8 +2,8 @@
 
     mean = sum of x / n    var = sum of (x - mean)^2 / n, biased    over batch and pixels
 
-Here K counts the channels of any feature map, and `logits` is whichever map is read. Programs share the pixels; each
-merges its blocks as it goes (Chan et al.) and stores its moments; a second kernel merges those in order.
+Programs share the pixels of a map of K channels; each merges its blocks as it goes (Chan et al.) and stores its
+moments; a second kernel merges those in order.
 
 `b_` value of a block, `p_` pointer, `o_` offsets, `m_` masks. Moments (programs, 4, K) of each program's pixels: their
 count (perhaps 0), a shift, mean less shift, and sum of squared deviations from the mean. The shift is near the mean, so
@@ -27,21 +27,21 @@ MERGE = dict(BLOCK_S=128, BLOCK_K=16, **compile_options(num_warps=4))
 
 
 @triton.jit
-def chan(n, b_mean, b_m2, more, b_mean_more, b_m2_more):
+def merge_two(n, b_mean, b_m2, n_new, b_mean_new, b_m2_new):
     """Statistics of two sets as one: counts, means, sums of squared deviations (Chan et al.); a set may be empty."""
-    total = tl.maximum(n + more, 1.0)
-    b_delta = b_mean_more - b_mean
-    return b_mean + b_delta * (more / total), b_m2 + b_m2_more + b_delta * b_delta * (n * (more / total))
+    total = tl.maximum(n + n_new, 1.0)
+    b_delta = b_mean_new - b_mean
+    return b_mean + b_delta * (n_new / total), b_m2 + b_m2_new + b_delta * b_delta * (n * (n_new / total))
 
 
 @triton.jit
-def add_block(n, b_shift, b_mean, b_m2, b_x, m_x, more):
-    """Mean less shift, squared deviations [BLOCK_K] of n values a channel and of `more` in b_x [BLOCK_N, BLOCK_K]."""
+def add_block(n, b_shift, b_mean, b_m2, b_x, m_x, n_new):
+    """Mean less shift, squared deviations [BLOCK_K] of n values a channel and of `n_new` in b_x [BLOCK_N, BLOCK_K]."""
     b_x = tl.where(m_x, b_x - b_shift[None, :], 0.0)
-    b_mean_more = tl.sum(b_x, 0) / tl.maximum(more, 1.0)  # [BLOCK_K]
+    b_mean_new = tl.sum(b_x, 0) / tl.maximum(n_new, 1.0)  # [BLOCK_K]
 
-    b_x = tl.where(m_x, b_x - b_mean_more[None, :], 0.0)
-    return chan(n, b_mean, b_m2, more, b_mean_more, tl.sum(b_x * b_x, 0))
+    b_x = tl.where(m_x, b_x - b_mean_new[None, :], 0.0)
+    return merge_two(n, b_mean, b_m2, n_new, b_mean_new, tl.sum(b_x * b_x, 0))
 
 
 @triton.jit
@@ -52,6 +52,17 @@ def store_moments(p_moments, o_k, K, n, b_shift, b_mean, b_m2, BLOCK_K: tl.const
     tl.store(p_moments + K, b_shift, mask=o_k < K)
     tl.store(p_moments + 2 * K, b_mean, mask=o_k < K)
     tl.store(p_moments + 3 * K, b_m2, mask=o_k < K)
+
+
+@triton.jit
+def load_moments(p_moments, o_k, m_k, K):
+    """What store_moments left in this program's row: count, shift, mean less shift, squared deviations; 0 outside."""
+    p_moments += tl.program_id(0).to(tl.int64) * 4 * K + o_k
+    n = tl.max(tl.load(p_moments, mask=m_k, other=0.0), 0)  # stored once a channel
+    b_shift = tl.load(p_moments + K, mask=m_k, other=0.0)
+    b_mean = tl.load(p_moments + 2 * K, mask=m_k, other=0.0)
+    b_m2 = tl.load(p_moments + 3 * K, mask=m_k, other=0.0)
+    return n, b_shift, b_mean, b_m2
 
 
 @triton.jit
@@ -70,33 +81,33 @@ def merged_moments(p_moments, o_k, programs, K, BLOCK_S: tl.constexpr, BLOCK_K: 
         b_m2_s = tl.load(p_s + 3 * K, mask=m_s, other=0.0)
 
         b_mean_s += b_shift - b_first[None, :]
-        more = tl.sum(b_n, 0)
-        b_mean_more = tl.sum(b_n * b_mean_s, 0) / tl.maximum(more, 1.0)
-        b_mean_s -= b_mean_more[None, :]
-        b_m2_more = tl.sum(b_m2_s + b_n * b_mean_s * b_mean_s, 0)
+        n_new = tl.sum(b_n, 0)
+        b_mean_new = tl.sum(b_n * b_mean_s, 0) / tl.maximum(n_new, 1.0)
+        b_mean_s -= b_mean_new[None, :]
+        b_m2_new = tl.sum(b_m2_s + b_n * b_mean_s * b_mean_s, 0)
 
-        b_mean, b_m2 = chan(n, b_mean, b_m2, more, b_mean_more, b_m2_more)
-        n += more
+        b_mean, b_m2 = merge_two(n, b_mean, b_m2, n_new, b_mean_new, b_m2_new)
+        n += n_new
 
     return b_first + b_mean, b_m2 / tl.maximum(n, 1.0)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def moments_kernel(
-    p_logits, p_moments,
-    B, K, H, W, stride_lb, stride_lk, stride_lh, stride_lw,
+    p_x, p_moments,
+    B, K, H, W, stride_b, stride_k, stride_h, stride_w,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Moments of this program's pixels. Grid: programs, blocks of channels.
 
-    p_logits (B, K, H, W), any strides (stride_l*)    p_moments (programs, 4, K)
+    p_x (B, K, H, W), any strides (stride_*)    p_moments (programs, 4, K)
     """
     o_k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
     blocks = tl.cdiv(W, BLOCK_N)
 
     # The shift is the first pixel of all, the same for every program.
     m_first = o_k < tl.minimum(B, 1) * K
-    b_shift = tl.load(p_logits + o_k.to(tl.int64) * stride_lk, mask=m_first, other=0.0).to(ACC)
+    b_shift = tl.load(p_x + o_k.to(tl.int64) * stride_k, mask=m_first, other=0.0).to(ACC)
 
     n = tl.zeros((), ACC)
     b_mean, b_m2 = tl.zeros((BLOCK_K,), ACC), tl.zeros((BLOCK_K,), ACC)
@@ -104,13 +115,13 @@ def moments_kernel(
     for index in range(tl.program_id(0), B * H * blocks, tl.num_programs(0)):
         line, o_x = (index // blocks).to(tl.int64), index % blocks * BLOCK_N + tl.arange(0, BLOCK_N)
         m_x = (o_x < W)[:, None] & (o_k < K)[None, :]
-        p_line = p_logits + (line // H) * stride_lb + (line % H) * stride_lh
-        p_x = p_line + (o_x.to(tl.int64) * stride_lw)[:, None] + (o_k.to(tl.int64) * stride_lk)[None, :]
-        b_x = tl.load(p_x, mask=m_x, other=0.0).to(ACC)  # [BLOCK_N, BLOCK_K]
+        p_line = p_x + (line // H) * stride_b + (line % H) * stride_h
+        p_block = p_line + (o_x.to(tl.int64) * stride_w)[:, None] + (o_k.to(tl.int64) * stride_k)[None, :]
+        b_x = tl.load(p_block, mask=m_x, other=0.0).to(ACC)  # [BLOCK_N, BLOCK_K]
 
-        more = tl.minimum(W - index % blocks * BLOCK_N, BLOCK_N).to(ACC)
-        b_mean, b_m2 = add_block(n, b_shift, b_mean, b_m2, b_x, m_x, more)
-        n += more
+        n_new = tl.minimum(W - index % blocks * BLOCK_N, BLOCK_N).to(ACC)
+        b_mean, b_m2 = add_block(n, b_shift, b_mean, b_m2, b_x, m_x, n_new)
+        n += n_new
 
     store_moments(p_moments, o_k, K, n, b_shift, b_mean, b_m2, BLOCK_K, ACC)
 
@@ -139,28 +150,26 @@ def merge_moments(moments: Tensor, mean: Tensor, var: Tensor) -> None:
     )  # fmt: skip
 
 
-def batch_statistics(logits: Tensor) -> tuple[Tensor, Tensor]:
+def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each channel over batch and pixels, (K) each, float32 or better.
 
     Args:
-        logits: (B, K, H, W), any strides. An empty batch has zeros.
+        x: (B, K, H, W), any strides. An empty batch has zeros.
     """
-    B, K, H, W = logits.shape
-    stride_b, stride_k, stride_h, stride_w = logits.stride()
+    B, K, H, W = x.shape
+    stride_b, stride_k, stride_h, stride_w = x.stride()
     if stride_h == W * stride_w:  # rows follow one another: one long row
         H, W = 1, H * W
-    block_k, dtype = min(BLOCK_K, padded(K)), sum_dtype(logits.dtype)
+    block_k, dtype = min(BLOCK_K, padded(K)), sum_dtype(x.dtype)
     k_blocks = triton.cdiv(K, block_k)
-    programs = max(1, min(2 * multiprocessors_of(logits.device) // k_blocks, B * H * triton.cdiv(W, BLOCK_N)))
+    programs = max(1, min(2 * multiprocessors_of(x.device) // k_blocks, B * H * triton.cdiv(W, BLOCK_N)))
 
-    moments, mean, var = (
-        torch.empty(shape, dtype=dtype, device=logits.device) for shape in ((programs, 4, K), (K,), (K,))
-    )
+    moments, mean, var = (torch.empty(shape, dtype=dtype, device=x.device) for shape in ((programs, 4, K), (K,), (K,)))
     launch(
         moments_kernel, (programs, k_blocks), MOMENTS,
-        p_logits=logits, p_moments=moments, B=B, K=K, H=H, W=W,
-        stride_lb=stride_b, stride_lk=stride_k, stride_lh=stride_h, stride_lw=stride_w,
-        BLOCK_N=BLOCK_N, BLOCK_K=block_k, ACC=accumulator(logits.dtype),
+        p_x=x, p_moments=moments, B=B, K=K, H=H, W=W,
+        stride_b=stride_b, stride_k=stride_k, stride_h=stride_h, stride_w=stride_w,
+        BLOCK_N=BLOCK_N, BLOCK_K=block_k, ACC=accumulator(x.dtype),
     )  # fmt: skip
     merge_moments(moments, mean, var)
     return mean, var

@@ -193,22 +193,22 @@ def efficient_attention_backward(
     launch(
         query_gradients_kernel, (B * query_programs, chunks), call.shared, settings,
         p_x=x, p_M=M, p_grad_y=grad_y,
-        p_stats=stats, p_partial_dM=partial_dM, p_partial_dwq=partial_dwq, p_partial_biases=partial_biases,
+        p_query_stats=stats, p_partial_dM=partial_dM, p_partial_dwq=partial_dwq, p_partial_biases=partial_biases,
         programs=query_programs,
     )  # fmt: skip
 
-    dM, dG, dcontext, balance = new(B, CK, C), new(B, CK, C), new(B, CK, CV // heads), new(B, CK)
+    dM, dG, dcontext, key_delta = new(B, CK, C), new(B, CK, C), new(B, CK, CV // heads), new(B, CK)
     launch(
         merge_gradients_kernel, (B * CK,), call.shared, SMALL,
         p_partial_dM=partial_dM, p_grad_context=None if grad_context is None else grad_context.contiguous(),
-        p_sum=total, p_G=G, p_dM=dM, p_dcontext=dcontext, p_dG=dG, p_balance=balance, programs=query_programs,
+        p_sum=total, p_G=G, p_dM=dM, p_dcontext=dcontext, p_dG=dG, p_key_delta=key_delta, programs=query_programs,
     )  # fmt: skip
 
     settings, token_programs, _ = call.split("tokens")
     partial_norms = new(B * token_programs, 4, C)
     launch(
         token_gradients_kernel, (B * token_programs,), call.shared, settings,
-        p_x=x, p_max=maximum, p_M=M, p_dG=dG, p_balance=balance, p_stats=stats, p_grad_y=grad_y,
+        p_x=x, p_max=maximum, p_M=M, p_dG=dG, p_key_delta=key_delta, p_query_stats=stats, p_grad_y=grad_y,
         p_raw=raw if batch_norm else None, p_dx=dx, p_partial_norms=partial_norms, programs=token_programs,
     )  # fmt: skip
 
@@ -216,7 +216,7 @@ def efficient_attention_backward(
     partial_dwk = new(B * key_programs, CK, C)
     launch(
         key_gradients_kernel, (B * key_programs, chunks), call.shared, settings,
-        p_x=x, p_max=maximum, p_dG=dG, p_balance=balance, p_partial_dwk=partial_dwk, programs=key_programs,
+        p_x=x, p_max=maximum, p_dG=dG, p_key_delta=key_delta, p_partial_dwk=partial_dwk, programs=key_programs,
     )  # fmt: skip
 
     gradients, bn_gradients = _empty_like(parameters), _empty_like(batch_norm[:2])

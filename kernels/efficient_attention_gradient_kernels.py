@@ -17,16 +17,16 @@ tokens, whose sums come with dx.
 be None:
     p_x, p_grad_y, p_dx (B, N, C): x as the LayerNorm reads it, g, dx    p_gamma, p_beta (C)    p_wk, p_wq (CK, C)
     p_bq (CK)    p_wv (CV, C)    p_bv (CV)    p_wr (C, CV)
-    p_max, p_sum (B, CK), p_G, p_M (B, CK, C): of the forward    p_stats (B, heads, 3, N): maximum, sum, delta
+    p_max, p_sum (B, CK), p_G, p_M (B, CK, C): of the forward    p_query_stats (B, heads, 3, N): maximum, sum, delta
     p_dM, p_dG (B, CK, C): dM, dG / s    p_dcontext (B, CK, DV): of each key channel's own head
-    p_balance (B, CK): r / s    p_partial_dM, p_partial_dwq, p_partial_dwk (B * programs, CK, C)
+    p_key_delta (B, CK): r / s    p_partial_dM, p_partial_dwq, p_partial_dwk (B * programs, CK, C)
     p_partial_biases (B * programs, CK + C): dbq, then dbr
     p_partial_norms (B * programs, 4, C): dgamma, dbeta, and the batch norm's two sums: of dx, of dx (raw - mean) / std
     p_raw (B, N, C): x before its batch norm    p_bn_mean, p_bn_var, p_bn_weight (C), bn_eps: the batch norm's
     p_bn_sums (2, C): its two sums over all tokens, in ACC
     N: tokens of an image    programs: that share an image's tokens    heads: their number
     CK, CV: key and value channels    DK, DV: those of a head
-    C: channels, constexpr, so that rows are read wide    width: C at run time, so that loops over it are not unrolled
+    C: channels, constexpr, so that rows are read wide    c_end: C at run time, so that loops over it are not unrolled
     eps: LayerNorm's    NORM: whether there is a LayerNorm    RESIDUAL: whether x is added to y
     BLOCK_N, BLOCK_D: tokens, key channels of a block    BLOCK_C: power of 2 >= C    BLOCK_S: partial sums at a time
     BLOCK_K: products over channels take so many at a time and read x again; BLOCK_C: all at once, x read once
@@ -53,7 +53,7 @@ from msformer_fast.kernels.partial_sums import sum_of_partials
 
 @triton.jit
 def project_gradient(
-    b_g, p_grad_y, p_w, o_n, o_d, N, n_d, width,
+    b_g, p_grad_y, p_w, o_n, o_d, N, n_d, c_end,
     C: tl.constexpr, BLOCK_K: tl.constexpr, TRANSPOSE: tl.constexpr, ACC: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """g w^T [BLOCK_N, BLOCK_D], or w g^T [BLOCK_D, BLOCK_N] if TRANSPOSE; w: rows o_d of a matrix (n_d, C).
@@ -65,18 +65,18 @@ def project_gradient(
     if b_g.shape[1] == BLOCK_K:
         b_out = add_product(b_out, b_g, p_w, o_d, tl.arange(0, BLOCK_K), n_d, C, TRANSPOSE, ACC, PREC)
     else:
-        for start in range(0, width, BLOCK_K):
+        for start in range(0, c_end, BLOCK_K):
             o_k = start + tl.arange(0, BLOCK_K)
-            b_k = load_rows(p_grad_y, o_n, o_k, N, C, C).to(b_g.dtype)  # [BLOCK_N, BLOCK_K]
-            b_out = add_product(b_out, b_k, p_w, o_d, o_k, n_d, C, TRANSPOSE, ACC, PREC)
+            b_g_k = load_rows(p_grad_y, o_n, o_k, N, C, C).to(b_g.dtype)  # [BLOCK_N, BLOCK_K]
+            b_out = add_product(b_out, b_g_k, p_w, o_d, o_k, n_d, C, TRANSPOSE, ACC, PREC)
     return b_out
 
 
 @triton.jit(do_not_specialize=SIZES)
 def query_gradients_kernel(
     p_x, p_gamma, p_beta, p_wq, p_bq, p_M, p_grad_y,
-    p_stats, p_partial_dM, p_partial_dwq, p_partial_biases,
-    N, programs, heads, CK, DK, width, eps,
+    p_query_stats, p_partial_dM, p_partial_dwq, p_partial_biases,
+    N, programs, heads, CK, DK, c_end, eps,
     C: tl.constexpr, NORM: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr,
     ACC: tl.constexpr, DOT: tl.constexpr, PREC: tl.constexpr,
@@ -92,7 +92,7 @@ def query_gradients_kernel(
     p_x += image * N * C
     p_grad_y += image * N * C
     p_M += image * CK * C
-    p_stats += (image * heads + head) * 3 * N
+    p_query_stats += (image * heads + head) * 3 * N
 
     b_dM, b_dwq = tl.zeros((BLOCK_D, BLOCK_J), ACC), tl.zeros((BLOCK_D, BLOCK_J), ACC)
     b_dbq, b_dbr = tl.zeros((BLOCK_D,), ACC), tl.zeros((BLOCK_J,), ACC)
@@ -104,15 +104,21 @@ def query_gradients_kernel(
         b_n, norm = layer_norm(b_x, p_gamma, p_beta, o_n, N, eps, C, NORM, ACC, DOT)
 
         # Softmax over the channels of the head, all of which are here, transposed.
-        b_q = project(b_n, p_x, p_gamma, p_beta, p_wq, norm, o_n, o_d, N, end, width, C, BLOCK_K, True, ACC, PREC)
+        b_q = project(
+            b_n, p_x, p_gamma, p_beta, p_wq, norm, o_n, o_d, N, end, c_end, C, BLOCK_K,
+            TRANSPOSE=True, ACC=ACC, PREC=PREC,
+        )  # fmt: skip
         b_q = tl.where((o_d < end)[:, None], b_q + b_bq[:, None], float("-inf"))  # [BLOCK_D, BLOCK_N]
-        b_top = tl.max(b_q, 0)
-        b_q = tl.exp(b_q - b_top[None, :])
-        b_total = tl.sum(b_q, 0)  # [BLOCK_N]
-        b_q = b_q / b_total[None, :]
+        b_max_q = tl.max(b_q, 0)
+        b_q = tl.exp(b_q - b_max_q[None, :])
+        b_sum_q = tl.sum(b_q, 0)  # [BLOCK_N]
+        b_q = b_q / b_sum_q[None, :]
 
         b_g = load_rows(p_grad_y, o_n, o_c, N, C, C).to(DOT)  # [BLOCK_N, BLOCK_C]
-        b_dq = project_gradient(b_g, p_grad_y, p_M, o_n, o_d, N, end, width, C, BLOCK_K, True, ACC, PREC)
+        b_dq = project_gradient(
+            b_g, p_grad_y, p_M, o_n, o_d, N, end, c_end, C, BLOCK_K,
+            TRANSPOSE=True, ACC=ACC, PREC=PREC,
+        )  # fmt: skip
 
         # This program's columns of n and g [BLOCK_N, BLOCK_J].
         if BLOCK_J < BLOCK_C:
@@ -129,9 +135,9 @@ def query_gradients_kernel(
 
         # Programs for other columns find the same statistics: the first stores them.
         m_n = o_n < tl.where(column == 0, N, 0)
-        tl.store(p_stats + o_n, b_top, mask=m_n)
-        tl.store(p_stats + N + o_n, b_total, mask=m_n)
-        tl.store(p_stats + 2 * N + o_n, b_delta, mask=m_n)
+        tl.store(p_query_stats + o_n, b_max_q, mask=m_n)
+        tl.store(p_query_stats + N + o_n, b_sum_q, mask=m_n)
+        tl.store(p_query_stats + 2 * N + o_n, b_delta, mask=m_n)
 
     o_sum = program * CK * C + o_d[:, None] * C + o_j[None, :]  # [BLOCK_D, BLOCK_J]
     m_sum = (o_d < end)[:, None] & (o_j < C)[None, :]
@@ -146,7 +152,7 @@ def query_gradients_kernel(
 @triton.jit(do_not_specialize=SIZES)
 def merge_gradients_kernel(
     p_partial_dM, p_grad_context, p_wv, p_wr, p_sum, p_G,
-    p_dM, p_dcontext, p_dG, p_balance,
+    p_dM, p_dcontext, p_dG, p_key_delta,
     programs, CK, CV, DK, DV,
     C: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
@@ -182,14 +188,14 @@ def merge_gradients_kernel(
     # The sum of the keys' softmax divides here, once for all passes.
     b_dG = b_dG / tl.load(p_sum + row)
     tl.store(p_dG + row * C + o_c, b_dG, mask=o_c < C)
-    tl.store(p_balance + row, tl.sum(load_vector(p_G + row * C, o_c, C, 0.0, ACC) * b_dG, 0))
+    tl.store(p_key_delta + row, tl.sum(load_vector(p_G + row * C, o_c, C, 0.0, ACC) * b_dG, 0))
 
 
 @triton.jit(do_not_specialize=SIZES)
 def token_gradients_kernel(
-    p_x, p_gamma, p_beta, p_wk, p_wq, p_bq, p_max, p_M, p_dG, p_balance, p_stats, p_grad_y,
+    p_x, p_gamma, p_beta, p_wk, p_wq, p_bq, p_max, p_M, p_dG, p_key_delta, p_query_stats, p_grad_y,
     p_raw, p_bn_mean, p_bn_var, p_dx, p_partial_norms,
-    N, programs, heads, CK, DK, width, eps, bn_eps,
+    N, programs, heads, CK, DK, c_end, eps, bn_eps,
     C: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr,
     ACC: tl.constexpr, DOT: tl.constexpr, PREC: tl.constexpr,
@@ -208,26 +214,32 @@ def token_gradients_kernel(
     p_M += image * CK * C
     p_dG += image * CK * C
     p_max += image * CK
-    p_balance += image * CK
+    p_key_delta += image * CK
     o_c, o_d = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_D)
 
     b_dgamma, b_dbeta = tl.zeros((BLOCK_C,), ACC), tl.zeros((BLOCK_C,), ACC)
-    b_first, b_second = tl.zeros((BLOCK_C,), ACC), tl.zeros((BLOCK_C,), ACC)
+    b_bn_sum, b_bn_sum_xhat = tl.zeros((BLOCK_C,), ACC), tl.zeros((BLOCK_C,), ACC)
 
-    for first in range(tl.program_id(0) % programs * BLOCK_N, N, programs * BLOCK_N):
-        o_n = first + tl.arange(0, BLOCK_N)
+    for start in range(tl.program_id(0) % programs * BLOCK_N, N, programs * BLOCK_N):
+        o_n = start + tl.arange(0, BLOCK_N)
         b_x = load_rows(p_x, o_n, o_c, N, C, C).to(ACC)  # [BLOCK_N, BLOCK_C]
         b_n, norm = layer_norm(b_x, p_gamma, p_beta, o_n, N, eps, C, NORM, ACC, DOT)
         b_dn = tl.zeros((BLOCK_N, BLOCK_C), ACC)
 
-        # Keys: dn += p dG + dk Wk, with e for p, as dG and the balance are divided by the softmax's sum already.
+        # Keys: dn += p dG + dk Wk, with e for p, as dG and r are divided by the softmax's sum already.
         for start in range(0, CK, BLOCK_D):
             o_r = start + o_d
-            b_k = project(b_n, p_x, p_gamma, p_beta, p_wk, norm, o_n, o_r, N, CK, width, C, BLOCK_K, False, ACC, PREC)
+            b_k = project(
+                b_n, p_x, p_gamma, p_beta, p_wk, norm, o_n, o_r, N, CK, c_end, C, BLOCK_K,
+                TRANSPOSE=False, ACC=ACC, PREC=PREC,
+            )  # fmt: skip
             b_e = tl.exp(b_k - load_vector(p_max, o_r, CK, 0.0, ACC)[None, :])  # [BLOCK_N, BLOCK_D]
 
-            b_dp = project(b_n, p_x, p_gamma, p_beta, p_dG, norm, o_n, o_r, N, CK, width, C, BLOCK_K, False, ACC, PREC)
-            b_dk = (b_e * (b_dp - load_vector(p_balance, o_r, CK, 0.0, ACC)[None, :])).to(DOT)
+            b_dp = project(
+                b_n, p_x, p_gamma, p_beta, p_dG, norm, o_n, o_r, N, CK, c_end, C, BLOCK_K,
+                TRANSPOSE=False, ACC=ACC, PREC=PREC,
+            )  # fmt: skip
+            b_dk = (b_e * (b_dp - load_vector(p_key_delta, o_r, CK, 0.0, ACC)[None, :])).to(DOT)
 
             b_dG = load_rows(p_dG, o_r, o_c, CK, C, C).to(DOT)  # [BLOCK_D, BLOCK_C]
             b_dn = tl.dot(b_e.to(DOT), b_dG, b_dn, input_precision=PREC, out_dtype=ACC)
@@ -238,20 +250,24 @@ def token_gradients_kernel(
         b_g = load_rows(p_grad_y, o_n, o_c, N, C, C).to(DOT)
         for head in range(0, heads):
             end = (head + 1) * DK
-            p_stat = p_stats + (image * heads + head) * 3 * N + o_n
-            b_top = tl.load(p_stat, mask=o_n < N, other=0.0)
-            b_total = tl.load(p_stat + N, mask=o_n < N, other=1.0)
+            p_stat = p_query_stats + (image * heads + head) * 3 * N + o_n
+            b_max_q = tl.load(p_stat, mask=o_n < N, other=0.0)
+            b_sum_q = tl.load(p_stat + N, mask=o_n < N, other=1.0)
             b_delta = tl.load(p_stat + 2 * N, mask=o_n < N, other=0.0)
 
             for start in range(head * DK, end, BLOCK_D):
                 o_r = start + o_d
                 b_q = project(
-                    b_n, p_x, p_gamma, p_beta, p_wq, norm, o_n, o_r, N, end, width, C, BLOCK_K, False, ACC, PREC
-                )
-                b_e = tl.exp(b_q + load_vector(p_bq, o_r, end, 0.0, ACC)[None, :] - b_top[:, None])
-                b_dq = project_gradient(b_g, p_grad_y, p_M, o_n, o_r, N, end, width, C, BLOCK_J, False, ACC, PREC)
+                    b_n, p_x, p_gamma, p_beta, p_wq, norm, o_n, o_r, N, end, c_end, C, BLOCK_K,
+                    TRANSPOSE=False, ACC=ACC, PREC=PREC,
+                )  # fmt: skip
+                b_e = tl.exp(b_q + load_vector(p_bq, o_r, end, 0.0, ACC)[None, :] - b_max_q[:, None])
+                b_dq = project_gradient(
+                    b_g, p_grad_y, p_M, o_n, o_r, N, end, c_end, C, BLOCK_J,
+                    TRANSPOSE=False, ACC=ACC, PREC=PREC,
+                )  # fmt: skip
 
-                b_dz = b_e / b_total[:, None] * (b_dq - b_delta[:, None])  # [BLOCK_N, BLOCK_D]
+                b_dz = b_e / b_sum_q[:, None] * (b_dq - b_delta[:, None])  # [BLOCK_N, BLOCK_D]
                 b_dz = tl.where((o_r < end)[None, :], b_dz, 0.0).to(DOT)
                 b_wq = load_rows(p_wq, o_r, o_c, end, C, C).to(DOT)
                 b_dn = tl.dot(b_dz, b_wq, b_dn, input_precision=PREC, out_dtype=ACC)
@@ -277,8 +293,8 @@ def token_gradients_kernel(
             b_raw = load_rows(p_raw + o_image, o_n, o_c, N, C, C).to(ACC)
             b_std = tl.sqrt(tl.load(p_bn_var + o_c, mask=o_c < C, other=1.0).to(ACC) + bn_eps)
             b_xhat = (b_raw - load_vector(p_bn_mean, o_c, C, 0.0, ACC)[None, :]) / b_std[None, :]
-            b_first += tl.sum(b_dx, 0)
-            b_second += tl.sum(b_dx * b_xhat, 0)
+            b_bn_sum += tl.sum(b_dx, 0)
+            b_bn_sum_xhat += tl.sum(b_dx * b_xhat, 0)
 
         store_block(p_dx, o_n.to(tl.int64) * C, o_c, o_n < N, o_c < C, b_dx)
 
@@ -287,14 +303,14 @@ def token_gradients_kernel(
         tl.store(p_partial_norms, b_dgamma, mask=o_c < C)
         tl.store(p_partial_norms + C, b_dbeta, mask=o_c < C)
     if p_raw is not None:
-        tl.store(p_partial_norms + 2 * C, b_first, mask=o_c < C)
-        tl.store(p_partial_norms + 3 * C, b_second, mask=o_c < C)
+        tl.store(p_partial_norms + 2 * C, b_bn_sum, mask=o_c < C)
+        tl.store(p_partial_norms + 3 * C, b_bn_sum_xhat, mask=o_c < C)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def key_gradients_kernel(
-    p_x, p_gamma, p_beta, p_wk, p_max, p_dG, p_balance, p_partial_dwk,
-    N, programs, CK, width, eps,
+    p_x, p_gamma, p_beta, p_wk, p_max, p_dG, p_key_delta, p_partial_dwk,
+    N, programs, CK, c_end, eps,
     C: tl.constexpr, NORM: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
     ACC: tl.constexpr, DOT: tl.constexpr, PREC: tl.constexpr,
@@ -307,7 +323,7 @@ def key_gradients_kernel(
     p_dG += image * CK * C
 
     b_max = load_vector(p_max + image * CK, o_d, CK, 0.0, ACC)
-    b_balance = load_vector(p_balance + image * CK, o_d, CK, 0.0, ACC)
+    b_key_delta = load_vector(p_key_delta + image * CK, o_d, CK, 0.0, ACC)
     b_dwk = tl.zeros((BLOCK_D, BLOCK_C), ACC)
 
     for start in range(tl.program_id(0) % programs * BLOCK_N, N, programs * BLOCK_N):
@@ -315,11 +331,17 @@ def key_gradients_kernel(
         b_x = load_rows(p_x, o_n, o_c, N, C, C).to(ACC)  # [BLOCK_N, BLOCK_C]
         b_n, norm = layer_norm(b_x, p_gamma, p_beta, o_n, N, eps, C, NORM, ACC, DOT)
 
-        b_k = project(b_n, p_x, p_gamma, p_beta, p_wk, norm, o_n, o_d, N, CK, width, C, BLOCK_K, True, ACC, PREC)
-        b_dp = project(b_n, p_x, p_gamma, p_beta, p_dG, norm, o_n, o_d, N, CK, width, C, BLOCK_K, True, ACC, PREC)
+        b_k = project(
+            b_n, p_x, p_gamma, p_beta, p_wk, norm, o_n, o_d, N, CK, c_end, C, BLOCK_K,
+            TRANSPOSE=True, ACC=ACC, PREC=PREC,
+        )  # fmt: skip
+        b_dp = project(
+            b_n, p_x, p_gamma, p_beta, p_dG, norm, o_n, o_d, N, CK, c_end, C, BLOCK_K,
+            TRANSPOSE=True, ACC=ACC, PREC=PREC,
+        )  # fmt: skip
 
-        # With e for p: dG and the balance are divided by the softmax's sum already.
-        b_dk = tl.exp(b_k - b_max[:, None]) * (b_dp - b_balance[:, None])  # [BLOCK_D, BLOCK_N]
+        # With e for p: dG and r are divided by the softmax's sum already.
+        b_dk = tl.exp(b_k - b_max[:, None]) * (b_dp - b_key_delta[:, None])  # [BLOCK_D, BLOCK_N]
         b_dk = tl.where((o_n < N)[None, :], b_dk, 0.0)
         b_dwk = tl.dot(b_dk.to(DOT), b_n, b_dwk, input_precision=PREC, out_dtype=ACC)
 

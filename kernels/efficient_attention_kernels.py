@@ -15,7 +15,7 @@ be None:
     p_partial_max, p_partial_sum (B * programs, CK), p_partial_G (B * programs, CK, C): of one program's tokens
     N: tokens of an image    programs: that share an image's tokens
     CK, CV: key and value channels    DK, DV: those of a head
-    C: channels, constexpr, so that rows are read wide    width: C at run time, so that loops over it are not unrolled
+    C: channels, constexpr, so that rows are read wide    c_end: C at run time, so that loops over it are not unrolled
     eps: LayerNorm's    NORM: whether there is a LayerNorm    BLOCK_N, BLOCK_D: tokens, key channels of a block
     BLOCK_C: power of 2 >= C    BLOCK_S: programs, or value channels, at a time
     BLOCK_K: products over channels take so many at a time and read x again; BLOCK_C: all at once, x read once
@@ -31,7 +31,7 @@ from msformer_fast.kernels.blocks import load_vector, store_block
 
 # Never specialised: a new size runs the code of the old one.
 TOKENS = ("N", "programs", "blocks", "rows", "images", "query_programs", "key_programs", "token_programs")
-SIZES = (*TOKENS, "width", "heads", "CK", "CV", "DK", "DV")
+SIZES = (*TOKENS, "c_end", "heads", "CK", "CV", "DK", "DV")
 
 
 @triton.jit
@@ -118,7 +118,7 @@ def add_product(
 
 @triton.jit
 def project(
-    b_n, p_x, p_gamma, p_beta, p_w, norm, o_n, o_d, N, n_d, width,
+    b_n, p_x, p_gamma, p_beta, p_w, norm, o_n, o_d, N, n_d, c_end,
     C: tl.constexpr, BLOCK_K: tl.constexpr, TRANSPOSE: tl.constexpr, ACC: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """n w^T [BLOCK_N, BLOCK_D], or w n^T [BLOCK_D, BLOCK_N] if TRANSPOSE; w: rows o_d of a matrix (n_d, C).
@@ -131,10 +131,10 @@ def project(
     if b_n.shape[1] == BLOCK_K:
         b_out = add_product(b_out, b_n, p_w, o_d, tl.arange(0, BLOCK_K), n_d, C, TRANSPOSE, ACC, PREC)
     else:
-        for start in range(0, width, BLOCK_K):
+        for start in range(0, c_end, BLOCK_K):
             o_k = start + tl.arange(0, BLOCK_K)
-            b_k = reload_normed(p_x, p_gamma, p_beta, norm, o_n, o_k, N, C, b_n.dtype)  # [BLOCK_N, BLOCK_K]
-            b_out = add_product(b_out, b_k, p_w, o_d, o_k, n_d, C, TRANSPOSE, ACC, PREC)
+            b_n_k = reload_normed(p_x, p_gamma, p_beta, norm, o_n, o_k, N, C, b_n.dtype)  # [BLOCK_N, BLOCK_K]
+            b_out = add_product(b_out, b_n_k, p_w, o_d, o_k, n_d, C, TRANSPOSE, ACC, PREC)
     return b_out
 
 
@@ -142,7 +142,7 @@ def project(
 def context_kernel(
     p_x, p_bn_mean, p_bn_var, p_bn_weight, p_bn_bias, p_normed, p_gamma, p_beta, p_wk,
     p_partial_max, p_partial_sum, p_partial_G,
-    N, programs, CK, width, eps, bn_eps,
+    N, programs, CK, c_end, eps, bn_eps,
     C: tl.constexpr, NORM: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
     ACC: tl.constexpr, DOT: tl.constexpr, PREC: tl.constexpr,
@@ -178,14 +178,14 @@ def context_kernel(
         # Keys, transposed: the maximum and the sum then run along rows. As in project, but through the batch norm.
         b_k = tl.zeros((BLOCK_D, BLOCK_N), ACC)
         if BLOCK_K == BLOCK_C:
-            b_k = add_product(b_k, b_n, p_wk, o_d, o_c, CK, C, True, ACC, PREC)
+            b_k = add_product(b_k, b_n, p_wk, o_d, o_c, CK, C, TRANSPOSE=True, ACC=ACC, PREC=PREC)
         else:
-            for first in range(0, width, BLOCK_K):
-                o_k = first + tl.arange(0, BLOCK_K)
-                b_xk = load_rows(p_x, o_n, o_k, N, C, C)  # [BLOCK_N, BLOCK_K]
-                b_xk = batch_norm(b_xk, p_bn_mean, p_bn_var, p_bn_weight, p_bn_bias, bn_eps, o_k, C, ACC).to(ACC)
-                b_nk = affine((b_xk - b_mean[:, None]) * b_rstd[:, None], p_gamma, p_beta, o_k, C).to(DOT)
-                b_k = add_product(b_k, b_nk, p_wk, o_d, o_k, CK, C, True, ACC, PREC)
+            for c in range(0, c_end, BLOCK_K):
+                o_k = c + tl.arange(0, BLOCK_K)
+                b_x_k = load_rows(p_x, o_n, o_k, N, C, C)  # [BLOCK_N, BLOCK_K]
+                b_x_k = batch_norm(b_x_k, p_bn_mean, p_bn_var, p_bn_weight, p_bn_bias, bn_eps, o_k, C, ACC).to(ACC)
+                b_n_k = affine((b_x_k - b_mean[:, None]) * b_rstd[:, None], p_gamma, p_beta, o_k, C).to(DOT)
+                b_k = add_product(b_k, b_n_k, p_wk, o_d, o_k, CK, C, TRANSPOSE=True, ACC=ACC, PREC=PREC)
 
         # Online softmax over the tokens: rescale what was summed so far to the new maximum.
         b_k = tl.where((o_n < N)[None, :], b_k, float("-inf"))
@@ -214,11 +214,11 @@ def merge_kernel(
     p_context (B, CK, DV): of each key channel's own head
     """
     row = tl.program_id(0).to(tl.int64)
-    d, first = row % CK, row // CK * programs
+    d, o_partial = row % CK, row // CK * programs
     o_c, o_s = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_S)
-    p_partial_max += first * CK + d
-    p_partial_sum += first * CK + d
-    p_partial_G += (first * CK + d) * C
+    p_partial_max += o_partial * CK + d
+    p_partial_sum += o_partial * CK + d
+    p_partial_G += (o_partial * CK + d) * C
 
     b_max = tl.full((BLOCK_S,), float("-inf"), ACC)
     for start in range(0, programs, BLOCK_S):
@@ -260,7 +260,7 @@ def merge_kernel(
 @triton.jit(do_not_specialize=SIZES)
 def attend_kernel(
     p_x, p_gamma, p_beta, p_wq, p_bq, p_M, p_br, p_y,
-    N, blocks, CK, DK, width, eps,
+    N, blocks, CK, DK, c_end, eps,
     C: tl.constexpr, HEADS: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
     ACC: tl.constexpr, DOT: tl.constexpr, PREC: tl.constexpr,
@@ -288,7 +288,10 @@ def attend_kernel(
 
         for start in range(head * DK, end, BLOCK_D):
             o_d = start + tl.arange(0, BLOCK_D)
-            b_q = project(b_n, p_x, p_gamma, p_beta, p_wq, norm, o_n, o_d, N, end, width, C, BLOCK_K, False, ACC, PREC)
+            b_q = project(
+                b_n, p_x, p_gamma, p_beta, p_wq, norm, o_n, o_d, N, end, c_end, C, BLOCK_K,
+                TRANSPOSE=False, ACC=ACC, PREC=PREC,
+            )  # fmt: skip
             b_q += load_vector(p_bq, o_d, end, 0.0, ACC)[None, :]  # [BLOCK_N, BLOCK_D]
             b_q = tl.where((o_d < end)[None, :], b_q, float("-inf"))
 

@@ -99,7 +99,7 @@ class Shape(NamedTuple):
     @property
     def arguments(self) -> dict[str, int]:
         """The sizes as kernels name them."""
-        of_tokens = dict(N=self.N, C=self.C, width=self.C, BLOCK_C=padded(self.C))
+        of_tokens = dict(N=self.N, C=self.C, c_end=self.C, BLOCK_C=padded(self.C))
         of_heads = dict(heads=self.heads, HEADS=self.heads, DK=self.CK // self.heads, DV=self.CV // self.heads)
         return dict(CK=self.CK, CV=self.CV, **of_tokens, **of_heads)
 

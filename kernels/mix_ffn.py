@@ -52,27 +52,39 @@ TABLE = {
         ("", 128): (8, 8, 32, 0, 4, 1),
         ("", 256): (8, 8, 32, 64, 4, 1),
         ("sm_80 sm_120", 256): (8, 8, 32, 0, 4, 1),
+        ("sm_120", 64): (8, 8, 64, 64, 4, 1),
     },
-    ("expand", "half"): {("", 256): (8, 8, 64, 0, 4, 1)},
+    ("expand", "half"): {
+        ("", 128): (8, 8, 64, 0, 4, 1),
+        ("", 256): (8, 8, 64, 0, 4, 1),
+        ("sm_120", 256): (8, 8, 32, 0, 4, 1),
+    },
     ("contract", "ieee"): {
         ("", 64): (4, 4, 32, 0, 8, 1),
         ("", 128): (4, 8, 32, 0, 8, 1),
         ("", 256): (4, 4, 32, 0, 8, 1),
-        ("sm_90 sm_100 gfx942", 64): (4, 8, 32, 0, 8, 1),
+        ("sm_90 sm_100 sm_120 gfx942", 64): (4, 8, 32, 0, 8, 1),
+        ("sm_86 sm_89", 64): (8, 8, 16, 0, 8, 1),
+        ("gfx942", 128): (8, 8, 16, 0, 8, 1),
     },
-    ("contract", "tf32"): {("", 128): (8, 8, 32, 0, 8, 1), ("", 256): (4, 8, 32, 0, 8, 1)},
+    ("contract", "tf32"): {
+        ("", 128): (8, 8, 32, 0, 8, 1),
+        ("", 256): (4, 8, 32, 0, 8, 1),
+        ("sm_100", 128): (4, 8, 32, 0, 8, 1),
+    },
     ("contract", "half"): {
         ("", 64): (8, 8, 64, 0, 8, 1),
         ("", 256): (8, 8, 32, 0, 8, 1),
         ("sm_80 sm_90 gfx942", 64): (8, 8, 32, 0, 8, 1),
         ("sm_86 sm_89 sm_120", 128): (8, 8, 64, 0, 8, 1),
-        ("sm_100", 64): (8, 8, 64, 0, 8, 1),
-        ("sm_100", 128): (4, 4, 32, 0, 4, 1),
+        ("sm_80 sm_100", 128): (4, 8, 32, 0, 8, 1),
+        ("sm_100", 64): (8, 8, 16, 0, 8, 1),
         ("sm_100 sm_120", 256): (4, 8, 32, 0, 4, 1),
     },
     ("hidden", "ieee"): {
         ("", 256): (8, 8, 64, 16, 8, 1),
         ("sm_80 gfx942", 256): (8, 8, 32, 32, 8, 1),
+        ("sm_80", 128): (8, 8, 32, 16, 8, 1),
         ("sm_90", 128): (8, 8, 64, 16, 8, 1),
         ("sm_90", 256): (4, 8, 32, 32, 4, 1),
     },
@@ -80,6 +92,8 @@ TABLE = {
         ("", 256): (4, 8, 32, 32, 8, 1),
         ("sm_80", 64): (8, 8, 32, 32, 8, 1),
         ("sm_80", 128): (4, 8, 32, 32, 8, 1),
+        ("sm_86 sm_89", 64): (8, 8, 32, 16, 8, 1),
+        ("sm_120", 128): (8, 8, 32, 16, 8, 1),
         ("sm_80 sm_90 gfx942", 256): (8, 8, 32, 32, 8, 1),
     },
     ("hidden", "half"): {
@@ -90,11 +104,16 @@ TABLE = {
     },
     ("token", "ieee"): {
         ("", 256): (4, 8, 32, 0, 8, 1),
-        ("sm_80", 64): (4, 8, 32, 0, 8, 1),
+        ("sm_80", 64): (8, 8, 16, 0, 8, 1),
         ("sm_80", 128): (4, 8, 32, 0, 4, 1),
+        ("sm_86 sm_89 sm_120", 128): (8, 8, 16, 0, 8, 1),
         ("gfx942", 256): (4, 8, 32, 0, 4, 1),
     },
-    ("token", "tf32"): {("", 128): (8, 8, 32, 0, 8, 1), ("", 256): (4, 8, 32, 0, 8, 1)},
+    ("token", "tf32"): {
+        ("", 128): (8, 8, 32, 0, 8, 1),
+        ("", 256): (4, 8, 32, 0, 8, 1),
+        ("sm_120", 64): (4, 8, 32, 0, 8, 1),
+    },
     ("token", "half"): {
         ("", 128): (8, 8, 32, 0, 8, 1),
         ("", 256): (4, 8, 32, 0, 8, 1),
@@ -113,6 +132,8 @@ TABLE = {
         ("sm_80", 256): (4, 8, 32, 0, 8, 1),
         ("gfx942", 64): (4, 8, 32, 0, 8, 1),
         ("gfx942", 128): (4, 8, 16, 0, 8, 1),
+        ("sm_100 sm_120", 128): (4, 4, 32, 0, 8, 1),
+        ("sm_100", 64): (4, 8, 32, 0, 8, 1),
     },
     ("product", "half"): {
         ("", 128): (4, 8, 32, 0, 8, 1),
@@ -120,11 +141,16 @@ TABLE = {
         ("sm_80", 256): (4, 8, 32, 0, 8, 1),
         ("gfx942", 64): (4, 8, 32, 0, 8, 1),
         ("gfx942", 128): (4, 8, 16, 0, 8, 1),
+        ("sm_100 sm_120", 128): (4, 4, 32, 0, 8, 1),
     },
 }
 
 # Above 1024 hidden channels the sums that "hidden" keeps in registers leave less room for a tile on these.
-MANY_CHANNELS = {("ieee", "sm_80"): (4, 8, 32, 16, 8, 1), ("tf32", "sm_120"): (4, 8, 32, 16, 8, 1)}
+MANY_CHANNELS = {
+    ("ieee", "sm_80"): (4, 8, 32, 16, 8, 1),
+    ("ieee", "sm_90"): (8, 8, 32, 16, 8, 1),
+    ("tf32", "sm_120"): (4, 8, 32, 16, 8, 1),
+}
 
 
 def launch_settings(
@@ -194,10 +220,11 @@ class _Call:
         flags = {name.upper(): flag for name, flag in options._asdict().items() if name != "eps"}
         self.shared = dict(
             **flags, eps=max(options.eps, SMALLEST_EPS), pixels=self.B * self.H * self.W, H=self.H, W=self.W,
-            R=self.rows, c_end=self.C, C=self.C, D=self.D, PREC=precision, ACC=accumulator(t.dtype),
-            p_gamma1=p.norm_weight, p_beta1=p.norm_bias, p_w1=p.fc1_weight, p_bias1=p.fc1_bias,
-            p_dw=p.depthwise_weight, p_bias_dw=p.depthwise_bias, p_gamma2=p.inner_norm_weight,
-            p_beta2=p.inner_norm_bias, p_w2=p.fc2_weight, p_bias2=p.fc2_bias,
+            R=None if self.rows == self.H else self.rows, c_end=self.C,
+            C=self.C, D=self.D, PREC=precision, ACC=accumulator(t.dtype),
+            p_gamma=p.norm_weight, p_beta=p.norm_bias, p_w1=p.fc1_weight, p_bias1=p.fc1_bias,
+            p_conv=p.depthwise_weight, p_bias_conv=p.depthwise_bias, p_inner_gamma=p.inner_norm_weight,
+            p_inner_beta=p.inner_norm_bias, p_w2=p.fc2_weight, p_bias2=p.fc2_bias,
         )  # fmt: skip
 
     def new(self, *shape: int) -> Tensor:
@@ -239,8 +266,9 @@ class _Call:
         share = tiles if programs is None else programs
         grid = (self.blocks(name), share) if name == "product" else (share,)
         of_rows = dict(
-            row_begin=rows[0], row_end=rows[1], tiles_y=down, tiles_x=across, tiles=tiles, first=int(rows[0] == 0)
-        )
+            row_begin=rows[0], row_end=rows[1], tiles_y=down, tiles_x=across, tiles=tiles,
+            is_first_strip=int(rows[0] == 0),
+        )  # fmt: skip
         launch(kernel, grid, self.settings(name), self.shared, of_rows, **tensors)
 
 
@@ -271,23 +299,23 @@ def mix_ffn_forward(
         strip: rows that share a row buffer of hidden activations; None for all.
     """
     t, p = t.contiguous(), _contiguous(p)
-    run = _Call(t, p, options, input_precision, max(t.shape[1], 1) if keep or strip is None else strip, halo=2)
+    call = _Call(t, p, options, input_precision, max(t.shape[1], 1) if keep or strip is None else strip, halo=2)
     y = torch.empty(t.shape, dtype=output_dtype(t, p, options), device=t.device)
-    u = run.row_buffer()
-    inner = run.new(2, run.B, run.H, run.W) if options.inner_norm else None
-    programs = run.programs("contract") if statistics else None
-    moments = run.new(programs, 4, run.C) if programs is not None else None
+    u = call.row_buffer()
+    inner = call.new(2, call.B, call.H, call.W) if options.inner_norm else None
+    programs = call.programs("contract") if statistics else None
+    moments = call.new(programs, 4, call.C) if programs is not None else None
 
     # contract reads u one row above and one below its own: expand runs 1 row ahead, a buffer holds strip + 2 rows.
-    for expanded, rows in zip(run.strips(1), run.strips(0), strict=True):
-        run("expand", expand_kernel, expanded, None, p_t=t, p_u=u)
-        run("contract", contract_kernel, rows, programs, p_t=t, p_u=u, p_y=y, p_inner=inner, p_moments=moments)
+    for expanded, rows in zip(call.strips(1), call.strips(0), strict=True):
+        call("expand", expand_kernel, expanded, None, p_t=t, p_u=u)
+        call("contract", contract_kernel, rows, programs, p_t=t, p_u=u, p_y=y, p_inner=inner, p_moments=moments)
 
-    mean_var = run.new(0)
+    mean_var = call.new(0)
     if moments is not None:
-        mean_var = run.new(2, run.C)
+        mean_var = call.new(2, call.C)
         merge_moments(moments, *mean_var)
-    return y, (u if keep else u.new_empty(0)), (run.new(0) if inner is None else inner), mean_var
+    return y, (u if keep else u.new_empty(0)), (call.new(0) if inner is None else inner), mean_var
 
 
 def mix_ffn_backward(
@@ -310,31 +338,31 @@ def mix_ffn_backward(
     """
     t, dy, p = t.contiguous(), dy.contiguous(), _contiguous(p)
     kept = u.numel() > 0
-    run = _Call(t, p, options, input_precision, max(t.shape[1], 1) if kept or strip is None else strip, halo=3)
-    u, dv, dt = u if kept else run.row_buffer(), run.row_buffer(), torch.empty_like(t)
+    call = _Call(t, p, options, input_precision, max(t.shape[1], 1) if kept or strip is None else strip, halo=3)
+    u, dv, dt = u if kept else call.row_buffer(), call.row_buffer(), torch.empty_like(t)
     inner_stats = inner if options.inner_norm else None
 
     # Partial sums of each kernel, where there is a parameter that wants them.
-    programs = {"product": run.programs("product"), "hidden": run.programs("hidden", 1), "token": run.programs("token")}
-    product_sums = run.new(programs["product"], 2 * run.D * run.C + 11 * run.D)
+    programs = {kernel: call.programs(kernel, ahead) for kernel, ahead in (("product", 0), ("hidden", 1), ("token", 0))}
+    product_sums = call.new(programs["product"], 2 * call.D * call.C + 11 * call.D)
     norm1, norm2 = (p.norm_weight, p.norm_bias), (p.inner_norm_weight, p.inner_norm_bias)
-    hidden_sums = run.new(programs["hidden"], 2 * run.D) if any(v is not None for v in norm2) else None
-    token_sums = run.new(programs["token"], 3 * run.C) if any(v is not None for v in (*norm1, p.fc2_bias)) else None
+    hidden_sums = call.new(programs["hidden"], 2 * call.D) if any(v is not None for v in norm2) else None
+    token_sums = call.new(programs["token"], 3 * call.C) if any(v is not None for v in (*norm1, p.fc2_bias)) else None
 
     # token and product read dv, and hidden reads u, one row above and below: dv runs 1 row ahead, u runs 2. product
     # reads u one row above its strip too: a buffer holds strip + 3 rows.
-    for expanded, widened, rows in zip(run.strips(2), run.strips(1), run.strips(0), strict=True):
+    for expanded, widened, rows in zip(call.strips(2), call.strips(1), call.strips(0), strict=True):
         if not kept:
-            run("expand", expand_kernel, expanded, None, p_t=t, p_u=u)
-        run(
+            call("expand", expand_kernel, expanded, None, p_t=t, p_u=u)
+        call(
             "hidden", hidden_gradient_kernel, widened, programs["hidden"],
             p_dy=dy, p_u=u, p_inner=inner_stats, p_dv=dv, p_partials=hidden_sums,
         )  # fmt: skip
-        run(
+        call(
             "token", token_gradient_kernel, rows, programs["token"],
             p_dy=dy, p_t=t, p_dv=dv, p_dt=dt, p_partials=token_sums,
         )  # fmt: skip
-        run(
+        call(
             "product", product_gradient_kernel, rows, programs["product"],
             p_dy=dy, p_t=t, p_u=u, p_dv=dv, p_inner=inner_stats, p_partials=product_sums,
         )  # fmt: skip
@@ -346,10 +374,10 @@ def mix_ffn_backward(
         p_product_partials=product_sums, p_hidden_partials=hidden_sums, p_token_partials=token_sums,
         p_dw1=gradients.fc1_weight, p_dbias1=gradients.fc1_bias,
         p_dw2=gradients.fc2_weight, p_dbias2=gradients.fc2_bias,
-        p_ddw=gradients.depthwise_weight, p_dbias_dw=gradients.depthwise_bias,
-        p_dgamma1=gradients.norm_weight, p_dbeta1=gradients.norm_bias,
-        p_dgamma2=gradients.inner_norm_weight, p_dbeta2=gradients.inner_norm_bias,
+        p_dconv=gradients.depthwise_weight, p_dbias_conv=gradients.depthwise_bias,
+        p_dgamma=gradients.norm_weight, p_dbeta=gradients.norm_bias,
+        p_dinner_gamma=gradients.inner_norm_weight, p_dinner_beta=gradients.inner_norm_bias,
         **{f"{name}_programs": count for name, count in programs.items()},
-        C=run.C, D=run.D, ACC=accumulator(t.dtype),
+        C=call.C, D=call.D, ACC=accumulator(t.dtype),
     )  # fmt: skip
     return dt, gradients

@@ -1,21 +1,22 @@
 """Kernels of mix_ffn: the math that they all follow, what they share, and the forward.
 
-    z = LayerNorm_C(t)    u = z w1^T + bias1    v = u + depthwise3x3(u) + bias_dw
-    n = (v - mean) rstd over D    h = n gamma2 + beta2    a = GELU(h)    y = t + a w2^T + bias2
+    z = LayerNorm_C(t)    u = z w1^T + bias1    v = u + depthwise3x3(u) + bias_conv
+    n = (v - mean) rstd over D    h = n inner_gamma + inner_beta    a = GELU(h)    y = t + a w2^T + bias2
 
 Every norm, skip, residual, bias and affine parameter may be absent: a pointer is None, or a flag is off. Without the
 inner norm h = v. The skip is one more on the middle tap. Backward, from dy:
 
-    da = dy w2    dh = da GELU'(h)    dn = dh gamma2    dv = (dn - c1 - n c2) rstd,  c1, c2 = means of dn, dn n over D
+    da = dy w2    dh = da GELU'(h)    dn = dh inner_gamma
+    dv = (dn - c1 - n c2) rstd,  c1, c2 = means of dn, dn n over D
     du = dv + depthwise3x3^T(dv)    dz = du w1    dt = dy + LayerNorm_C's backward of dz
-    dw2 = dy^T a    ddw[k] = sum over pixels p of u[p + k] dv[p]    dw1 = du^T z    vectors: sums over pixels
+    dw2 = dy^T a    dconv[k] = sum over pixels p of u[p + k] dv[p]    dw1 = du^T z    vectors: sums over pixels
 
 Two passes forward: t -> u, which goes to memory once, and (u, t) -> y. The second can gather mean and variance of every
 channel of y on the way, for a batch norm that follows.
 
 Feature maps are channels last and contiguous: t, y, dy, dt (B, H, W, C). The hidden activations u and their gradient dv
 (B, R, W, D) are row buffers: row y of an image lies at y % R, so that a strip of rows can be worked on with little
-memory; R = H holds all rows.
+memory. Where a buffer holds all H rows R is None, and nothing is computed modulo R.
 
 A program takes tiles of TILE_H x TILE_W pixels. Sums over channels (norms, products over D) stay in a program that
 walks along the channels of its tiles; sums over pixels (gradients of weights) in one that owns BLOCK_D channels and
@@ -24,15 +25,16 @@ walks along tiles. Sums across programs are stored as partial sums, which a last
 `b_` value of a block, `p_` pointer, `o_` offsets, `m_` masks. P = TILE_H TILE_W in the shapes of comments.
 Arguments that kernels share:
     p_t, p_y, p_dy, p_dt, p_u, p_dv: the feature maps above    p_inner (2, B, H, W): mean and rstd of the inner norm
-    p_w1 (D, C), p_w2 (C, D), p_dw (D, 9), contiguous: in the dtype of products, which u and dv have too
-    p_bias1, p_bias_dw (D), p_bias2 (C): biases    p_gamma1, p_beta1 (C): the op's norm
-    p_gamma2, p_beta2 (D): its inner norm; every vector is None if absent
-    row_begin, row_end: rows of every image to compute    H, W: of an image    R: rows of a row buffer
+    p_w1 (D, C), p_w2 (C, D), p_conv (D, 9), contiguous: in the dtype of products, which u and dv have too
+    p_bias1, p_bias_conv (D), p_bias2 (C): biases    p_gamma, p_beta (C): the op's norm
+    p_inner_gamma, p_inner_beta (D): its inner norm; every vector is None if absent
+    row_begin, row_end: rows of every image to compute    H, W: of an image    R: rows of a row buffer, None for H
     tiles_y, tiles_x: tiles that cover those rows, and the columns    tiles: of all images    pixels: B H W
-    first: 1 where partial sums hold nothing yet (the first strip), else 0    eps: of the norms
-    c_end: C at run time; a loop with a constant bound is unrolled, and spills
+    is_first_strip: 1 where partial sums hold nothing yet (the first strip), else 0    eps: of the norms
+    c_end: C at run time: with a constant bound the compiler unrolls the loop over a product's pieces, and spills
     C, D: channels, hidden channels; constexpr, so that rows are read wide
-    BLOCK_C: power of 2 >= C    BLOCK_D: hidden channels at a time    BLOCK_K: channels of a product over C at a time
+    BLOCK_C: power of 2 >= C    BLOCK_D: hidden channels at a time (o_d)
+    BLOCK_K: channels of a product over C at a time (o_k)
     TILE_H, TILE_W: rows and columns of a tile    NORM, INNER_NORM, INNER_SKIP, RESIDUAL: which of them there are
     PREC: input_precision of float32 products    ACC: dtype of sums
 """
@@ -42,12 +44,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from msformer_fast.kernels.batch_statistics import add_block, store_moments
-from msformer_fast.kernels.blocks import load_block, load_vector, store_block
+from msformer_fast.kernels.batch_statistics import add_block, load_moments, store_moments
+from msformer_fast.kernels.blocks import load_block, load_vector
 
 # never specialised: a new size runs the code of the old one
 SIZES = (
-    *("row_begin", "row_end", "H", "W", "R", "tiles_y", "tiles_x", "tiles", "pixels", "first", "c_end"),
+    *("row_begin", "row_end", "H", "W", "R", "tiles_y", "tiles_x", "tiles", "pixels", "is_first_strip", "c_end"),
     *("product_programs", "hidden_programs", "token_programs"),
 )
 _jit = triton.jit(do_not_specialize=SIZES)
@@ -55,26 +57,41 @@ _jit = triton.jit(do_not_specialize=SIZES)
 
 @triton.jit
 def tile_of(index, row_begin, row_end, W, tiles_y, tiles_x, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
-    """A tile of TILE_H x TILE_W pixels: image (int64), and rows, columns and mask [P] of its pixels."""
+    """A tile of TILE_H x TILE_W pixels: image (int64), its first row and column, and rows, columns and mask [P] of its
+    pixels."""
     i = tl.arange(0, TILE_H * TILE_W)
     of_image = index % (tiles_y * tiles_x)  # number of the tile in its image
-    o_y = row_begin + of_image // tiles_x * TILE_H + i // TILE_W
-    o_x = of_image % tiles_x * TILE_W + i % TILE_W
-    return (index // (tiles_y * tiles_x)).to(tl.int64), o_y, o_x, (o_y < row_end) & (o_x < W)
+    y, x = row_begin + of_image // tiles_x * TILE_H, of_image % tiles_x * TILE_W
+    o_y, o_x = y + i // TILE_W, x + i % TILE_W
+    return (index // (tiles_y * tiles_x)).to(tl.int64), y, x, o_y, o_x, (o_y < row_end) & (o_x < W)
+
+
+@triton.jit
+def mask_of(tile):
+    """Mask [P] of a tile's pixels that lie in the image and in the rows to compute."""
+    return tile[5]
 
 
 @triton.jit
 def pixels_of(tile, H, W):
     """Offsets [P] of a tile's pixels in a feature map, in pixels."""
-    image, o_y, o_x, _ = tile
+    image, _, _, o_y, o_x, _ = tile
     return (image * H + o_y) * W + o_x
 
 
 @triton.jit
-def buffer_pixels_of(tile, R, W):
-    """Offsets [P] of a tile's pixels in a row buffer, in pixels."""
-    image, o_y, o_x, _ = tile
-    return (image * R + o_y % R) * W + o_x
+def hidden_of(p_map, tile, o_d, H, R, W, D: tl.constexpr):
+    """Pointers [P, BLOCK_D] to channels o_d of a tile's pixels in a row buffer.
+
+    From the tile's first pixel on offsets of 32 bits are enough, which take half the registers.
+    """
+    image, y, x, o_y, o_x, _ = tile
+    if R is None:
+        row, o_row = image * H + y, o_y - y
+    else:
+        row, o_row = image * R + y % R, o_y % R - y % R
+    p_tile = p_map + (row * W + x) * D
+    return p_tile + ((o_row * W + (o_x - x)) * D)[:, None] + o_d[None, :]
 
 
 @triton.jit
@@ -120,74 +137,96 @@ def token_statistics(p_t, o_t, m_p, eps, C: tl.constexpr, BLOCK_C: tl.constexpr,
 
 @triton.jit
 def normed_tokens(
-    p_t, p_gamma1, p_beta1, o_t, m_p, o_c, b_mean, b_rstd,
+    p_t, p_gamma, p_beta, o_t, m_p, o_c, b_mean, b_rstd,
     C: tl.constexpr, NORM: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Some channels of z [P, channels], 0 beyond C."""
     b_z = load_channels(p_t, o_t, m_p, o_c, C).to(ACC)
     if NORM:
-        b_z = (b_z - b_mean[:, None]) * (b_rstd[:, None] * load_scale(p_gamma1, o_c, C, ACC)[None, :])
-        b_z += load_vector(p_beta1, o_c, C, 0.0, ACC)[None, :]
+        b_z = (b_z - b_mean[:, None]) * (b_rstd[:, None] * load_scale(p_gamma, o_c, C, ACC)[None, :])
+        b_z += load_vector(p_beta, o_c, C, 0.0, ACC)[None, :]
     return b_z
 
 
 @triton.jit
-def tap_weight(p_dw, o_d, k, D: tl.constexpr, INNER_SKIP: tl.constexpr, ACC: tl.constexpr):
+def tap_weight(p_conv, o_d, k, D: tl.constexpr, INNER_SKIP: tl.constexpr, ACC: tl.constexpr):
     """Tap k of the depthwise convolution [BLOCK_D], the skip included."""
-    b_w = tl.load(p_dw + o_d * 9 + k, mask=o_d < D, other=0.0).to(ACC)
+    b_w = tl.load(p_conv + o_d * 9 + k, mask=o_d < D, other=0.0).to(ACC)
     if INNER_SKIP:
         b_w += tl.where(k == 4, 1.0, 0.0)
     return b_w
 
 
 @triton.jit
-def tap(p_map, tile, o_d, k, H, W, R, D: tl.constexpr, ACC: tl.constexpr):
-    """The neighbours (o_y + k // 3 - 1, o_x + k % 3 - 1) of some pixels [P, BLOCK_D]; 0 outside the image."""
-    image, o_y, o_x, m_p = tile
-    o_row, o_column = o_y + (k // 3 - 1), o_x + (k % 3 - 1)
-    m_tap = m_p & (o_row >= 0) & (o_row < H) & (o_column >= 0) & (o_column < W)
-    # + R: the remainder of row -1, masked off, would be negative.
-    o_tap = ((image * R + (o_row + R) % R) * W + o_column) * D
-    return load_block(p_map, o_tap, o_d, m_tap, o_d < D).to(ACC)
+def taps_of(tile, H, W, R):
+    """What the taps of a tile share: bits, and offsets of the rows above and below in a row buffer, in rows [P].
+
+    Bit k is set where the neighbour (o_y + k // 3 - 1, o_x + k % 3 - 1) lies in the image.
+    """
+    _, _, _, o_y, o_x, m_p = tile
+    b_row = (o_x > 0).to(tl.int32) | 2 | ((o_x < W - 1).to(tl.int32) << 2)
+    b_bits = tl.where(o_y > 0, b_row, 0) | (b_row << 3) | (tl.where(o_y < H - 1, b_row, 0) << 6)
+    b_bits = tl.where(m_p, b_bits, 0)
+
+    o_above, o_below = tl.full(o_y.shape, -1, tl.int32), tl.full(o_y.shape, 1, tl.int32)
+    if R is not None:  # the buffer's last row lies above its first
+        o_above = tl.where(o_y % R == 0, R - 1, -1)
+        o_below = tl.where(o_y % R == R - 1, 1 - R, 1)
+    return b_bits, o_above, o_below
+
+
+@triton.jit
+def tap(p_block, taps, o_d, k, W, R, D: tl.constexpr, ACC: tl.constexpr):
+    """Tap k of some pixels [P, BLOCK_D]; 0 outside the image. p_block: pointers to the pixels themselves."""
+    b_bits, o_above, o_below = taps
+    m_tap = ((b_bits >> k) & 1) != 0
+    if R is None:
+        p_tap = p_block + ((k // 3 - 1) * W + (k % 3 - 1)) * D  # one number for all
+    else:
+        o_row = tl.where(k < 3, o_above, tl.where(k < 6, 0, o_below))
+        p_tap = p_block + ((o_row * W + (k % 3 - 1)) * D)[:, None]
+    return tl.load(p_tap, mask=m_tap[:, None] & (o_d < D)[None, :], other=0.0).to(ACC)
 
 
 @triton.jit
 def stencil(
-    p_map, p_dw, tile, o_d, H, W, R,
+    p_map, p_conv, tile, o_d, H, W, R,
     D: tl.constexpr, FLIP: tl.constexpr, INNER_SKIP: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """The depthwise convolution with the skip [P, BLOCK_D], without its bias; FLIP: its transpose."""
-    b_sum = tl.zeros((tile[1].shape[0], o_d.shape[0]), ACC)
+    taps, p_block = taps_of(tile, H, W, R), hidden_of(p_map, tile, o_d, H, R, W, D)
+    b_sum = tl.zeros(p_block.shape, ACC)
 
     # Not unrolled: the compiler would convert every tap, not their sum, to the layout of a product.
     for k in range(9):
-        b_w = tap_weight(p_dw, o_d, (8 - k) if FLIP else k, D, INNER_SKIP, ACC)
-        b_sum += tap(p_map, tile, o_d, k, H, W, R, D, ACC) * b_w[None, :]
+        b_w = tap_weight(p_conv, o_d, (8 - k) if FLIP else k, D, INNER_SKIP, ACC)
+        b_sum += tap(p_block, taps, o_d, k, W, R, D, ACC) * b_w[None, :]
 
     return b_sum
 
 
 @triton.jit
 def convolved(
-    p_u, p_dw, p_bias_dw, tile, o_d, H, W, R,
+    p_u, p_conv, p_bias_conv, tile, o_d, H, W, R,
     D: tl.constexpr, INNER_SKIP: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """v [P, BLOCK_D] from u."""
-    b_v = stencil(p_u, p_dw, tile, o_d, H, W, R, D, False, INNER_SKIP, ACC)
-    b_v += load_vector(p_bias_dw, o_d, D, 0.0, ACC)[None, :]
+    b_v = stencil(p_u, p_conv, tile, o_d, H, W, R, D, FLIP=False, INNER_SKIP=INNER_SKIP, ACC=ACC)
+    b_v += load_vector(p_bias_conv, o_d, D, 0.0, ACC)[None, :]
     return b_v
 
 
 @triton.jit
 def inner_norm(
-    b_v, b_mean, b_rstd, p_gamma2, p_beta2, o_d,
+    b_v, b_mean, b_rstd, p_inner_gamma, p_inner_beta, o_d,
     D: tl.constexpr, INNER_NORM: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """n and h [P, BLOCK_D] from v; both are v without the norm."""
     b_n, b_h = b_v, b_v
     if INNER_NORM:
         b_n = (b_v - b_mean[:, None]) * b_rstd[:, None]
-        b_h = b_n * load_scale(p_gamma2, o_d, D, ACC)[None, :] + load_vector(p_beta2, o_d, D, 0.0, ACC)[None, :]
+        b_h = b_n * load_scale(p_inner_gamma, o_d, D, ACC)[None, :]
+        b_h += load_vector(p_inner_beta, o_d, D, 0.0, ACC)[None, :]
     return b_n, b_h
 
 
@@ -199,21 +238,21 @@ def normal_cdf(b_h):
 
 @_jit
 def expand_kernel(
-    p_t, p_gamma1, p_beta1, p_w1, p_bias1, p_u,
+    p_t, p_gamma, p_beta, p_w1, p_bias1, p_u,
     row_begin, row_end, H, W, R, tiles_y, tiles_x, c_end, eps,
     C: tl.constexpr, D: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
     TILE_H: tl.constexpr, TILE_W: tl.constexpr, NORM: tl.constexpr, PREC: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """u: t read once, u written once. Grid: tiles."""
     tile = tile_of(tl.program_id(0), row_begin, row_end, W, tiles_y, tiles_x, TILE_H, TILE_W)
-    m_p = tile[3]
-    o_t, o_u = pixels_of(tile, H, W) * C, buffer_pixels_of(tile, R, W) * D
+    m_p = mask_of(tile)
+    o_t = pixels_of(tile, H, W) * C
     b_mean, b_rstd = token_statistics(p_t, o_t, m_p, eps, C, BLOCK_C, NORM, ACC)
 
     # Where a product takes all channels at once, the tokens stay in registers; else they are read again in pieces.
     if BLOCK_K >= C:
         o_c = tl.arange(0, BLOCK_K)
-        b_z = normed_tokens(p_t, p_gamma1, p_beta1, o_t, m_p, o_c, b_mean, b_rstd, C, NORM, ACC)  # [P, BLOCK_K]
+        b_z = normed_tokens(p_t, p_gamma, p_beta, o_t, m_p, o_c, b_mean, b_rstd, C, NORM, ACC)  # [P, BLOCK_K]
         b_z = b_z.to(p_u.dtype.element_ty)
 
     for d in range(0, D, BLOCK_D):
@@ -221,22 +260,23 @@ def expand_kernel(
         b_u = tl.zeros((TILE_H * TILE_W, BLOCK_D), ACC) + load_vector(p_bias1, o_d, D, 0.0, ACC)[None, :]
 
         if BLOCK_K >= C:
-            b_w = load_weight(p_w1, tl.arange(0, BLOCK_K), o_d, 1, C, C, D)  # [BLOCK_K, BLOCK_D]
+            b_w = load_weight(p_w1, o_c, o_d, stride_row=1, stride_col=C, N_ROW=C, N_COL=D)  # [BLOCK_K, BLOCK_D]
             b_u = tl.dot(b_z, b_w, b_u, input_precision=PREC, out_dtype=ACC)
         else:
             for c in range(0, c_end, BLOCK_K):
                 o_k = c + tl.arange(0, BLOCK_K)
-                b_k = normed_tokens(p_t, p_gamma1, p_beta1, o_t, m_p, o_k, b_mean, b_rstd, C, NORM, ACC)
-                b_w = load_weight(p_w1, o_k, o_d, 1, C, C, D)
-                b_u = tl.dot(b_k.to(p_u.dtype.element_ty), b_w, b_u, input_precision=PREC, out_dtype=ACC)
+                b_z_piece = normed_tokens(p_t, p_gamma, p_beta, o_t, m_p, o_k, b_mean, b_rstd, C, NORM, ACC)
+                b_w = load_weight(p_w1, o_k, o_d, stride_row=1, stride_col=C, N_ROW=C, N_COL=D)
+                b_u = tl.dot(b_z_piece.to(p_u.dtype.element_ty), b_w, b_u, input_precision=PREC, out_dtype=ACC)
 
-        store_block(p_u, o_u, o_d, m_p, o_d < D, b_u)
+        m_u = m_p[:, None] & (o_d < D)[None, :]
+        tl.store(hidden_of(p_u, tile, o_d, H, R, W, D), b_u.to(p_u.dtype.element_ty), mask=m_u)
 
 
 @_jit
 def contract_kernel(
-    p_t, p_u, p_dw, p_bias_dw, p_gamma2, p_beta2, p_w2, p_bias2, p_y, p_inner, p_moments,
-    row_begin, row_end, H, W, R, tiles_y, tiles_x, tiles, pixels, first, eps,
+    p_t, p_u, p_conv, p_bias_conv, p_inner_gamma, p_inner_beta, p_w2, p_bias2, p_y, p_inner, p_moments,
+    row_begin, row_end, H, W, R, tiles_y, tiles_x, tiles, pixels, is_first_strip, eps,
     C: tl.constexpr, D: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, TILE_H: tl.constexpr,
     TILE_W: tl.constexpr, INNER_NORM: tl.constexpr, INNER_SKIP: tl.constexpr, RESIDUAL: tl.constexpr,
     PREC: tl.constexpr, ACC: tl.constexpr,
@@ -250,30 +290,25 @@ def contract_kernel(
     """
     o_c = tl.arange(0, BLOCK_C)
 
-    # Moments of the strips before.
+    # Moments of the strips before, of the first one zeros.
     n = tl.zeros((), ACC)
     b_shift, b_mean_y, b_m2_y = tl.zeros((BLOCK_C,), ACC), tl.zeros((BLOCK_C,), ACC), tl.zeros((BLOCK_C,), ACC)
     if p_moments is not None:
-        # As store_moments lays them out, the count once a channel. In the first strip the mask is empty.
-        p_old, m_old = p_moments + tl.program_id(0).to(tl.int64) * 4 * C + o_c, o_c < C * (1 - first)
-        n += tl.max(tl.load(p_old, mask=m_old, other=0.0), 0)
-        b_shift += tl.load(p_old + C, mask=m_old, other=0.0)
-        b_mean_y += tl.load(p_old + 2 * C, mask=m_old, other=0.0)
-        b_m2_y += tl.load(p_old + 3 * C, mask=m_old, other=0.0)
+        n, b_shift, b_mean_y, b_m2_y = load_moments(p_moments, o_c, o_c < C * (1 - is_first_strip), C)
 
     for index in range(tl.program_id(0), tiles, tl.num_programs(0)):
         tile = tile_of(index, row_begin, row_end, W, tiles_y, tiles_x, TILE_H, TILE_W)
-        o_p, m_p = pixels_of(tile, H, W), tile[3]
+        o_p, m_p = pixels_of(tile, H, W), mask_of(tile)
 
         # First sweep: mean and variance of v over D.
         b_mean, b_m2 = tl.zeros((TILE_H * TILE_W,), ACC), tl.zeros((TILE_H * TILE_W,), ACC)
-        b_rstd = b_m2
+        b_rstd = tl.zeros((TILE_H * TILE_W,), ACC)  # not read without the norm
         if INNER_NORM:
             for d in range(0, D, BLOCK_D):
                 o_d = d + tl.arange(0, BLOCK_D)
-                b_v = convolved(p_u, p_dw, p_bias_dw, tile, o_d, H, W, R, D, INNER_SKIP, ACC)  # [P, BLOCK_D]
+                b_v = convolved(p_u, p_conv, p_bias_conv, tile, o_d, H, W, R, D, INNER_SKIP, ACC)  # [P, BLOCK_D]
 
-                # Chan's merge, as batch_statistics.chan but for counts that are never 0: d channels so far.
+                # Chan's merge, as batch_statistics.merge_two but for counts that are never 0: d channels so far.
                 count = tl.minimum(D - d, BLOCK_D).to(ACC)
                 b_delta = tl.sum(b_v, 1) / count - b_mean
                 b_v = tl.where((o_d < D)[None, :], b_v - (b_mean + b_delta)[:, None], 0.0)
@@ -288,11 +323,11 @@ def contract_kernel(
         b_y = tl.zeros((TILE_H * TILE_W, BLOCK_C), ACC)
         for d in range(0, D, BLOCK_D):
             o_d = d + tl.arange(0, BLOCK_D)
-            b_v = convolved(p_u, p_dw, p_bias_dw, tile, o_d, H, W, R, D, INNER_SKIP, ACC)
+            b_v = convolved(p_u, p_conv, p_bias_conv, tile, o_d, H, W, R, D, INNER_SKIP, ACC)
 
-            _, b_h = inner_norm(b_v, b_mean, b_rstd, p_gamma2, p_beta2, o_d, D, INNER_NORM, ACC)
+            _, b_h = inner_norm(b_v, b_mean, b_rstd, p_inner_gamma, p_inner_beta, o_d, D, INNER_NORM, ACC)
             b_a = (b_h * normal_cdf(b_h)).to(p_w2.dtype.element_ty)  # [P, BLOCK_D]
-            b_w = load_weight(p_w2, o_d, o_c, 1, D, D, C)  # [BLOCK_D, BLOCK_C]
+            b_w = load_weight(p_w2, o_d, o_c, stride_row=1, stride_col=D, N_ROW=D, N_COL=C)  # [BLOCK_D, BLOCK_C]
             b_y = tl.dot(b_a, b_w, b_y, input_precision=PREC, out_dtype=ACC)
 
         b_y += load_vector(p_bias2, o_c, C, 0.0, ACC)[None, :]

@@ -61,7 +61,7 @@ def _rows(launch: Launch, name: str, beside: int = 0) -> int:
     """Rows that a launch of Mix-FFN computes, with as many beside them on either side as the image has."""
     given = launch.arguments
     first, end = max(given["row_begin"] - beside, 0), min(given["row_end"] + beside, given["H"])
-    held = given["R"] if name in BUFFERS else given["H"]
+    held = (given["R"] if name in BUFFERS else None) or given["H"]
     return size_of(given[name]) * (end - first) // held
 
 
@@ -72,7 +72,7 @@ def _taps(launch: Launch, name: str) -> int:
 
 def _before(launch: Launch, name: str) -> int:
     """Partial sums of the strips before."""
-    return 0 if launch.arguments["first"] else size_of(launch.arguments[name])
+    return 0 if launch.arguments["is_first_strip"] else size_of(launch.arguments[name])
 
 
 # Tokens, results and gradients of a strip; hidden activations and their gradient with the rows that taps reach.

@@ -33,7 +33,18 @@ PARTS = {
 }
 BATCH_NORM = ("p_bn_mean", "p_bn_var", "p_bn_weight", "p_bn_bias", "p_normed", "p_raw")
 #: Sums and what is kept between kernels; all other pointers are to what the caller gave or gets.
-SUMS = ("p_partial_max", "p_partial_sum", "p_partial_G", "p_max", "p_sum", "p_G", "p_M", "p_stats", "p_balance", "p_dG")
+SUMS = (
+    "p_partial_max",
+    "p_partial_sum",
+    "p_partial_G",
+    "p_max",
+    "p_sum",
+    "p_G",
+    "p_M",
+    "p_query_stats",
+    "p_key_delta",
+    "p_dG",
+)
 SUMS += ("p_partial_dM", "p_partial_dwq", "p_partial_dwk", "p_partial_biases", "p_partial_norms", "p_dM", "p_dcontext")
 SUMS += ("p_bn_mean", "p_bn_var", "p_bn_sums")
 FLOATS = {name: "fp32" for name in ("eps", "bn_eps")} | {name: "*fp32" for name in SUMS}

@@ -32,6 +32,7 @@ class Variant(NamedTuple):
     parts: tuple[str, ...] = tuple(PARTS)
     absent: tuple[str, ...] = ()  # pointers that are None
     tokens: str = ""  # type of t, y, their gradients and the norms' parameters, where they have one of their own
+    strips: bool = False  # row buffers hold some of the rows
 
 
 def _flags(*off: str) -> dict[str, bool]:
@@ -40,12 +41,13 @@ def _flags(*off: str) -> dict[str, bool]:
 
 PAPER = Variant("", _flags(), absent=("p_moments",))
 STATISTICS = Variant(", statistics", _flags(), ("contract",))
+STRIPS = Variant(", strips", _flags(), absent=("p_moments",), strips=True)
 AUTOCAST = Variant(", autocast", _flags(), tokens="*fp32")
 SEGFORMER = Variant(
     ", SegFormer",
     _flags("INNER_NORM", "INNER_SKIP"),
     ("contract", "hidden", "product"),
-    ("p_gamma2", "p_beta2", "p_inner", "p_moments", "p_hidden_partials", "p_dgamma2", "p_dbeta2"),
+    ("p_inner_gamma", "p_inner_beta", "p_inner", "p_moments", "p_hidden_partials", "p_dinner_gamma", "p_dinner_beta"),
 )
 #: Neither biases nor affine parameters nor the residual.
 BARE = Variant(
@@ -53,23 +55,24 @@ BARE = Variant(
     _flags("RESIDUAL"),
     absent=(
         *(
-            "p_gamma1",
-            "p_beta1",
+            "p_gamma",
+            "p_beta",
             "p_bias1",
-            "p_bias_dw",
-            "p_gamma2",
-            "p_beta2",
+            "p_bias_conv",
+            "p_inner_gamma",
+            "p_inner_beta",
             "p_bias2",
             "p_moments",
             "p_hidden_partials",
         ),
-        *("p_token_partials", "p_dgamma1", "p_dbeta1", "p_dbias1", "p_dbias_dw", "p_dgamma2", "p_dbeta2", "p_dbias2"),
+        *("p_token_partials", "p_dgamma", "p_dbeta", "p_dbias1", "p_dbias_conv", "p_dinner_gamma", "p_dinner_beta"),
+        "p_dbias2",
     ),
 )
 
 FLOAT32 = ("p_inner", "p_moments", "p_partials", "p_product_partials", "p_hidden_partials", "p_token_partials")
-TOKENS = ("p_t", "p_y", "p_dy", "p_dt", "p_gamma1", "p_beta1", "p_gamma2", "p_beta2")
-NORM_GRADIENTS = ("p_dgamma1", "p_dbeta1", "p_dgamma2", "p_dbeta2")
+TOKENS = ("p_t", "p_y", "p_dy", "p_dt", "p_gamma", "p_beta", "p_inner_gamma", "p_inner_beta")
+NORM_GRADIENTS = ("p_dgamma", "p_dbeta", "p_dinner_gamma", "p_dinner_beta")
 
 
 def cases(target: str, small: bool) -> list[Case]:
@@ -95,6 +98,8 @@ def _variants(C: int, product: tuple[torch.dtype, str], small: bool) -> list[Var
     variants = [PAPER, STATISTICS]
     if C == 100 and not small and product[1] == "ieee":
         variants.append(AUTOCAST if product[0] == torch.bfloat16 else BARE)
+    if C in (100, 256) and not small:
+        variants.append(STRIPS)
     return [*variants, SEGFORMER] if C in (64, 128) and product[1] == "ieee" else variants
 
 
@@ -106,7 +111,7 @@ def _case(
     D = D or 4 * C
     settings = launch.launch_settings(part, C, D, dtype, precision, target)
     constants = {**variant.flags, "C": C, "D": D, "ACC": tl.float32, "PREC": precision}
-    absent = list(variant.absent)
+    absent = [*variant.absent, *([] if variant.strips else ["R"])]
     if (part, variant) == ("hidden", SEGFORMER) or (variant is BARE and part in ("hidden", "token")):
         absent.append("p_partials")
     name = f"{part}, C {C}, {short(dtype)} {precision}{variant.name}{many}"
