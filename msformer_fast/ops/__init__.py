@@ -4,13 +4,13 @@
 call, but never ``"triton"`` on the CPU; a name takes that one, or raises BackendError with the reason why it cannot.
 
 ============= =========================== ========================================================================
-backend       code                        runs
+backend       package                     runs
 ============= =========================== ========================================================================
-"triton"      msformer_fast.kernels       on a CUDA or HIP device; on the CPU only in Triton's interpreter, for tests
-"torch"       msformer_fast.identities    anywhere: PyTorch's operators in an order that needs fewer of them. On the
+"triton"      kernels                     on a CUDA or HIP device; on the CPU only in Triton's interpreter, for tests
+"torch"       identities                  anywhere: PyTorch's operators in an order that needs fewer of them. On the
                                           CPU over strips of rows that stay in the cache, with a backward of its own;
                                           elsewhere, under autocast and in torch.func PyTorch differentiates it
-"reference"   msformer_fast.reference     anywhere: as the paper writes it; the truth that the others are held to
+"reference"   reference                   anywhere: as the paper writes it; the truth that the others are held to
 ============= =========================== ========================================================================
 
 ``memory`` of an op or a module says what waits for the backward. ``"fast"``, the default, keeps what is dear to
