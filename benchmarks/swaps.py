@@ -31,7 +31,7 @@ MODULES: dict[str, tuple[Callable[[int], nn.Module], bool]] = {
     "MixFFN_skip": (lambda channels: MixFFN_skip(channels, 4 * channels), True),
     "EfficientTransformerBlock": (lambda channels: EfficientTransformerBlock(channels, context=False), True),
 }
-SIZES = ((32, 14), (512, 7), (64, 56), (320, 28), (128, 129), (128, 257))
+SIZES = ((32, 14), (512, 7), (64, 56), (320, 28), (128, 129), (64, 257))
 
 
 def prepare(name: str, channels: int, side: int, training: bool) -> tuple[nn.Sequential, Callable[[], None]]:

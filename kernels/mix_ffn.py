@@ -10,6 +10,7 @@ import triton
 from torch import Tensor
 
 from msformer_fast.dtypes import sum_dtype
+from msformer_fast.errors import BackendError
 from msformer_fast.kernels.batch_statistics import merge_moments
 from msformer_fast.kernels.launch import (
     accumulator,
@@ -28,7 +29,7 @@ from msformer_fast.kernels.mix_ffn_backward_kernels import (
     token_gradient_kernel,
 )
 from msformer_fast.kernels.mix_ffn_kernels import contract_kernel, expand_kernel
-from msformer_fast.limits import MIX_FFN_CHANNELS, MIX_FFN_HIDDEN
+from msformer_fast.limits import MIX_FFN_CHANNELS, MIX_FFN_HIDDEN, MIX_FFN_ROW
 
 if TYPE_CHECKING:
     from msformer_fast.identities.mix_ffn import Options, Parameters
@@ -213,6 +214,11 @@ class _Call:
     def __init__(self, t: Tensor, p: Parameters, options: Options, precision: str, strip: int, halo: int) -> None:
         self.B, self.H, self.W, self.C = t.shape
         self.D, self.dtype, self.device = p.fc1_weight.shape[0], p.fc1_weight.dtype, t.device
+        if self.W * self.D > MIX_FFN_ROW:
+            raise BackendError(
+                f'mix_ffn: backend="triton" takes maps of at most {MIX_FFN_ROW // self.D} columns with {self.D} hidden '
+                f'channels, got {self.W}; use backend="torch"'
+            )
         self.strip, self.precision = min(strip, max(self.H, 1)), precision
         self.rows = self.H if self.strip == self.H else min(self.strip + halo, self.H)  # of a row buffer
         self.sums, self.target = sum_dtype(t.dtype), target_of(t.device)

@@ -34,16 +34,19 @@ def accelerate(
     """Swap the modules inside ``model`` that have a fast drop-in, in place, and say what was done.
 
     Recognised by their structure, wherever they were defined: the published ``EfficientAttention``, ``MixFFN``,
-    ``MixFFN_skip`` and ``EfficientTransformerBlock`` in their variants; Swin blocks of timm and MONAI (2-D); modules of
-    this package with ``backend="reference"``; and what :func:`msformer_fast.register_swap` added. Before a swap is
-    made the drop-in is tried against a copy of the module: with random parameters in float64, in evaluation and in
-    training, outputs and all gradients must agree to 1e-9, else the module stays, with the reason.
+    ``MixFFN_skip`` and ``EfficientTransformerBlock`` in their variants; Swin blocks of timm, MONAI (2-D), Microsoft's
+    code, and torchvision's windowed attention; modules of this package with ``backend="reference"``; and what
+    :func:`msformer_fast.register_swap` added. Before a swap is made the drop-in is tried against a copy of the module:
+    with random parameters in float64, in evaluation and in training, outputs and all gradients must agree to 1e-9, else
+    the module stays, with the reason. Modules of one structure are tried once. The maps of the trial have at most 33 x
+    6 pixels: a module that behaves otherwise on larger ones is not found out.
 
     A drop-in holds the module's very parameters, buffers, submodules and hooks, under the same names in the state dict,
     and keeps its mode: an optimizer made before goes on, a checkpoint loads both ways. Only this model is changed, or
-    what shares the changed containers with it. Where a call cannot be computed by the drop-in, because somebody hooks
-    into a part, replaced one, or because a dropout is at work, the module's own code runs. ``isinstance`` with the
-    module's class does not hold for its drop-in.
+    what shares the changed containers with it. The module's own code runs where the drop-in was not proved to do the
+    same (somebody hooks into a part, or changed or replaced one; an optional argument has another value than its
+    default; a dropout is at work), under tracers of PyTorch's operators, and on the CPU where it is faster.
+    ``isinstance`` with the module's class does not hold for its drop-in.
 
     Call it before :func:`torch.compile`. With ``DistributedDataParallel`` the order does not matter, since parameters
     stay the same objects; before ``fully_shard`` or FSDP, which wrap modules.

@@ -16,14 +16,14 @@ def cases(target: str, small: bool) -> list[Case]:
     found = []
     for dtype in DTYPES[:2] if small else DTYPES:
         for unit, stride in (
-            ("stride_lk", "i32"),
-            ("stride_lk", "i32:16"),
-            ("stride_lw", "i32"),
-            ("stride_lw", "i32:16"),
+            ("stride_k", "i32"),
+            ("stride_k", "i32:16"),
+            ("stride_w", "i32"),
+            ("stride_w", "i32:16"),
         ):
             constexprs = {"BLOCK_N": kernels.BLOCK_N, "BLOCK_K": kernels.BLOCK_K, "ACC": tl.float32, unit: 1}
             types = {name: stride for name in kernels.moments_kernel.arg_names if name.startswith("stride")}
-            layout = f"{'channels last' if unit == 'stride_lk' else 'planes'}, {stride}"
+            layout = f"{'channels last' if unit == 'stride_k' else 'planes'}, {stride}"
             name = f"moments, {short(dtype)}, {layout}"
             found.append(
                 Case.of(name, kernels.moments_kernel, kernels.MOMENTS, dtype, constexprs, p_moments="*fp32", **types)

@@ -11,6 +11,7 @@ from torch import Tensor
 from msformer_fast import BackendError, ops
 from msformer_fast.floors import mix_ffn as floor
 from msformer_fast.identities.mix_ffn import Options, Parameters
+from msformer_fast.limits import MIX_FFN_ROW
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.usefixtures("strict_kernels")
@@ -274,3 +275,11 @@ def test_settings_of_the_cards(card: str, dtype: torch.dtype, precision: str, mo
     tolerance = 2e-5 if dtype == torch.float32 and precision == "highest" else 0.03
     for ours, theirs in zip(*results, strict=True):
         assert (ours - theirs).norm() <= tolerance * theirs.norm()
+
+
+@interpreted
+def test_rows_too_long_for_offsets_of_32_bits() -> None:
+    t, p = draw(1, 1, 2, 1, 16, torch.float32)
+    row = t[:, :, :1].expand(1, 1, MIX_FFN_ROW // 16 + 1, 1)
+    with pytest.raises(BackendError, match=r"at most 4194304 columns with 16 hidden channels, got 4194305; use backend"):
+        ops.mix_ffn(row, *p, backend="triton")
