@@ -184,6 +184,7 @@ def test_an_image_that_kills_every_worker_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_a_full_disk_by_quota(undisturbed: tuple[Path, Path], tmp_path: Path) -> None:
     """Files may not grow beyond 1500 bytes: the run ends with a sentence, nothing half, and goes on in more room."""
     images, expected = undisturbed

@@ -249,6 +249,7 @@ def test_the_compiled_network_in_a_mode(context: str, backend: str | None) -> No
     assert {gradient.dtype for gradient in gradients} == {dtype}
 
 
+@pytest.mark.slow
 def test_a_compiled_network_copied_and_saved() -> None:
     torch._dynamo.reset()
     image = torch.rand(1, 3, 17, 20)

@@ -97,6 +97,7 @@ def test_a_chosen_device(device: str) -> None:
         model = nn.Sequential(EfficientAttention(8))
         assert len(mf.accelerate(model)) == 1
     assert model[0].keys.weight.device.type == device
+    assert torch.ones(1).device.type == "cpu"
 
 
 def test_hooks_on_every_module(model: nn.Module) -> None:

@@ -57,7 +57,8 @@ def probe(
         torch.autocast("cpu", enabled=False),
         torch.inference_mode(False),
         torch.enable_grad(),
-        torch.device("cpu"),  # whatever the caller has chosen for new tensors
+        # New tensors on the CPU, whatever device the caller has chosen: two contexts of devices do not nest.
+        torch._C.DisableTorchFunction(),
         contextlib.redirect_stdout(io.StringIO()),  # what the module prints in a call that nobody made
     ):
         torch.default_generator.manual_seed(0)  # torch.manual_seed would seed every card too

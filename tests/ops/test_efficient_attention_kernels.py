@@ -80,7 +80,7 @@ def test_the_map_is_read_as_often_as_predicted() -> None:
 @pytest.mark.parametrize(
     ("dtype", "precision"), [(torch.float32, "highest"), (torch.float32, "high"), (torch.bfloat16, "highest")]
 )
-@pytest.mark.parametrize(("channels", "heads"), [(20, 2), (40, 1)])
+@pytest.mark.parametrize(("channels", "heads"), [(20, 2), pytest.param(40, 1, marks=pytest.mark.slow)])
 def test_settings_of_the_cards(
     card: str, dtype: torch.dtype, precision: str, channels: int, heads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
