@@ -10,7 +10,6 @@ import triton
 from torch import Tensor
 
 from msformer_fast.dtypes import sum_dtype
-from msformer_fast.errors import BackendError
 from msformer_fast.kernels.batch_statistics import merge_moments
 from msformer_fast.kernels.launch import (
     accumulator,
@@ -215,10 +214,7 @@ class _Call:
         self.B, self.H, self.W, self.C = t.shape
         self.D, self.dtype, self.device = p.fc1_weight.shape[0], p.fc1_weight.dtype, t.device
         if self.W * self.D > MIX_FFN_ROW:
-            raise BackendError(
-                f'mix_ffn: backend="triton" takes maps of at most {MIX_FFN_ROW // self.D} columns with {self.D} hidden '
-                f'channels, got {self.W}; use backend="torch"'
-            )
+            raise ValueError(f"mix_ffn: W = {self.W}, D = {self.D}; at most W D = {MIX_FFN_ROW} is supported")
         self.strip, self.precision = min(strip, max(self.H, 1)), precision
         self.rows = self.H if self.strip == self.H else min(self.strip + halo, self.H)  # of a row buffer
         self.sums, self.target = sum_dtype(t.dtype), target_of(t.device)

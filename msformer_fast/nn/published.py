@@ -79,9 +79,9 @@ class _Published(DropIn):
     def forward(self, *inputs: Any, **named: Any) -> Any:
         self.note_call()
         usual = self.usual_inputs(inputs, named)
-        if usual is None or not (self.may_gain(usual[0]) and self.as_built()):
-            return self.own_code(*inputs, **named)
-        if len(usual) == 1 and usual[0].ndim != 4:
+        if usual is None or not (
+            self.may_gain(usual[0]) and self.as_built() and (len(usual) > 1 or usual[0].ndim == 4)
+        ):
             return self.own_code(*inputs, **named)
         x, *size = usual
         y, *context = self.on_map(_as_map(self, x, size))

@@ -1,4 +1,4 @@
-"""The attention of a Swin block on a whole map, between its two projections, in one op."""
+"""What drop-ins for Swin share: the attention of a whole map between its two projections in one op."""
 
 from __future__ import annotations
 
@@ -8,6 +8,25 @@ from typing import Any
 from torch import Tensor, nn
 
 from msformer_fast import ops
+from msformer_fast.nn.drop_in import DropIn
+from msformer_fast.nn.swin_structure import sides
+
+
+class WindowDropIn(DropIn):
+    """Base of a drop-in that calls :func:`attend_windows`."""
+
+    def __init__(self, module: nn.Module, *, backend: str | None = None) -> None:
+        super().__init__(module, backend=backend)
+        self.was_called = False
+
+    def gains_on_cpu(self, x: Tensor) -> bool:
+        return False  # 0.75 to 0.97 times as fast in windows of 7 x 7
+
+    def where_it_gains(self) -> str:
+        return "not on the CPU"
+
+    def extra_repr(self) -> str:
+        return f"window_size={sides(self.window_size)}, shift_size={sides(self.shift_size)}, backend={self.backend!r}"
 
 
 def attend_windows(

@@ -11,7 +11,7 @@ from msformer_fast.dtypes import sum_dtype
 from msformer_fast.errors import InputError
 from msformer_fast.identities import mix_ffn as identity
 from msformer_fast.identities.mix_ffn import Options, Parameters
-from msformer_fast.limits import MIX_FFN_CHANNELS, MIX_FFN_HIDDEN
+from msformer_fast.limits import MIX_FFN_CHANNELS, MIX_FFN_HIDDEN, MIX_FFN_ROW
 from msformer_fast.ops.backend import choose, over_limit, runs_in_strips, why_not_torch, why_not_triton
 from msformer_fast.ops.batch_norm import batch_statistics
 from msformer_fast.ops.memory import check_memory, is_kept, lean, will_be_differentiated
@@ -164,8 +164,11 @@ def _check(t: Tensor, p: Parameters, options: Options) -> None:
 
 
 def _why_not_triton(t: Tensor, p: Parameters) -> str | None:
-    widths = ("channels", t.shape[-1], MIX_FFN_CHANNELS), ("hidden channels", p.fc1_weight.shape[0], MIX_FFN_HIDDEN)
-    refusal = over_limit(OP, *widths)
+    hidden = p.fc1_weight.shape[0]
+    limits = [("channels", t.shape[-1], MIX_FFN_CHANNELS), ("hidden channels", hidden, MIX_FFN_HIDDEN)]
+    if not torch.compiler.is_compiling():  # there a limit of a size would be a guard, and exports would have a largest
+        limits.append((f"columns with {hidden} hidden channels", t.shape[2], MIX_FFN_ROW // hidden))
+    refusal = over_limit(OP, *limits)
     if refusal is not None:
         return refusal
     if autocast_dtype(t.device) is None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from msformer_fast.swaps.probe import Inputs, Make
+from msformer_fast.swaps.probe import Calls, Make
 
 
 @dataclass(frozen=True)
@@ -21,5 +21,5 @@ class SwapKind:
     name: str
     recognise: Callable[[nn.Module], bool | str]
     ways: Callable[[nn.Module], Iterable[Make]]
-    calls: Callable[[nn.Module], Iterable[Inputs]] | None
-    larger: Callable[[nn.Module], Iterable[Inputs]] | None = None
+    calls: Calls | None
+    larger: Calls | None = None

@@ -22,6 +22,9 @@ Make = Callable[[nn.Module, str | None], nn.Module]
 #: What one call of a module takes.
 Inputs = Sequence[Any]
 
+#: What gives the calls of a trial for a module.
+Calls = Callable[[nn.Module], Iterable[Inputs]]
+
 #: Largest difference, over the largest value of its tensor, that still counts as rounding.
 TOLERANCE = 1e-9
 
@@ -33,8 +36,8 @@ class Mismatch(Exception):
 def probe(
     module: nn.Module,
     ways: Iterable[Make],
-    calls: Callable[[nn.Module], Iterable[Inputs]],
-    larger: Callable[[nn.Module], Iterable[Inputs]] | None = None,
+    calls: Calls,
+    larger: Calls | None = None,
 ) -> tuple[Make, float]:
     """The first of these ways whose drop-in equals the module, and the largest difference that was left.
 
@@ -101,8 +104,8 @@ class _Trial(NamedTuple):
 
 def _trials(
     twin: nn.Module,
-    calls: Callable[[nn.Module], Iterable[Inputs]],
-    larger: Callable[[nn.Module], Iterable[Inputs]] | None,
+    calls: Calls,
+    larger: Calls | None,
 ) -> Iterator[_Trial]:
     # Evaluation of the first case comes first: a wrong way fails there.
     cases = [tree_map(_leaf, tuple(call)) for call in calls(twin)]

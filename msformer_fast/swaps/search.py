@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -236,19 +236,22 @@ def _held_elsewhere(model: nn.Module) -> dict[nn.Module, str]:
     seen: set[int] = set()  # a list may hold itself
     for prefix, parent in model.named_modules():
         for name, value in parent.__dict__.items():
-            pending = [value] if name != "_modules" else []
-            while pending:
-                each = pending.pop()
-                if id(each) in seen:
-                    continue
-                seen.add(id(each))
-                if isinstance(each, nn.Module):
-                    held.setdefault(each, ".".join(filter(None, (prefix, name))))
-                elif isinstance(each, dict):
-                    pending.extend(each.values())
-                elif isinstance(each, (list, tuple, set)):
-                    pending.extend(each)
+            if name != "_modules":
+                for module in _modules_in(value, seen):
+                    held[module] = ".".join(filter(None, (prefix, name)))
     return held
+
+
+def _modules_in(value: Any, seen: set[int]) -> Iterator[nn.Module]:
+    """A module, or those inside of a container, that were not seen yet."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, nn.Module):
+        yield value
+    elif isinstance(value, (dict, list, tuple, set)):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _modules_in(each, seen)
 
 
 def _asks(kind: SwapKind, module: nn.Module) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from msformer_fast.nn.swin_microsoft import MicrosoftSwinBlock
 from msformer_fast.nn.swin_structure import seam_mask, sides, structure_of
 from msformer_fast.nn.swin_torchvision import TorchvisionShiftedWindowAttention
 from msformer_fast.swaps.kinds import SwapKind
-from msformer_fast.swaps.probe import Inputs
+from msformer_fast.swaps.probe import Calls, Inputs
 
 _Kind = type[TimmSwinBlock] | type[MonaiSwinBlock] | type[MicrosoftSwinBlock]
 
@@ -69,7 +69,7 @@ def _microsoft_calls(block: Any) -> Iterable[Inputs]:
     yield (torch.randn(x.shape[0], 4 * rows * columns, x.shape[3]),)
 
 
-def _kind(drop_in: _Kind, calls: Callable[[nn.Module], Iterable[Inputs]]) -> SwapKind:
+def _kind(drop_in: _Kind, calls: Calls) -> SwapKind:
     return SwapKind(
         f"SwinTransformerBlock of {drop_in.structure.library}",
         lambda module: _recognise(drop_in, module),
