@@ -52,7 +52,7 @@ class DepthwiseConv(nn.Module):
         self.dwconv = nn.Conv2d(channels, channels, 3, 1, 1, groups=channels)
 
     def forward(self, x: Tensor, H: int, W: int) -> Tensor:
-        return self.dwconv(x.mT.unflatten(2, (H, W))).flatten(2).mT
+        return self.dwconv(x.transpose(1, 2).unflatten(2, (H, W))).flatten(2).transpose(1, 2)
 
 
 class MixFFN(nn.Module):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from msformer_fast.nn.hooks import all_are_hooked, is_looked_at
+from msformer_fast.ops.backend import exporting_to_onnx
 
 
 class DropIn(nn.Module):
@@ -66,7 +67,7 @@ class DropIn(nn.Module):
         if self.on_trial:
             return True
         is_traced = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        if isinstance(x, torch.fx.Proxy) or is_traced or x.device.type == "meta":
+        if isinstance(x, torch.fx.Proxy) or is_traced or exporting_to_onnx() or x.device.type == "meta":
             return False
         return self.backend is not None or x.device.type != "cpu" or self.gains_on_cpu(x)
 

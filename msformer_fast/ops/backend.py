@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import sys
 from collections.abc import Callable, Mapping
 
 import torch
@@ -34,7 +35,8 @@ def choose(op: str, backend: str | None, device: torch.device, why_not: Mapping[
     Args:
         op: name of the op, for messages.
         backend: one of :data:`BACKENDS`, or ``None`` for the fastest that can run. On the CPU ``None`` never takes
-            ``"triton"``, whose interpreter is for tests.
+            ``"triton"``, whose interpreter is for tests; for ``torch.onnx.export``, which knows PyTorch's operators
+            alone, it takes ``"reference"``.
         device: of the op's tensors.
         why_not: for each backend but ``"reference"`` (which always can) a function that gives its refusal in
             one sentence, or ``None`` if it can run. A backend without one is not built.
@@ -43,6 +45,8 @@ def choose(op: str, backend: str | None, device: torch.device, why_not: Mapping[
         InputError: ``backend`` is no known name.
         BackendError: the backend asked for by name refuses.
     """
+    if backend is None and exporting_to_onnx():
+        return "reference"
     if backend is None:
         for name in BACKENDS[1:] if device.type == "cpu" else BACKENDS:
             refusal = _refusal(op, name, why_not)
@@ -119,6 +123,13 @@ def runs_in_strips(tensor: Tensor) -> bool:
     if tensor.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return False
     return not transformed()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def exporting_to_onnx() -> bool:
+    """Whether ``torch.onnx.export`` records operators, by either of its exporters."""
+    onnx = sys.modules.get("torch.onnx")  # who exports has imported it
+    return onnx is not None and onnx.is_in_onnx_export()
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
