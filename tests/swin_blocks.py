@@ -17,17 +17,24 @@ DROP_INS = {"timm": TimmSwinBlock, "monai": MonaiSwinBlock}
 _operators = torch.library.Library("torchvision", "FRAGMENT")  # what it defines lives as long as it does
 
 
-def timm_swin() -> Any:
-    """``timm.models.swin_transformer``. timm needs torchvision, though not its compiled operators, which a build for
-    another torch lacks: importing torchvision asks for these two by name alone."""
+def has_torchvision() -> bool:
+    """Whether it can be imported. timm and transformers take it without its compiled operators, which a build for
+    another torch lacks: importing it asks for these two by name alone."""
     try:
         import torchvision  # noqa: F401
     except ImportError:
-        pytest.skip("needs timm and torchvision: pip install --no-deps timm torchvision")
+        return False
     except RuntimeError:
         for name in ("nms", "qnms"):
             if not hasattr(torch.ops.torchvision, name):
                 _operators.define(f"{name}(Tensor x) -> Tensor")
+    return True
+
+
+def timm_swin() -> Any:
+    """``timm.models.swin_transformer``."""
+    if not has_torchvision():
+        pytest.skip("needs timm and torchvision: pip install --no-deps timm torchvision")
     return pytest.importorskip("timm.models.swin_transformer", reason="needs timm: pip install --no-deps timm")
 
 

@@ -21,6 +21,7 @@ from msformer_fast.nn.published import PublishedEfficientAttention, PublishedMix
 from msformer_fast.nn.score_map import ScoreMap
 from msformer_fast.nn.stability_loss import StabilityLoss
 from msformer_fast.nn.swin import MonaiSwinBlock, TimmSwinBlock
+from msformer_fast.nn.swin_huggingface import HuggingFaceSwinLayer
 from msformer_fast.nn.swin_microsoft import MicrosoftSwinBlock
 from msformer_fast.nn.swin_torchvision import TorchvisionShiftedWindowAttention
 
@@ -31,6 +32,7 @@ __all__ = [
     "EfficientAttention",
     "EfficientTransformerBlock",
     "Fused",
+    "HuggingFaceSwinLayer",
     "MicrosoftSwinBlock",
     "MixFFN",
     "MonaiSwinBlock",

@@ -32,9 +32,11 @@ class DropIn(nn.Module):
         backend: as given.
         was_called: whether it was, outside of compiled code; ``None`` where a subclass does not keep account.
         on_trial: while it is proved; then it must compute by itself, whatever it takes.
+        follows: names of the module's attributes that ``forward`` reads in every call, which may change.
     """
 
     on_trial = False
+    follows: frozenset[str] = frozenset()
 
     def __init__(self, module: nn.Module, *, backend: str | None = None) -> None:
         super().__init__()
@@ -47,12 +49,12 @@ class DropIn(nn.Module):
         _, *parameters = inspect.signature(type(module).forward).parameters.values()
         self._inputs = {each.name: each.default for each in parameters}
         _, *parts = module.modules()
-        self._built = [_Built(module, self), *(_Built(part, part) for part in parts)]
+        self._built = [_Built(module, self, self.follows), *(_Built(part, part) for part in parts)]
         self._share_attributes()
 
     def give_back(self, module: nn.Module) -> None:
         """Hand the module what its attributes became here since, the mode among them."""
-        kept = set(module.__dict__) - {"_compiled_call_impl"}
+        kept = {*module.__dict__, *self.follows} - {"_compiled_call_impl"}
         module.__dict__.update({name: value for name, value in self.__dict__.items() if name in kept})
         _point_hooks_to(module)
 
@@ -172,19 +174,21 @@ class _Built:
     Args:
         module: whose attributes they are.
         part: what has them from now on: the module itself, or its drop-in.
+        but: names of attributes that may change.
     """
 
-    def __init__(self, module: nn.Module, part: nn.Module) -> None:
+    def __init__(self, module: nn.Module, part: nn.Module, but: frozenset[str] = frozenset()) -> None:
         self.part = part
         self.kind = type(module)
         self.children = tuple(module._modules.items())
-        names = [name for name, value in module.__dict__.items() if name not in OF_EVERY_MODULE and is_setting(value)]
+        watched = {name: value for name, value in module.__dict__.items() if name not in OF_EVERY_MODULE | but}
+        names = [name for name, value in watched.items() if is_setting(value)]
         self.lists = {name: frozen(module.__dict__[name]) for name in names if type(module.__dict__[name]) is list}
         # Compared in one go, for this is done in every call; with a name that is always there, since a getter of one
         # name gives no tuple.
         self._values_of = operator.itemgetter("_modules", "_parameters", *names)
         self.values = self._values_of(module.__dict__)
-        self.names = frozenset(part.__dict__)
+        self.names = but.union(part.__dict__)
 
     def is_as_it_was(self, kind: type) -> bool:
         """Whether it still is so, and of this class."""
@@ -223,7 +227,7 @@ def drops(part: Any) -> bool:
     if not part.training:
         return False
     probability = getattr(part, "p", None) if isinstance(part, nn.modules.dropout._DropoutNd) else None
-    if probability is None and type(part).__name__ == "DropPath":
+    if probability is None and type(part).__name__.endswith("DropPath"):
         probability = getattr(part, "drop_prob", None)
     return bool(probability)
 

@@ -71,7 +71,16 @@ class SwinBlock(WindowDropIn):
         """Attention of the normed map (B, H, W, C), projections included."""
         attn = self.attn
         y = attend_windows(
-            attn, x, window, shift, scale=attn.scale, bias=bias, order=order, seam=seam, backend=self.backend
+            [attn.qkv],
+            x,
+            window,
+            shift,
+            heads=attn.num_heads,
+            scale=attn.scale,
+            bias=bias,
+            order=order,
+            seam=seam,
+            backend=self.backend,
         )
         return attn.proj_drop(attn.proj(y))
 

@@ -30,31 +30,38 @@ class WindowDropIn(DropIn):
 
 
 def attend_windows(
-    attn: Any,
+    projections: Sequence[Any],
     x: Tensor,
     window: Sequence[int],
     shift: Sequence[int],
     *,
+    heads: int,
     scale: float,
     bias: Tensor,
     order: str,
     seam: float,
     backend: str | None,
 ) -> Tensor:
-    """Attention (B, H, W, C) of the normed map ``x`` (B, H, W, C), before the projection ``attn.proj``.
+    """Attention (B, H, W, C) of the normed map ``x`` (B, H, W, C), before the last projection.
 
     Args:
-        attn: has ``qkv`` and ``num_heads``.
+        projections: to queries, keys and values at once, or one to each.
         window, shift, scale, bias, order, seam, backend: see :func:`msformer_fast.ops.cross_scale_attention`. Where the
-            window does not divide the map, tokens of zeros take part, whose keys and values are the bias of ``qkv``.
+            window does not divide the map, tokens of zeros take part, whose keys and values are the projections' bias.
     """
-    qkv = attn.qkv(x).unflatten(-1, (3, attn.num_heads, -1))
+    maps: list[Tensor] = [project(x) for project in projections]
+    # One map of all three is read where it lies.
+    q: Any
+    q, k, v = (maps[0].unflatten(-1, (3, heads, -1)), None, None) if len(maps) == 1 else _by_heads(maps, heads)
+
     whole = all(size % side == 0 for size, side in zip(x.shape[1:3], window, strict=True))
-    pad_k, pad_v = (None, None) if whole else _padded_token(attn, x, qkv)
+    tokens = [None] if whole else [_of_zeros(project, x, maps[0]) for project in projections]
+    _, pad_k, pad_v = _by_heads(tokens, heads)
+
     y = ops.cross_scale_attention(
-        qkv,
-        None,
-        None,
+        q,
+        k,
+        v,
         window,
         shift=shift,
         scale=scale,
@@ -69,15 +76,19 @@ def attend_windows(
     return y.flatten(3)
 
 
-def _padded_token(attn: Any, x: Tensor, qkv: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """Key and value (heads, d) of a token of zeros."""
-    linear = attn.qkv
+def _by_heads(rows: Sequence[Tensor | None], heads: int) -> Sequence[Tensor | None]:
+    """Queries, keys and values (..., heads, d) out of what one projection gave, (..., 3 C), or three, (..., C) each."""
+    if len(rows) > 1:
+        return [None if row is None else row.unflatten(-1, (heads, -1)) for row in rows]
+    (row,) = rows
+    return (None, None, None) if row is None else row.unflatten(-1, (3, heads, -1)).unbind(-3)
+
+
+def _of_zeros(linear: Any, x: Tensor, like: Tensor) -> Tensor | None:
+    """What a projection makes of a token of zeros, in the dtype of ``like``: its bias, if it is a mere linear map."""
     token: Tensor | None
     if type(linear) is not nn.Linear or linear._forward_hooks or linear._forward_pre_hooks:
-        token = linear(x.new_zeros(1, 1, 1, x.shape[-1]))
+        token = linear(x.new_zeros(1, 1, 1, x.shape[-1])).flatten()
     else:
         token = linear.bias
-    if token is None:
-        return None, None
-    _, k, v = token.to(qkv.dtype).view(qkv.shape[3:])
-    return k, v
+    return None if token is None else token.to(like.dtype)

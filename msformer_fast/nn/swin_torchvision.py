@@ -61,10 +61,11 @@ class TorchvisionShiftedWindowAttention(WindowDropIn):
         axes = zip(x.shape[1:3], self.window_size, self.shift_size, strict=True)
         shift = [0 if size <= window else moved for size, window, moved in axes]
         y = attend_windows(
-            self,
+            [self.qkv],
             x,
             self.window_size,
             shift,
+            heads=self.num_heads,
             scale=(x.shape[3] // self.num_heads) ** -0.5,
             bias=self.relative_position_bias_table,
             order="pad_roll",

@@ -33,7 +33,7 @@ def structure_of(module: nn.Module) -> Hashable:
 
 def _counts(part: nn.Module, attribute: str) -> bool:
     """Probabilities do not: the trial has no dropout, and draws paths with one seed."""
-    if isinstance(part, nn.modules.dropout._DropoutNd) or type(part).__name__ == "DropPath":
+    if isinstance(part, nn.modules.dropout._DropoutNd) or type(part).__name__.endswith("DropPath"):
         return False
     return attribute not in OF_EVERY_MODULE
 

@@ -1,4 +1,4 @@
-"""Swin blocks of timm, MONAI and Microsoft, and the attention of torchvision's."""
+"""Swin blocks of timm, MONAI and Microsoft, HuggingFace's Swin layers, and the attention of torchvision's blocks."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from msformer_fast.errors import InputError
 from msformer_fast.nn.swin import MonaiSwinBlock, TimmSwinBlock
+from msformer_fast.nn.swin_huggingface import HuggingFaceSwinLayer
 from msformer_fast.nn.swin_microsoft import MicrosoftSwinBlock
 from msformer_fast.nn.swin_structure import seam_mask, sides, structure_of
 from msformer_fast.nn.swin_torchvision import TorchvisionShiftedWindowAttention
@@ -101,4 +102,28 @@ TORCHVISION = SwapKind(
     _recognise_torchvision,
     lambda module: [lambda attn, backend: TorchvisionShiftedWindowAttention(attn, backend=backend)],
     _torchvision_calls,
+)
+
+
+def _recognise_huggingface(module: nn.Module) -> bool | str:
+    if not type(module).__name__.endswith(("SwinLayer", "ClapAudioLayer")):
+        return False
+    return HuggingFaceSwinLayer.why_not(module) or True
+
+
+def _huggingface_calls(layer: Any) -> Iterable[Inputs]:
+    for name in ("mlp", "intermediate", "output"):  # most of the work, and its own in the drop-in too
+        if name in layer._modules:
+            setattr(layer, name, nn.Identity())
+    layer.attention.attention_dropout = 0.0
+    side, channels = layer.window_size, layer.layernorm_before.weight.numel()
+    size = 2 * side - 1, side + 2
+    yield torch.randn(2 if channels < 256 else 1, size[0] * size[1], channels), size
+
+
+HUGGINGFACE = SwapKind(
+    "SwinLayer of HuggingFace",
+    _recognise_huggingface,
+    lambda module: [lambda layer, backend: HuggingFaceSwinLayer(layer, backend=backend)],
+    _huggingface_calls,
 )

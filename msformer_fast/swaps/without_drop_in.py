@@ -15,7 +15,6 @@ REASONS = {
     "SwinTransformerBlockV2": _COSINE,  # torchvision
     "ShiftedWindowAttentionV2": _COSINE,
     "Swinv2Layer": _COSINE,  # HuggingFace
-    "SwinLayer": "HuggingFace's Swin has its queries, keys and values in three modules, which no drop-in reads",
     "SegformerEfficientSelfAttention": _REDUCED,
     "EfficientSelfAtten": _REDUCED,  # MISSFormer
     "WindowAttention3D": "its windows are of three axes",
