@@ -115,6 +115,7 @@ OPS = {
             ),
             differentiable=2,
             options=("patch",),
+            slow=("patch 8",),
         ),
         Op(
             "efficient_attention",
@@ -282,6 +283,7 @@ OPS = {
             },
             tiny={"B": 2, "H": 3, "W": 5, "C": 4, "K": 3, "batch_norm": True},
             other=({"B": 3, "H": 7, "W": 9, "C": 4, "K": 3}, {"B": 4, "H": 5, "W": 11, "C": 4, "K": 3}),
+            slow=("wide",),
         ),
         Op(
             "guided_score_map",
@@ -301,7 +303,7 @@ OPS = {
             differentiable=4,
             options=("patch",),
             backends=("triton",),  # the others are the three ops, one after the other
-            slow=("wide",),
+            slow=("paper", "wide"),
             of_rounded=(1,),
         ),
     )
