@@ -52,13 +52,6 @@ def _fresh_seed() -> None:
     torch.manual_seed(SEED)
 
 
-@pytest.fixture(autouse=True)
-def _no_context_left() -> Iterator[None]:
-    """PyTorch's contexts of devices do not nest: an inner one stays, and a later test makes its tensors there."""
-    yield
-    assert torch._C._len_torch_function_stack() == 0
-
-
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """For tensors so tiny that a second thread only costs."""

@@ -6,6 +6,7 @@ Launches need triton, so whoever records them imports :mod:`msformer_fast.benchm
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -17,21 +18,32 @@ class Launch(NamedTuple):
     """One launch of a kernel.
 
     Attributes:
-        kernel: its name.
+        function: the kernel.
         op, shape: the registered op in whose body it was made, without its namespace, and the shape of the op's first
             tensor.
-        programs: of its grid.
+        grid: programs along each axis.
         loads, stores: bytes of each tensor that it loads from, or stores to, by the name of the argument.
         arguments: all of them by name.
     """
 
-    kernel: str
+    function: Any
     op: str
     shape: tuple[int, ...]
-    programs: int
+    grid: tuple[int, ...]
     loads: dict[str, int]
     stores: dict[str, int]
     arguments: dict[str, Any]
+
+    @property
+    def kernel(self) -> str:
+        """The kernel's name."""
+        name: str = self.function.fn.__name__
+        return name
+
+    @property
+    def programs(self) -> int:
+        """Of the whole grid."""
+        return math.prod(self.grid)
 
 
 #: Bytes that an argument moves where that is not its size, from the launch and the argument's name.

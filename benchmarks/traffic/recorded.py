@@ -11,7 +11,6 @@ Each moves once, whole, but where :mod:`msformer_fast.benchmarks.traffic.partly`
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -60,7 +59,7 @@ def recorded_launches(multiprocessors: int = 0, target: str | None = None) -> It
         arguments = dict(zip(kernel.arg_names, given, strict=False)) | named
         used = uses_of(kernel, arguments)
         loads, stores = (_sizes(arguments, names) for names in (used.loads, used.stores))
-        launches.append(Launch(kernel.fn.__name__, *ops.running, math.prod(grid), loads, stores, arguments))
+        launches.append(Launch(kernel, *ops.running, grid, loads, stores, arguments))
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(launches_given_to(record))

@@ -14,12 +14,12 @@ from msformer_fast.swaps.probe import Calls, Make
 class SwapKind:
     """A kind of module with a drop-in; see :func:`msformer_fast.register_swap`.
 
-    ``calls`` is ``None`` where nothing is to be proved: the drop-in is the same class under another setting. ``larger``
-    gives calls on larger maps, which are tried in evaluation alone.
+    ``calls`` is ``None`` where nothing is to be proved: the drop-in is the same class under another setting. ``others``
+    gives calls that are tried in evaluation alone, without gradients.
     """
 
     name: str
     recognise: Callable[[nn.Module], bool | str]
     ways: Callable[[nn.Module], Iterable[Make]]
     calls: Calls | None
-    larger: Calls | None = None
+    others: Calls | None = None

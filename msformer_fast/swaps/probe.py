@@ -37,7 +37,7 @@ def probe(
     module: nn.Module,
     ways: Iterable[Make],
     calls: Calls,
-    larger: Calls | None = None,
+    others: Calls | None = None,
 ) -> tuple[Make, float]:
     """The first of these ways whose drop-in equals the module, and the largest difference that was left.
 
@@ -50,7 +50,7 @@ def probe(
         ways: how drop-ins are made, the likeliest first.
         calls: gives what the module is called with; floating tensors are cast to float64 and differentiated, but for
             those of class ``torch.nn.Buffer``.
-        larger: gives further calls, which are tried in evaluation without gradients.
+        others: gives further calls, which are tried in evaluation without gradients.
 
     Raises:
         Mismatch: none of them equals the module, or it cannot be called so.
@@ -66,7 +66,7 @@ def probe(
     ):
         torch.default_generator.manual_seed(0)  # torch.manual_seed would seed every card too
         twin = _twin(module)
-        trials = list(_trials(twin, calls, larger))
+        trials = list(_trials(twin, calls, others))
         before = _attributes(twin)
         wanted = [_results(twin, *trial) for trial in trials]
         stored = sorted(name for name, value in _attributes(twin).items() if before.get(name) is not value)
@@ -105,12 +105,12 @@ class _Trial(NamedTuple):
 def _trials(
     twin: nn.Module,
     calls: Calls,
-    larger: Calls | None,
+    others: Calls | None,
 ) -> Iterator[_Trial]:
     # Evaluation of the first case comes first: a wrong way fails there.
     cases = [tree_map(_leaf, tuple(call)) for call in calls(twin)]
     yield from (_Trial(case, training) for training in (False, True) for case in cases)
-    yield from (_Trial(tree_map(_leaf, tuple(call)), gradients=False) for call in (larger(twin) if larger else ()))
+    yield from (_Trial(tree_map(_leaf, tuple(call)), gradients=False) for call in (others(twin) if others else ()))
 
 
 def _twin(module: nn.Module) -> nn.Module:

@@ -31,10 +31,10 @@ _HEADS = ("head_count", "heads", "num_heads", "n_heads")
 _SIZE = ("feat_size", "hw_shape", "hw", "size")
 _NO_OP = (nn.Identity, nn.modules.dropout._DropoutNd)
 
-#: Batch, rows and columns in the trial: rows differ from columns, and tokens from both; and of a map that is larger
-#: than most windows, grids of a pooling, and tables of positions.
-_SIZES = ((2, 5, 4), (1, 3, 7))
-_LARGER = ((1, 33, 6),)
+#: Batch, rows and columns in the trial: rows differ from columns, and tokens from both; and of a map that is tried in
+#: evaluation alone, larger than most windows, grids of a pooling, and tables of positions.
+_SIZES = ((2, 4, 5),)
+_OTHERS = ((1, 33, 6),)
 
 
 def _recognise_attention(module: nn.Module) -> bool | str:
@@ -238,7 +238,7 @@ def _kind(name: str, recognise: Any, ways: Any, width: Any) -> SwapKind:
         recognise,
         ways,
         lambda module: _calls(module, width(module)),
-        lambda module: _calls(module, width(module), _LARGER),
+        lambda module: _calls(module, width(module), _OTHERS),
     )
 
 

@@ -34,12 +34,12 @@ def accelerate(
     """Swap the modules inside ``model`` that have a fast drop-in, in place, and say what was done.
 
     Recognised by their structure, wherever they were defined: the published ``EfficientAttention``, ``MixFFN``,
-    ``MixFFN_skip`` and ``EfficientTransformerBlock`` in their variants; Swin blocks of timm, MONAI (2-D), Microsoft's
-    code, and torchvision's windowed attention; modules of this package with ``backend="reference"``; and what
-    :func:`msformer_fast.register_swap` added. Before a swap is made the drop-in is tried against a copy of the module:
-    with random parameters in float64, in evaluation and in training, outputs and all gradients must agree to 1e-9, else
-    the module stays, with the reason. Modules of one structure are tried once. The maps of the trial have at most 33 x
-    6 pixels: a module that behaves otherwise on larger ones is not found out.
+    ``MixFFN_skip`` and ``EfficientTransformerBlock`` in their variants; Swin blocks of timm, MONAI (2-D) and
+    Microsoft's code, torchvision's windowed attention, HuggingFace's Swin layers; modules of this package with
+    ``backend="reference"``; and what :func:`msformer_fast.register_swap` added. Before a swap is made the drop-in is
+    tried against a copy of the module: with random parameters in float64, in evaluation and in training, outputs and
+    all gradients must agree to 1e-9, else the module stays, with the reason. Modules of one structure are tried once.
+    The maps of the trial have at most 33 x 6 pixels: a module that behaves otherwise on larger ones is not found out.
 
     A drop-in holds the module's very parameters, buffers, submodules and hooks, under the same names in the state dict,
     and keeps its mode: an optimizer made before goes on, a checkpoint loads both ways. Only this model is changed, or
@@ -192,7 +192,7 @@ class _Search:
         ways = list(kind.ways(module))
         if structure not in self._proofs:
             try:
-                way, difference = probe(module, ways, kind.calls, kind.larger)
+                way, difference = probe(module, ways, kind.calls, kind.others)
                 self._proofs[structure] = ways.index(way), difference
             except Mismatch as error:
                 self._proofs[structure] = error

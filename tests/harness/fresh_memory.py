@@ -8,12 +8,15 @@ from typing import Any
 from unittest import mock
 
 import torch
+import torch.utils._device
 from torch import Tensor
 
 
 @contextlib.contextmanager
 def poisoned() -> Iterator[None]:
     """``torch.empty`` and its kin give NaN, and 0x5a in every byte of integers, for the length of a block."""
+    # PyTorch keeps a list of what makes tensors, for contexts of devices, from its first use on: not with ours in it.
+    torch.utils._device._device_constructors()
     with contextlib.ExitStack() as stack:
         for owner, name in (
             (torch, "empty"),

@@ -74,6 +74,12 @@ def run(op: Op, inputs: Inputs, sizes: Sizes, backend: str) -> tuple[tuple[Tenso
     return outputs, dict(zip(inputs, gradients, strict=True))
 
 
+def _assert_close(value: Tensor, truth: Tensor, name: str | None = None) -> None:
+    """With PyTorch's own tolerances, taken of the largest value: terms cancel."""
+    size = truth.detach().abs().max().clamp(min=1.0) if truth.numel() else 1.0
+    torch.testing.assert_close(value / size, truth / size, msg=name)
+
+
 def rounded_eps(truth: tuple[Tensor, ...], index: int, dtype: torch.dtype) -> float:
     """Epsilon of an output that is a small difference within output 0, which was rounded at its own size."""
     size = float(truth[0].detach().abs().max() / truth[index].detach().abs().max())
@@ -216,7 +222,7 @@ def test_compiled_equals_eager(op: Op, backend: str, compiler: str) -> None:
         wanted = torch.autograd.grad(eager[: op.differentiable], list(inputs.values()), weights)
         got = torch.autograd.grad(compiled_out[: op.differentiable], list(inputs.values()), weights)
         for value, truth in zip(got, wanted, strict=True):
-            torch.testing.assert_close(value, truth)
+            _assert_close(value, truth)
     assert counter.frame_count <= 2
 
 
@@ -284,9 +290,9 @@ def test_strides_as_they_come(op: Op, backend: str, layout: str, dtype: torch.dt
     odd = {name: strided(value.detach()).requires_grad_() for name, value in plain.items()}
     outputs, gradients = run(op, odd, sizes, backend)
     for value, truth in zip(outputs[: op.differentiable], wanted, strict=False):
-        torch.testing.assert_close(value, truth)
+        _assert_close(value, truth)
     for name in gradients:
-        torch.testing.assert_close(gradients[name], wanted_gradients[name], msg=name)
+        _assert_close(gradients[name], wanted_gradients[name], name)
 
 
 @every_op
@@ -305,7 +311,7 @@ def test_gradients_that_arrive_expanded_or_permuted(op: Op, backend: str, kind: 
     got = torch.autograd.grad(outputs, list(inputs.values()), given, retain_graph=True)
     wanted = torch.autograd.grad(outputs, list(inputs.values()), [g.contiguous() for g in given])
     for value, truth in zip(got, wanted, strict=True):
-        torch.testing.assert_close(value, truth)
+        _assert_close(value, truth)
 
 
 @every_op

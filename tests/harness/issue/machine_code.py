@@ -1,0 +1,172 @@
+"""The loops of a kernel's SASS, and how many instructions a warp issues in a launch."""
+
+from __future__ import annotations
+
+import collections
+import pathlib
+import re
+import statistics
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from tests.harness.issue.control_flow import Anchor, Place
+
+#: Kinds of :mod:`tests.harness.issue.control_flow` as they read in SASS.
+_KINDS = {
+    "LDG": "load",
+    "STG": "store",
+    "LDGSTS": "copy",
+    "HMMA": "matrix",
+    "HGMMA": "matrix",
+    "LDSM": "shared load",
+    "SHFL": "shuffle",
+    "BAR": "barrier",
+    "MUFU.EX2": "exp2",
+    "FFMA": "fma",
+    "DFMA": "fma",
+}
+#: What says most surely how often a loop runs; the others are asked where it has none of these.
+_SURE = ("load", "store", "copy", "matrix", "shared load", "shuffle", "barrier")
+_TEXT = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)(.*?);")
+_FILE = re.compile(r'\s*//## File "[^"]*", line (\d+)(?: inlined at "[^"]*", line (\d+))?')
+
+
+@dataclass
+class Loop:
+    """A stretch of code that a branch at its end repeats.
+
+    Attributes:
+        begin, end: of its instructions, the end included.
+        inside: loops in it.
+        anchors: what is in it and in none inside, by kind and place, with how often it stands there.
+        own: instructions that are in no loop inside.
+    """
+
+    begin: int
+    end: int
+    inside: list[Loop] = field(default_factory=list)
+    anchors: collections.Counter[Anchor] = field(default_factory=collections.Counter)
+    own: int = 0
+
+
+class MachineCode:
+    """The machine code of one kernel.
+
+    Args:
+        cubin: as Triton makes it, with the lines of the source.
+    """
+
+    def __init__(self, cubin: bytes) -> None:
+        self._code: list[tuple[str, str, Place]] = []
+        self._labels: dict[str, int] = {}
+        self._parse(_disassembled(cubin))
+        self.whole = self._loops()
+
+    def issued(self, executed: Mapping[Anchor, int]) -> float:
+        """Instructions that a warp issues.
+
+        Args:
+            executed: how often it executes what both codes have.
+
+        Raises:
+            ValueError: a loop has nothing that tells how often it runs.
+        """
+        standing: collections.Counter[Anchor] = collections.Counter()
+        pending = [self.whole]
+        while pending:
+            loop = pending.pop()
+            standing.update(loop.anchors)
+            pending += loop.inside
+
+        def total(loop: Loop, times: float) -> float:
+            found = loop.own * times
+            for inner in loop.inside:
+                found += total(inner, _times(inner, standing, executed))
+            return found
+
+        return total(self.whole, 1.0)
+
+    def _parse(self, sass: str) -> None:
+        place: Place = (0, 0)
+        fresh = True  # the first of several lines about one place is the innermost
+        for line in sass.splitlines():
+            if label := re.match(r"\s*(\.L_x_\d+):", line):
+                self._labels[label[1]] = len(self._code)
+            elif at := _FILE.match(line):
+                if fresh:
+                    place = int(at[1]), int(at[2] or 0)
+                fresh = False
+            elif text := _TEXT.match(line):
+                self._code.append((text[1], text[2], place))
+                fresh = True
+        while self._code[-1][0] == "NOP":  # what fills up after the end, with a branch to itself before it
+            self._code.pop()
+        if self._target(len(self._code) - 1) == len(self._code) - 1:
+            self._code.pop()
+
+    def _target(self, index: int) -> int | None:
+        """Where a branch leads."""
+        opcode, operands, _ = self._code[index]
+        label = re.search(r"`\((\.L_x_\d+)\)", operands)
+        return self._labels[label[1]] if opcode.startswith("BRA") and label else None
+
+    def _loops(self) -> Loop:
+        ends: dict[int, int] = {}
+        for index in range(len(self._code)):
+            begin = self._target(index)
+            if begin is not None and begin <= index:
+                ends[begin] = max(index, ends.get(begin, index))
+        whole = Loop(0, len(self._code) - 1)
+        stack = [whole]
+        for begin, end in sorted(ends.items()):
+            while stack[-1].end < begin:
+                stack.pop()
+            loop = Loop(begin, min(end, stack[-1].end))
+            stack[-1].inside.append(loop)
+            stack.append(loop)
+        self._fill(whole)
+        return whole
+
+    def _fill(self, loop: Loop) -> None:
+        inside = {index for inner in loop.inside for index in range(inner.begin, inner.end + 1)}
+        for index in range(loop.begin, loop.end + 1):
+            if index in inside:
+                continue
+            opcode, _, place = self._code[index]
+            loop.own += 1
+            kind = next((kind for start, kind in _KINDS.items() if _is(opcode, start)), None)
+            if kind is not None:
+                loop.anchors[kind, place] += 1
+        for inner in loop.inside:
+            self._fill(inner)
+
+
+def _is(opcode: str, start: str) -> bool:
+    return opcode == start or opcode.startswith(f"{start}.")
+
+
+def _times(loop: Loop, standing: Mapping[Anchor, int], executed: Mapping[Anchor, int]) -> float:
+    """How often a loop runs: of what stands in it alone, the times that it is executed over the times that it stands
+    there; what the assembler split or merged is outvoted."""
+    for kinds in (_SURE, None):
+        votes = [
+            executed[anchor] / count
+            for anchor, count in loop.anchors.items()
+            if standing[anchor] == count and executed.get(anchor) and (kinds is None or anchor[0] in kinds)
+            for _ in range(count)
+        ]
+        if votes:
+            return statistics.median(votes)
+    raise ValueError(f"nothing in the loop at instructions {loop.begin} to {loop.end} tells how often it runs")
+
+
+def _disassembled(cubin: bytes) -> str:
+    from triton.backends.nvidia import compiler as nvidia
+
+    tool = pathlib.Path(nvidia.__file__).parent / "bin" / "nvdisasm"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return subprocess.run([str(tool), "-gi", "-c", file.name], capture_output=True, text=True, check=True).stdout

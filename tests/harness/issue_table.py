@@ -1,0 +1,200 @@
+"""The instructions that a training step issues on a card, kernel by kernel.
+
+``python -m tests.harness.issue_table [--targets sm_80,sm_90] [--write]`` records the launches of a step of the network
+at 257 x 257 pixels with C = K = 100, compiles each as on that card, counts (:mod:`tests.harness.issue`), and prints, or
+writes ``benchmarks/compiled/issue.csv``. A multiprocessor issues four instructions a cycle; how long one waits for
+another, for memory or for a pipe that is taken, is not in it. No card has run anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from msformer_fast.benchmarks.cards import CARDS
+from msformer_fast.benchmarks.traffic import Launch
+from tests.harness.aot import Case, source_of
+from tests.harness.issue.control_flow import ControlFlow
+from tests.harness.issue.machine_code import MachineCode
+
+FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "compiled" / "issue.csv"
+FIELDS = ("target", "products", "kernel", "launches", "million_instructions")
+SIDE, CHANNELS = 257, 100
+
+#: Programs of a launch that are followed; the others are taken to be like them.
+FOLLOWED = 12
+
+#: Of a step: precision of float32 products as PyTorch spells it, and whether it runs under autocast to bfloat16.
+PRODUCTS = {"float32": ("highest", False), "tf32": ("high", False), "bfloat16": ("highest", True)}
+
+_TYPES = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.float64: "*fp64",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+    torch.uint8: "*u8",
+    torch.int8: "*i8",
+    torch.bool: "*i1",
+}
+
+
+class Job(NamedTuple):
+    """Launches of one compilation.
+
+    Attributes:
+        module, kernel: where it stands, and its name.
+        target: the card's architecture.
+        signature, constexprs, options: as of :class:`tests.harness.aot.Case`.
+        launches: the grid, and integers in the order of the compiled kernel's parameters, of each.
+    """
+
+    module: str
+    kernel: str
+    target: str
+    signature: dict[str, str]
+    constexprs: dict[str, Any]
+    options: dict[str, int]
+    launches: list[tuple[tuple[int, ...], tuple[int, ...]]]
+
+
+def jobs_of(target: str, products: str, side: int = SIDE, channels: int = CHANNELS) -> list[Job]:
+    """The compilations of a step, each with its launches."""
+    from msformer_fast.benchmarks.traffic.recorded import recorded_launches
+    from msformer_fast.benchmarks.training_step import training_step
+
+    multiprocessors = next(card.multiprocessors for card in CARDS.values() if card.target == target)
+    with _products(products), recorded_launches(multiprocessors, target) as launches:
+        training_step("triton", side, channels, channels)()
+    jobs: dict[str, Job] = {}
+    for launch in launches:
+        job = _job(launch, target)
+        key = repr(job[:-1])
+        jobs.setdefault(key, job._replace(launches=[])).launches.extend(job.launches)
+    return list(jobs.values())
+
+
+@contextlib.contextmanager
+def _products(products: str) -> Iterator[None]:
+    precision, autocast = PRODUCTS[products]
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _job(launch: Launch, target: str) -> Job:
+    """A launch as Triton specialises it: integers that are 1 are constants, multiples of 16 are known to be so."""
+    function, given = launch.function, launch.arguments
+    signature: dict[str, str] = {}
+    constexprs: dict[str, Any] = {}
+    numbers = []
+    for parameter in function.params:
+        name, value = parameter.name, given.get(parameter.name, parameter.default)
+        specialised = not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (specialised and type(value) is int and value == 1):
+            constexprs[name] = value
+            continue
+        if isinstance(value, torch.Tensor):
+            signature[name] = _TYPES[value.dtype]
+        elif isinstance(value, float):
+            signature[name] = "fp32"
+        else:
+            wide = "i32" if -(2**31) <= value < 2**31 else "i64"
+            signature[name] = f"{wide}:16" if specialised and value % 16 == 0 else wide
+        numbers.append(value if isinstance(value, int) else 0)
+    options = {name: value for name, value in given.items() if name not in function.arg_names}
+    kernel = function.fn
+    return Job(kernel.__module__, kernel.__name__, target, signature, constexprs, options, [(launch.grid, (*numbers,))])
+
+
+def instructions_of(job: Job) -> float:
+    """Instructions that all warps of all its launches issue."""
+    import importlib
+
+    import triton
+
+    case = Case(job.kernel, getattr(importlib.import_module(job.module), job.kernel), *job[3:6])
+    source, gpu = source_of(case, job.target)
+    compiled = triton.compile(source, target=gpu, options=case.options)
+    flow, code = ControlFlow(compiled.asm["ptx"]), MachineCode(compiled.asm["cubin"])
+    warps = compiled.metadata.num_warps
+    return sum(warps * _of_a_launch(flow, code, grid, numbers) for grid, numbers in job.launches)
+
+
+def _of_a_launch(flow: ControlFlow, code: MachineCode, grid: Sequence[int], numbers: Sequence[int]) -> float:
+    columns, rows, depth = (*grid, 1, 1)[:3]
+    programs = columns * rows * depth
+    chosen = sorted({index * programs // min(programs, FOLLOWED) for index in range(min(programs, FOLLOWED))})
+    parameters = (*numbers, 0, 0, 0)  # Triton's own scratch memories come last
+    issued = 0.0
+    for index in chosen:
+        place = index % columns, index // columns % rows, index // (columns * rows)
+        issued += code.issued(flow.executed(parameters, place, (columns, rows, depth)))
+    return issued * programs / len(chosen)
+
+
+def _row(job: Job) -> float | str:
+    try:
+        return instructions_of(job)
+    except Exception as error:  # told beside the others' figures
+        return f"{type(error).__name__}: {error}"
+
+
+def rows_of(targets: Sequence[str], products: Sequence[str], processes: int) -> list[dict[str, Any]]:
+    """A row for every kernel of a step, on every card and in every kind of products."""
+    jobs = [(each, job) for target in targets for each in products for job in jobs_of(target, each)]
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        counts = pool.map(_row, [job for _, job in jobs], chunksize=1)
+    rows: dict[tuple[str, ...], dict[str, Any]] = {}
+    for (each, job), count in zip(jobs, counts, strict=True):
+        if isinstance(count, str):
+            sys.exit(f"{job.kernel} on {job.target}, {each}: {count}")
+        key = job.target, each, f"{job.module.rpartition('.')[2]}.{job.kernel}"
+        row = rows.setdefault(key, dict(zip(FIELDS, (*key, 0, 0.0), strict=True)))
+        row["launches"] += len(job.launches)
+        row["million_instructions"] += count / 1e6
+    return [row | {"million_instructions": round(row["million_instructions"], 3)} for row in rows.values()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--targets", default="sm_80,sm_90")
+    parser.add_argument("--products", default=",".join(PRODUCTS))
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--json", metavar="FILE", help="also the rows")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    arguments = parser.parse_args()
+    if os.environ.get("TRITON_INTERPRET", "0") != "0":
+        sys.exit("TRITON_INTERPRET is set: there is nothing to compile")
+    rows = rows_of(arguments.targets.split(","), arguments.products.split(","), arguments.processes)
+    for row in rows:
+        print(*(row[name] for name in FIELDS))
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(rows), encoding="utf-8")
+    if arguments.write:
+        import triton
+
+        with open(FILE, "w", newline="", encoding="utf-8") as file:
+            file.write(f"# triton {triton.__version__}; {SIDE} x {SIDE} pixels, C = K = {CHANNELS}\n")
+            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
