@@ -37,8 +37,8 @@ def accelerate(
     ``MixFFN_skip`` and ``EfficientTransformerBlock`` in their variants; Swin blocks of timm, MONAI (2-D) and
     Microsoft's code, torchvision's windowed attention, HuggingFace's Swin layers; modules of this package with
     ``backend="reference"``; and what :func:`msformer_fast.register_swap` added. Before a swap is made the drop-in is
-    tried against a copy of the module: with random parameters in float64, in evaluation and in training, outputs and
-    all gradients must agree to 1e-9, else the module stays, with the reason. Modules of one structure are tried once.
+    tried against a copy of the module: with random parameters in float64, outputs in evaluation and in training, and
+    all gradients, must agree to 1e-9, else the module stays, with the reason. Modules of one structure are tried once.
     The maps of the trial have at most 33 x 6 pixels: a module that behaves otherwise on larger ones is not found out.
 
     A drop-in holds the module's very parameters, buffers, submodules and hooks, under the same names in the state dict,

@@ -40,7 +40,7 @@ def _map_for(block: Any) -> Tensor:
     """
     block.mlp = nn.Identity()
     (rows, columns), channels = sides(block.window_size), block.norm1.weight.numel()
-    return torch.randn(2 if channels < 256 else 1, 2 * rows - 1, columns + 2, channels)
+    return torch.randn(2 if channels < 256 else 1, rows + 1, columns + 2, channels)
 
 
 def _shrink(block: Any, size: tuple[int, ...]) -> None:
@@ -93,7 +93,7 @@ def _recognise_torchvision(module: nn.Module) -> bool | str:
 def _torchvision_calls(attn: Any) -> Iterable[Inputs]:
     rows, columns = attn.window_size
     channels = attn.proj.weight.shape[1]
-    for size in ((2 * rows - 1, columns + 2), (rows, columns + 2)):
+    for size in ((rows + 1, columns + 2), (rows, columns + 2)):
         yield (torch.randn(2 if channels < 256 else 1, *size, channels),)
 
 
@@ -117,7 +117,7 @@ def _huggingface_calls(layer: Any) -> Iterable[Inputs]:
             setattr(layer, name, nn.Identity())
     layer.attention.attention_dropout = 0.0
     side, channels = layer.window_size, layer.layernorm_before.weight.numel()
-    size = 2 * side - 1, side + 2
+    size = side + 1, side + 2
     yield torch.randn(2 if channels < 256 else 1, size[0] * size[1], channels), size
 
 
