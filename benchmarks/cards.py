@@ -16,6 +16,7 @@ class Card(NamedTuple):
         target: name of the architecture in launch tables and compilers' reports.
         multiprocessors: multiprocessors, or compute units.
         memory: bytes.
+        clock: cycles a second at most.
     """
 
     name: str
@@ -26,6 +27,12 @@ class Card(NamedTuple):
     target: str
     multiprocessors: int
     memory: int
+    clock: float
+
+    @property
+    def issue(self) -> float:
+        """Instructions a second of all warps: four a cycle on each multiprocessor."""
+        return 4 * self.multiprocessors * self.clock
 
     def operations(self, dtype: str, precision: str) -> float:
         """Operations a second of products.
@@ -39,16 +46,16 @@ class Card(NamedTuple):
         return self.tf32 if precision == "tf32" else self.float32
 
 
-_FIGURES = (  # GB/s; TFLOP/s in float32, tf32 and 16 bits; architecture; multiprocessors; GB
-    ("A100 SXM 80 GB", 2039, 19.5, 156, 312, "sm_80", 108, 80),
-    ("H100 SXM", 3350, 67, 494, 989, "sm_90", 132, 80),
-    ("H200 SXM", 4800, 67, 494, 989, "sm_90", 132, 141),
-    ("RTX 4090", 1008, 82.6, 82.6, 165.2, "sm_89", 128, 24),
-    ("MI300X", 5300, 163.4, 653.7, 1307.4, "gfx942", 304, 192),
+_FIGURES = (  # GB/s; TFLOP/s in float32, tf32 and 16 bits; architecture; multiprocessors; GB; GHz
+    ("A100 SXM 80 GB", 2039, 19.5, 156, 312, "sm_80", 108, 80, 1.41),
+    ("H100 SXM", 3350, 67, 494, 989, "sm_90", 132, 80, 1.98),
+    ("H200 SXM", 4800, 67, 494, 989, "sm_90", 132, 141, 1.98),
+    ("RTX 4090", 1008, 82.6, 82.6, 165.2, "sm_89", 128, 24, 2.52),
+    ("MI300X", 5300, 163.4, 653.7, 1307.4, "gfx942", 304, 192, 2.1),
 )
 
 #: By name.
 CARDS = {
-    name: Card(name, 1e9 * bandwidth, 1e12 * float32, 1e12 * tf32, 1e12 * half, target, multiprocessors, memory * 10**9)
-    for name, bandwidth, float32, tf32, half, target, multiprocessors, memory in _FIGURES
+    name: Card(name, 1e9 * bandwidth, 1e12 * f32, 1e12 * tf32, 1e12 * half, target, units, memory * 10**9, 1e9 * clock)
+    for name, bandwidth, f32, tf32, half, target, units, memory, clock in _FIGURES
 }

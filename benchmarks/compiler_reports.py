@@ -14,6 +14,9 @@ from msformer_fast.benchmarks.options import DTYPES
 
 FOLDER = Path(__file__).resolve().parent / "compiled"
 
+#: Pixels of a side, channels and patch of the step whose instructions were counted.
+ISSUED = (257, 100, 32)
+
 #: Tables of an op whose kernels stand in others than that of its own name, or in more.
 TABLES = {
     "patch_embedding": ("patch_embedding", "batch_statistics", "partial_sums"),
@@ -87,3 +90,27 @@ def _is_of(case: str, dtype: str, precision: str) -> bool:
     if dtype not in words or "as" in words or "autocast" in words:  # products in another dtype than tensors
         return False
     return dtype != "float32" or not {"ieee", "tf32", "tf32x3"} & set(words) or precision in words
+
+
+@functools.cache
+def issued(target: str, products: str, side: int, channels: int, patch: int) -> dict[tuple[str, str, str], float]:
+    """Instructions that a training step issues with one block a branch, by op, branch and part.
+
+    Args:
+        target: the card's architecture.
+        products: ``"float32"``, ``"tf32"`` or ``"bfloat16"``.
+        side, channels, patch: of the step, with as many clusters as channels.
+
+    Returns:
+        The counts of ``python -m tests.harness.issue_table``; nothing for what it did not count.
+    """
+    path, found = FOLDER.parent / "issued.csv", dict[tuple[str, str, str], float]()
+    if not path.exists() or (side, channels, patch) != ISSUED:
+        return found
+    with open(path, newline="", encoding="utf-8") as file:
+        file.readline()  # Triton's version
+        for row in csv.DictReader(file):
+            if (row["target"], row["products"]) == (target, products):
+                key = row["op"], row["branch"], row["part"]
+                found[key] = found.get(key, 0.0) + 1e6 * float(row["million_instructions"])
+    return found

@@ -4,9 +4,10 @@
 
 Bytes of the kernels are those of the launches of a step on tensors without data (``benchmarks/traffic``), which tests
 hold to what Triton's interpreter counts at small sizes; a kernel's reads count each address once a launch, as a perfect
-cache would. Bytes of PyTorch's operators are those of their arguments and results (``benchmarks/aten_traffic``). Times
-are predictions from data sheets: of each op the slower of its bytes over the bandwidth and its useful operations over
-the throughput. No GPU has measured them.
+cache would. Bytes of PyTorch's operators are those of their arguments and results (``benchmarks/aten_traffic``).
+Instructions are counted in the machine code (``python -m tests.harness.issue_table``). Times are predictions from data
+sheets: of each op the slowest of its bytes over the bandwidth, its useful operations over the throughput, and the
+instructions that it issues. No GPU has measured them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from msformer_fast.benchmarks.aten_traffic import AtenTraffic
-from msformer_fast.benchmarks.cards import CARDS
+from msformer_fast.benchmarks.cards import CARDS, Card
+from msformer_fast.benchmarks.compiler_reports import issued
 from msformer_fast.benchmarks.traffic import Kernels, Launch, has_launch_tables
 from msformer_fast.benchmarks.training_step import training_step
 from msformer_fast.benchmarks.without_data import without_launches
@@ -44,6 +46,7 @@ class Row:
         kernels: of one run, see :data:`benchmarks.traffic.Kernels`.
         floor: bytes that one run must move.
         flops: useful operations of the products of one run.
+        instructions: that the warps of one run issue; 0 where nobody counted them.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Row:
     kernels: Kernels
     floor: int
     flops: int = 0
+    instructions: float = 0.0
     moved: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -60,9 +64,10 @@ class Row:
     def launches(self) -> int:
         return self.times * sum(launches for launches, _, _ in self.kernels.values())
 
-    def seconds(self, bandwidth: float, throughput: float) -> float:
-        """At least, on a card of that many bytes and operations a second."""
-        return self.times * max(self.moved / bandwidth, self.flops / throughput)
+    def seconds(self, card: Card, throughput: float) -> float:
+        """At least, on a card, with products of that many operations a second."""
+        issue = self.instructions / card.issue
+        return self.times * max(self.moved / card.bandwidth, self.flops / throughput, issue)
 
 
 def rows_of(
@@ -74,6 +79,7 @@ def rows_of(
     patch: int = PATCH,
     strips: bool = False,
     target: str = TARGET,
+    products: str = "float32",
 ) -> list[Row]:
     """Every op of a step on one square image, with C channels and as many clusters.
 
@@ -81,6 +87,8 @@ def rows_of(
         multiprocessors, target: of the card.
         strips: the Mix-FFN of ``memory="lean"``, on a card whose last cache keeps a strip of the hidden activations
             and of their gradient.
+        products: whose instructions are counted: ``"float32"``, ``"tf32"`` or ``"bfloat16"``; of the paper's step
+            alone, without strips.
 
     Returns:
         The rows; without kernels, the floors alone, where triton is not installed or the kernels refuse.
@@ -89,13 +97,15 @@ def rows_of(
     if has_launch_tables():
         with contextlib.suppress(BackendError):  # wider than the kernels take
             found = _recorded(side, channels, patch, strips, multiprocessors, target, input_precision(DTYPE))
+    counted = {} if strips else issued(target, products, side, channels, patch)
     patches = ((side - 1) // patch) ** 2
     head = (1, side, side, channels, channels)
     rows = []
 
     def add(name: str, times: int, key: tuple[str, str], floors: dict[str, int], flops: dict[str, int]) -> None:
         for part in floors:
-            rows.append(Row(f"{name}, {part}", times, found.get((*key, part), {}), floors[part], flops.get(part, 0)))
+            kernels, instructions = found.get((*key, part), {}), counted.get((*key, part), 0.0)
+            rows.append(Row(f"{name}, {part}", times, kernels, floors[part], flops.get(part, 0), instructions))
 
     for branch, size in (("fine", side), ("coarse", (side + 1) // 2)):
         tokens, hidden = (1, size, size, channels), 4 * channels
@@ -132,13 +142,18 @@ def _recorded(
         training_step("triton", side, channels, channels, **how)()
     found: dict[tuple[str, str, str], list[Launch]] = {}
     for launch in launches:
-        op, part = launch.op.removesuffix("_backward"), "backward" if launch.op.endswith("_backward") else "forward"
-        branch = "both"
-        if op in ("efficient_attention", "mix_ffn", "batch_statistics"):
-            branch = "fine" if math.prod(launch.shape) == side * side * channels else "coarse"
-        found.setdefault((op, branch, part), []).append(launch)
+        found.setdefault(place_in_step(launch, side, channels), []).append(launch)
     resident = RESIDENT if strips else {}
     return {key: moved(each, loaded=resident, stored=resident) for key, each in found.items()}
+
+
+def place_in_step(launch: Launch, side: int, channels: int) -> tuple[str, str, str]:
+    """The op in which a step makes a launch, the branch, and whether it is part of the forward or the backward."""
+    op, part = launch.op.removesuffix("_backward"), "backward" if launch.op.endswith("_backward") else "forward"
+    branch = "both"
+    if op in ("efficient_attention", "mix_ffn", "batch_statistics"):
+        branch = "fine" if math.prod(launch.shape) == side * side * channels else "coarse"
+    return op, branch, part
 
 
 def operators(backend: str, side: int, channels: int, *, inside: bool = False) -> tuple[int, int]:
@@ -183,15 +198,24 @@ def main() -> None:
     plain, plain_bytes = operators("reference", side, channels)
     more = [plain_bytes / (total + own_bytes) for total in (moved, strip_bytes)]
     print(f"\nplain PyTorch: {plain} operators, {plain_bytes / 1e6:.0f} MB: {more[0]:.1f} times (strips {more[1]:.1f})")
-    print("\n| predicted, not measured | float32 products | tf32 products |\n| --- | --- | --- |")
+    kinds = ("float32", "tf32")
+    by_kind = {
+        kind: rows_of(side, channels, multiprocessors=arguments.multiprocessors, products=kind) for kind in kinds
+    }
+    print(
+        "\n| predicted, not measured | float32 products | of it issuing alone | tf32 products | of it issuing alone |"
+    )
+    print("| --- | --- | --- | --- | --- |")
     for card in CARDS.values():
-        if card.target.startswith("sm_"):  # of the make whose launch table the rows are from
-            rest = own_bytes / card.bandwidth
-            times = [
-                1e3 * (rest + sum(r.seconds(card.bandwidth, throughput) for r in rows))
-                for throughput in (card.float32, card.tf32)
-            ]
-            print(f"| {card.name} | {times[0]:.1f} ms | {times[1]:.1f} ms |")
+        if not card.target.startswith("sm_"):  # the rows are from the launch table of the other make
+            continue
+        cells = [card.name]
+        for kind, throughput in zip(kinds, (card.float32, card.tf32), strict=True):
+            counted = issued(card.target, kind, side, channels, PATCH)
+            issue = sum(row.times * row.instructions for row in by_kind[kind]) / card.issue
+            least = own_bytes / card.bandwidth + sum(row.seconds(card, throughput) for row in by_kind[kind])
+            cells += [f"{1e3 * least:.1f} ms", f"{1e3 * issue:.1f} ms" if counted else "not counted"]
+        print("| " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ HALVES = ("forward", "backward")
 HEADING = "predicted, not measured: at least, ms"
 SOURCES = (
     "No GPU measured these. Bytes are those of recorded launches, which tests hold to the interpreter's count, each "
-    "address read once a launch; operations those that the op needs; bandwidth and throughput from the vendors' data "
+    "address read once a launch; operations those that the op needs; of the paper's step also the instructions that "
+    "it issues, counted in the machine code of sm_80 and sm_90; bandwidth, throughput and clock from the vendors' data "
     "sheets. Not in it: launches themselves and PyTorch's own operators beside the kernels. A cache that keeps maps "
     "from one launch to the next may spare some of the bytes."
 )
@@ -35,13 +36,14 @@ class Prediction:
     Attributes:
         card: name, see :data:`msformer_fast.benchmarks.cards.CARDS`.
         bench, sizes, dtype, part: the case.
-        seconds: at least: of each half, or of each op of a step, the slower of bytes and products; then their sum.
+        seconds: at least: of each half, or of each op of a step, the slowest of bytes, products and, where they were
+            counted, instructions; then their sum.
         moved_bytes: of the kernels; ``floor_bytes`` where these are not known.
         floor_bytes, flops: the least that must be moved and computed.
         launches: of kernels; 0 where these are not known.
         registers: most of a thread, and occupancy: lowest (``"16/64"`` warps), of any kernel of the op in this dtype on
             this architecture, from the compilers' reports; ``None`` where there are none.
-        bound: ``"memory"`` or ``"products"``, whichever alone takes longer.
+        bound: ``"memory"``, ``"products"`` or ``"instructions"``, whichever alone takes longest.
     """
 
     card: str
@@ -60,22 +62,31 @@ class Prediction:
 
 
 class _Piece(NamedTuple):
-    """What runs after another: bytes moved and at least, operations, launches."""
+    """What runs after another: bytes moved and at least, operations, launches, instructions issued (0: not counted)."""
 
     moved: int
     floor: int
     flops: int
     launches: int
+    instructions: float = 0.0
 
     @classmethod
-    def of(cls, kernels: Kernels | None, floor: int, flops: int) -> _Piece:
+    def of(cls, kernels: Kernels | None, floor: int, flops: int, instructions: float = 0.0) -> _Piece:
         if not kernels:
             return cls(floor, floor, flops, 0)
         moved = sum(loaded + stored for _, loaded, stored in kernels.values())
-        return cls(moved, floor, flops, sum(launches for launches, _, _ in kernels.values()))
+        return cls(moved, floor, flops, sum(launches for launches, _, _ in kernels.values()), instructions)
 
     def times(self, count: int) -> _Piece:
-        return _Piece(*(count * value for value in self))
+        return _Piece(*(count * value for value in self))  # type: ignore[arg-type]
+
+    def terms(self, card: Card, operations: float) -> dict[str, float]:
+        """Seconds by what may bound it."""
+        return {
+            "memory": self.moved / card.bandwidth,
+            "products": self.flops / operations,
+            "instructions": self.instructions / card.issue,
+        }
 
 
 def predict(cases: Sequence[tuple[Bench, Case]], cards: Sequence[str] = tuple(CARDS)) -> list[Prediction]:
@@ -100,7 +111,8 @@ def predict(cases: Sequence[tuple[Bench, Case]], cards: Sequence[str] = tuple(CA
 def _prediction(card: Card, case: Case, part: str, pieces: Sequence[_Piece]) -> Prediction:
     precision = input_precision(torch.float32)
     operations = card.operations(case.dtype, precision)
-    moved, floor, flops, launches = map(sum, zip(*pieces, strict=True))
+    whole = _Piece(*map(sum, zip(*pieces, strict=True)))
+    terms = whole.terms(card, operations)
     registers, occupancy = worst(case.bench, case.dtype, precision, card.target)
     return Prediction(
         card=card.name,
@@ -108,14 +120,14 @@ def _prediction(card: Card, case: Case, part: str, pieces: Sequence[_Piece]) -> 
         sizes=dict(case.sizes),
         dtype=case.dtype,
         part=part,
-        seconds=sum(max(piece.moved / card.bandwidth, piece.flops / operations) for piece in pieces),
-        moved_bytes=moved,
-        floor_bytes=floor,
-        flops=flops,
-        launches=launches,
+        seconds=sum(max(piece.terms(card, operations).values()) for piece in pieces),
+        moved_bytes=whole.moved,
+        floor_bytes=whole.floor,
+        flops=whole.flops,
+        launches=whole.launches,
         registers=registers,
         occupancy=occupancy,
-        bound="memory" if moved / card.bandwidth >= flops / operations else "products",
+        bound=max(terms, key=lambda term: terms[term]),
     )
 
 
@@ -136,9 +148,10 @@ def _of_step(case: Case, halves: Iterable[str], card: Card) -> list[_Piece]:
     from msformer_fast.benchmarks.ledger import rows_of
 
     sizes: dict[str, Any] = {name: case[name] for name in ("side", "channels", "depth", "patch")}
-    rows = rows_of(**sizes, multiprocessors=card.multiprocessors, target=card.target)
+    products = "tf32" if input_precision(torch.float32) == "tf32" else "float32"
+    rows = rows_of(**sizes, multiprocessors=card.multiprocessors, target=card.target, products=products)
     return [
-        _Piece.of(row.kernels, row.floor, row.flops).times(row.times)
+        _Piece.of(row.kernels, row.floor, row.flops, row.instructions).times(row.times)
         for row in rows
         if row.name.endswith(tuple(halves))
     ]

@@ -11,6 +11,7 @@ import torch
 
 from msformer_fast import InputError
 from msformer_fast.benchmarks import compiler_reports
+from msformer_fast.benchmarks.cards import CARDS
 from msformer_fast.benchmarks.case import Case, Floor, Kernels
 from msformer_fast.benchmarks.options import OPS
 from msformer_fast.benchmarks.predict import COMPILED, FLOORS, HEADING, SOURCES, Prediction, predict, table
@@ -98,7 +99,8 @@ def test_a_step_is_the_ledgers() -> None:
     found = of("step", **sizes)
     rows = rows_of(**sizes, multiprocessors=132)
     assert found["step"].launches == 84
-    assert found["step"].seconds == pytest.approx(sum(row.seconds(3350e9, 67e12) for row in rows))
+    h100 = CARDS["H100 SXM"]
+    assert found["step"].seconds == pytest.approx(sum(row.seconds(h100, h100.float32) for row in rows))
     assert found["step"].seconds == pytest.approx(found["forward"].seconds + found["backward"].seconds)
     assert found["step"].moved_bytes == sum(row.times * row.moved for row in rows) == pytest.approx(4.1e9, rel=0.01)
     image = of("image", **sizes, iterations=5)["image"]

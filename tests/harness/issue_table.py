@@ -1,9 +1,10 @@
 """The instructions that a training step issues on a card, kernel by kernel.
 
 ``python -m tests.harness.issue_table [--targets sm_80,sm_90] [--write]`` records the launches of a step of the network
-at 257 x 257 pixels with C = K = 100, compiles each as on that card, counts (:mod:`tests.harness.issue`), and prints, or
-writes ``benchmarks/compiled/issue.csv``. A multiprocessor issues four instructions a cycle; how long one waits for
-another, for memory or for a pipe that is taken, is not in it. No card has run anything.
+at 257 x 257 pixels with C = K = 100 and one block a branch, compiles each as on that card, counts
+(:mod:`tests.harness.issue`), and prints, or writes ``benchmarks/issued.csv``. A multiprocessor issues four
+instructions a cycle; how long one waits for another, for memory or for a pipe that is taken, is not in it. No card has
+run anything.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import importlib
 import json
 import multiprocessing
 import os
@@ -22,13 +24,14 @@ from typing import Any, NamedTuple
 import torch
 
 from msformer_fast.benchmarks.cards import CARDS
+from msformer_fast.benchmarks.ledger import place_in_step
 from msformer_fast.benchmarks.traffic import Launch
 from tests.harness.aot import Case, source_of
 from tests.harness.issue.control_flow import ControlFlow
-from tests.harness.issue.machine_code import MachineCode
+from tests.harness.issue.machine_code import MachineCode, disassembled
 
-FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "compiled" / "issue.csv"
-FIELDS = ("target", "products", "kernel", "launches", "million_instructions")
+FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "issued.csv"
+FIELDS = ("target", "products", "op", "branch", "part", "kernel", "launches", "million_instructions")
 SIDE, CHANNELS = 257, 100
 
 #: Programs of a launch that are followed; the others are taken to be like them.
@@ -57,7 +60,8 @@ class Job(NamedTuple):
         module, kernel: where it stands, and its name.
         target: the card's architecture.
         signature, constexprs, options: as of :class:`tests.harness.aot.Case`.
-        launches: the grid, and integers in the order of the compiled kernel's parameters, of each.
+        launches: of each the grid, integers in the order of the compiled kernel's parameters, and where in a step it
+            is made: op, branch, part.
     """
 
     module: str
@@ -66,7 +70,7 @@ class Job(NamedTuple):
     signature: dict[str, str]
     constexprs: dict[str, Any]
     options: dict[str, int]
-    launches: list[tuple[tuple[int, ...], tuple[int, ...]]]
+    launches: list[tuple[tuple[int, ...], tuple[int, ...], tuple[str, str, str]]]
 
 
 def jobs_of(target: str, products: str, side: int = SIDE, channels: int = CHANNELS) -> list[Job]:
@@ -76,10 +80,10 @@ def jobs_of(target: str, products: str, side: int = SIDE, channels: int = CHANNE
 
     multiprocessors = next(card.multiprocessors for card in CARDS.values() if card.target == target)
     with _products(products), recorded_launches(multiprocessors, target) as launches:
-        training_step("triton", side, channels, channels)()
+        training_step("triton", side, channels, channels, depth=1)()
     jobs: dict[str, Job] = {}
     for launch in launches:
-        job = _job(launch, target)
+        job = _job(launch, target, place_in_step(launch, side, channels))
         key = repr(job[:-1])
         jobs.setdefault(key, job._replace(launches=[])).launches.extend(job.launches)
     return list(jobs.values())
@@ -97,7 +101,7 @@ def _products(products: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def _job(launch: Launch, target: str) -> Job:
+def _job(launch: Launch, target: str, place: tuple[str, str, str]) -> Job:
     """A launch as Triton specialises it: integers that are 1 are constants, multiples of 16 are known to be so."""
     function, given = launch.function, launch.arguments
     signature: dict[str, str] = {}
@@ -119,21 +123,20 @@ def _job(launch: Launch, target: str) -> Job:
         numbers.append(value if isinstance(value, int) else 0)
     options = {name: value for name, value in given.items() if name not in function.arg_names}
     kernel = function.fn
-    return Job(kernel.__module__, kernel.__name__, target, signature, constexprs, options, [(launch.grid, (*numbers,))])
+    launches = [(launch.grid, (*numbers,), place)]
+    return Job(kernel.__module__, kernel.__name__, target, signature, constexprs, options, launches)
 
 
-def instructions_of(job: Job) -> float:
-    """Instructions that all warps of all its launches issue."""
-    import importlib
-
+def instructions_of(job: Job) -> list[float]:
+    """Instructions that all warps of each of its launches issue."""
     import triton
 
     case = Case(job.kernel, getattr(importlib.import_module(job.module), job.kernel), *job[3:6])
     source, gpu = source_of(case, job.target)
     compiled = triton.compile(source, target=gpu, options=case.options)
-    flow, code = ControlFlow(compiled.asm["ptx"]), MachineCode(compiled.asm["cubin"])
+    flow, code = ControlFlow(compiled.asm["ptx"]), MachineCode(disassembled(compiled.asm["cubin"]))
     warps = compiled.metadata.num_warps
-    return sum(warps * _of_a_launch(flow, code, grid, numbers) for grid, numbers in job.launches)
+    return [warps * _of_a_launch(flow, code, grid, numbers) for grid, numbers, _ in job.launches]
 
 
 def _of_a_launch(flow: ControlFlow, code: MachineCode, grid: Sequence[int], numbers: Sequence[int]) -> float:
@@ -148,26 +151,30 @@ def _of_a_launch(flow: ControlFlow, code: MachineCode, grid: Sequence[int], numb
     return issued * programs / len(chosen)
 
 
-def _row(job: Job) -> float | str:
+def _counts(job: Job) -> list[float] | str:
     try:
         return instructions_of(job)
     except Exception as error:  # told beside the others' figures
         return f"{type(error).__name__}: {error}"
 
 
-def rows_of(targets: Sequence[str], products: Sequence[str], processes: int) -> list[dict[str, Any]]:
-    """A row for every kernel of a step, on every card and in every kind of products."""
+def rows_of(
+    targets: Sequence[str], products: Sequence[str], processes: int, kernels: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """A row for every kernel of a step, or of these names, on every card and in every kind of products."""
     jobs = [(each, job) for target in targets for each in products for job in jobs_of(target, each)]
+    jobs = [(each, job) for each, job in jobs if not kernels or job.kernel in kernels]
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        counts = pool.map(_row, [job for _, job in jobs], chunksize=1)
+        counts = pool.map(_counts, [job for _, job in jobs], chunksize=1)
     rows: dict[tuple[str, ...], dict[str, Any]] = {}
-    for (each, job), count in zip(jobs, counts, strict=True):
-        if isinstance(count, str):
-            sys.exit(f"{job.kernel} on {job.target}, {each}: {count}")
-        key = job.target, each, f"{job.module.rpartition('.')[2]}.{job.kernel}"
-        row = rows.setdefault(key, dict(zip(FIELDS, (*key, 0, 0.0), strict=True)))
-        row["launches"] += len(job.launches)
-        row["million_instructions"] += count / 1e6
+    for (each, job), found in zip(jobs, counts, strict=True):
+        if isinstance(found, str):
+            sys.exit(f"{job.kernel} on {job.target}, {each}: {found}")
+        for (_, _, place), count in zip(job.launches, found, strict=True):
+            key = job.target, each, *place, f"{job.module.rpartition('.')[2]}.{job.kernel}"
+            row = rows.setdefault(key, dict(zip(FIELDS, (*key, 0, 0.0), strict=True)))
+            row["launches"] += 1
+            row["million_instructions"] += count / 1e6
     return [row | {"million_instructions": round(row["million_instructions"], 3)} for row in rows.values()]
 
 
@@ -175,13 +182,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", default="sm_80,sm_90")
     parser.add_argument("--products", default=",".join(PRODUCTS))
+    parser.add_argument("--kernels", help="names of those to count; all by default")
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--json", metavar="FILE", help="also the rows")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET", "0") != "0":
         sys.exit("TRITON_INTERPRET is set: there is nothing to compile")
-    rows = rows_of(arguments.targets.split(","), arguments.products.split(","), arguments.processes)
+    kernels = arguments.kernels.split(",") if arguments.kernels else ()
+    if arguments.write and kernels:
+        parser.error("--write takes all kernels")
+    rows = rows_of(arguments.targets.split(","), arguments.products.split(","), arguments.processes, kernels)
     for row in rows:
         print(*(row[name] for name in FIELDS))
     if arguments.json:

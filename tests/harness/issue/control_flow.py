@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-#: Line, and line into which it was inlined, of what an instruction was made of.
+#: Line that an instruction was made of, then the lines of the calls that were inlined around it, the nearest first.
 Place = tuple[int, ...]
 #: What an instruction does, and its place.
 Anchor = tuple[str, Place]
@@ -81,10 +81,13 @@ class ControlFlow:
 
     def _parse(self, ptx: str) -> None:
         body = re.sub(r"//[^\n]*", "", ptx[ptx.index("{", ptx.index(".entry")) + 1 :])
-        place: Place = (0, 0)
+        place: Place = (0,)
+        calls: dict[tuple[str, ...], Place] = {}  # the latest place at each line and column
         for line in filter(None, (part.strip() for part in re.split(r"\n|(?<=;)", body))):
-            if loc := re.match(r"\.loc\s+\d+\s+(\d+)\s+\d+(?:.*inlined_at\s+\d+\s+(\d+))?", line):
-                place = int(loc[1]), int(loc[2] or 0)
+            if loc := re.match(r"\.loc\s+(\d+\s+\d+\s+\d+)(?:.*inlined_at\s+(\d+\s+\d+\s+\d+))?", line):
+                at, call = (tuple(text.split()) if text else None for text in loc.groups())
+                place = (int(at[1]), *(calls[call] if call else ()))
+                calls[at] = place
             elif label := re.fullmatch(r"([$\w]+):", line):
                 self._labels[label[1]] = len(self._code)
             elif text := re.fullmatch(r"\{?\s*(?:@(!?%?\w+)\s+)?([a-z][\w.:]*)\s*(.*);", line):

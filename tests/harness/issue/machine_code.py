@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import pathlib
 import re
 import statistics
@@ -30,7 +31,7 @@ _KINDS = {
 #: What says most surely how often a loop runs; the others are asked where it has none of these.
 _SURE = ("load", "store", "copy", "matrix", "shared load", "shuffle", "barrier")
 _TEXT = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)(.*?);")
-_FILE = re.compile(r'\s*//## File "[^"]*", line (\d+)(?: inlined at "[^"]*", line (\d+))?')
+_FILE = re.compile(r'\s*//## File "[^"]*", line (\d+)')
 
 
 @dataclass
@@ -55,13 +56,13 @@ class MachineCode:
     """The machine code of one kernel.
 
     Args:
-        cubin: as Triton makes it, with the lines of the source.
+        sass: as :func:`disassembled` gives it.
     """
 
-    def __init__(self, cubin: bytes) -> None:
+    def __init__(self, sass: str) -> None:
         self._code: list[tuple[str, str, Place]] = []
         self._labels: dict[str, int] = {}
-        self._parse(_disassembled(cubin))
+        self._parse(sass)
         self.whole = self._loops()
 
     def issued(self, executed: Mapping[Anchor, int]) -> float:
@@ -89,14 +90,13 @@ class MachineCode:
         return total(self.whole, 1.0)
 
     def _parse(self, sass: str) -> None:
-        place: Place = (0, 0)
-        fresh = True  # the first of several lines about one place is the innermost
+        place: Place = (0,)
+        fresh = True  # several lines about one place: the innermost, then the calls around it
         for line in sass.splitlines():
             if label := re.match(r"\s*(\.L_x_\d+):", line):
                 self._labels[label[1]] = len(self._code)
             elif at := _FILE.match(line):
-                if fresh:
-                    place = int(at[1]), int(at[2] or 0)
+                place = (int(at[1]),) if fresh else (*place, int(at[1]))
                 fresh = False
             elif text := _TEXT.match(line):
                 self._code.append((text[1], text[2], place))
@@ -148,21 +148,25 @@ def _is(opcode: str, start: str) -> bool:
 
 
 def _times(loop: Loop, standing: Mapping[Anchor, int], executed: Mapping[Anchor, int]) -> float:
-    """How often a loop runs: of what stands in it alone, the times that it is executed over the times that it stands
-    there; what the assembler split or merged is outvoted."""
-    for kinds in (_SURE, None):
+    """How often a loop runs, by a vote of what stands in it: the times that it is executed over the times that it
+    stands in the whole code. What stands elsewhere too, since the assembler split a loop, is asked last."""
+    known = {anchor: count for anchor, count in loop.anchors.items() if anchor in executed}
+    for alone, kinds in itertools.product((True, False), (_SURE, tuple(_KINDS.values()))):
         votes = [
-            executed[anchor] / count
-            for anchor, count in loop.anchors.items()
-            if standing[anchor] == count and executed.get(anchor) and (kinds is None or anchor[0] in kinds)
+            executed[anchor] / standing[anchor]
+            for anchor, count in known.items()
+            if anchor[0] in kinds and (standing[anchor] == count or not alone)
             for _ in range(count)
         ]
         if votes:
             return statistics.median(votes)
+    if loop.inside:  # no more often than what is in it
+        return min(_times(inner, standing, executed) for inner in loop.inside)
     raise ValueError(f"nothing in the loop at instructions {loop.begin} to {loop.end} tells how often it runs")
 
 
-def _disassembled(cubin: bytes) -> str:
+def disassembled(cubin: bytes) -> str:
+    """The SASS of what Triton made, with the lines of the source."""
     from triton.backends.nvidia import compiler as nvidia
 
     tool = pathlib.Path(nvidia.__file__).parent / "bin" / "nvdisasm"
