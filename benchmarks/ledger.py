@@ -198,23 +198,18 @@ def main() -> None:
     plain, plain_bytes = operators("reference", side, channels)
     more = [plain_bytes / (total + own_bytes) for total in (moved, strip_bytes)]
     print(f"\nplain PyTorch: {plain} operators, {plain_bytes / 1e6:.0f} MB: {more[0]:.1f} times (strips {more[1]:.1f})")
-    kinds = ("float32", "tf32")
-    by_kind = {
-        kind: rows_of(side, channels, multiprocessors=arguments.multiprocessors, products=kind) for kind in kinds
-    }
-    print(
-        "\n| predicted, not measured | float32 products | of it issuing alone | tf32 products | of it issuing alone |"
-    )
-    print("| --- | --- | --- | --- | --- |")
+    columns = ("predicted, not measured", *("float32 products", "issuing alone", "tf32 products", "issuing alone"))
+    print(f"\n| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
     for card in CARDS.values():
-        if not card.target.startswith("sm_"):  # the rows are from the launch table of the other make
+        if not card.target.startswith("sm_"):
             continue
         cells = [card.name]
-        for kind, throughput in zip(kinds, (card.float32, card.tf32), strict=True):
-            counted = issued(card.target, kind, side, channels, PATCH)
-            issue = sum(row.times * row.instructions for row in by_kind[kind]) / card.issue
-            least = own_bytes / card.bandwidth + sum(row.seconds(card, throughput) for row in by_kind[kind])
-            cells += [f"{1e3 * least:.1f} ms", f"{1e3 * issue:.1f} ms" if counted else "not counted"]
+        for products, throughput in (("float32", card.float32), ("tf32", card.tf32)):
+            of_card: dict[str, Any] = {"multiprocessors": card.multiprocessors, "target": card.target}
+            rows = rows_of(side, channels, products=products, **of_card)
+            issue = sum(row.times * row.instructions for row in rows) / card.issue
+            least = own_bytes / card.bandwidth + sum(row.seconds(card, throughput) for row in rows)
+            cells += [f"{1e3 * least:.1f} ms", f"{1e3 * issue:.1f} ms" if issue else "not counted"]
         print("| " + " | ".join(cells) + " |")
 
 
