@@ -30,10 +30,12 @@ PTX = """
     mov.u32         %r9, %tid.x;
     setp.ge.s32     %p1, %r2, %r1;
     @%p1 bra        $L__END;
-$L__TILES:
+$L__TILES:                              // =>This Loop Header: Depth=1
+                                        //     Child Loop TAPS Depth 2
     .loc 1 12 0
     mov.b32         %r4, 0;
-$L__TAPS:
+$L__TAPS:                               //   Parent Loop TILES Depth=1
+                                        // =>  This Inner Loop Header: Depth=2
     .loc 1 13 0
     .loc 1 5 8, function_name $L__info_string0, inlined_at 1 13 0 // taps.py:5:8
     // begin inline asm
@@ -104,6 +106,13 @@ def test_a_program_without_a_tile() -> None:
     executed = ControlFlow(PTX).executed((0, 2), (3, 0, 0), (4, 1, 1))
     assert set(executed.values()) == {0}
     assert MachineCode(SASS).issued(executed) == 3
+
+
+def test_a_loop_that_depends_on_data() -> None:
+    """It is not taken for one that ends at once."""
+    flow = ControlFlow(PTX.replace("setp.lt.u32     %p2, %r4, 9", "setp.lt.u32     %p2, %r20, 9"))
+    with pytest.raises(ValueError, match=r"how often the loop to \$L__TAPS runs depends on data"):
+        flow.executed((0, 17), (0, 0, 0), (4, 1, 1))
 
 
 def test_a_loop_that_nothing_tells_about() -> None:

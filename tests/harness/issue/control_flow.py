@@ -47,6 +47,11 @@ class _Instruction(NamedTuple):
         """Registers that it reads."""
         return _REGISTER.findall(" ".join((self.guard, *self.operands[1:])))
 
+    def results(self) -> list[str]:
+        """Registers that it writes."""
+        writes = self.operands and not self.opcode.startswith(("st.", "bra"))
+        return _REGISTER.findall(self.operands[0]) if writes else []
+
 
 class ControlFlow:
     """The control flow of one kernel.
@@ -58,6 +63,8 @@ class ControlFlow:
     def __init__(self, ptx: str) -> None:
         self._code: list[_Instruction] = []
         self._labels: dict[str, int] = {}
+        # LLVM says where loops begin, in a comment at the label or in the lines after it.
+        self._headers = set(re.findall(r"^([$\w]+):(?:\s*//[^\n]*\n)*?\s*//[^\n]*Loop Header", ptx, re.MULTILINE))
         self._parse(ptx)
         self._decides = self._slice()
 
@@ -68,6 +75,9 @@ class ControlFlow:
             parameters: of the compiled kernel in their order; for pointers and floats any number.
             program: its place in the grid, three numbers.
             grid: the programs along each axis, three numbers.
+
+        Raises:
+            ValueError: how often a loop runs depends on data.
         """
         known = {f"%ctaid.{axis}": at for axis, at in zip("xyz", program, strict=True)}
         known |= {f"%nctaid.{axis}": size for axis, size in zip("xyz", grid, strict=True)}
@@ -95,28 +105,18 @@ class ControlFlow:
                 self._code.append(_Instruction(text[1] or "", text[2], operands, place))
 
     def _slice(self) -> list[bool]:
-        """Which instructions decide a branch, and are known from the arguments."""
+        """Which instructions decide a branch, or spoil what does: an integer's register may be a load's too."""
         makers: dict[str, list[int]] = collections.defaultdict(list)
         for index, each in enumerate(self._code):
-            if each.operands and not each.opcode.startswith(("st.", "bra")):
-                for name in _REGISTER.findall(each.operands[0]):
-                    makers[name].append(index)
-        unknown = {name for name, found in makers.items() if not all(_is_scalar(self._code[index]) for index in found)}
-        unknown |= {f"%tid.{axis}" for axis in "xyz"} | {"%laneid", "%warpid", "%clock"}
-        before = -1
-        while before < len(unknown):
-            before = len(unknown)
-            for name, found in makers.items():
-                if any(source in unknown for index in found for source in self._code[index].sources()):
-                    unknown.add(name)
-
-        pending = {each.guard.lstrip("!") for each in self._code if each.opcode.startswith("bra")} - unknown
+            for name in each.results():
+                makers[name].append(index)
+        pending = {each.guard.lstrip("!") for each in self._code if each.opcode.startswith("bra")}
         decides = [False] * len(self._code)
         while pending:
             for index in makers.get(pending.pop(), ()):
                 if not decides[index]:
                     decides[index] = True
-                    pending.update(self._code[index].sources())
+                    pending.update(self._code[index].sources() if _is_scalar(self._code[index]) else ())
         return decides
 
     def _run(self, parameters: Sequence[int], known: dict[str, int]) -> list[int]:
@@ -148,12 +148,17 @@ class ControlFlow:
                     begins[start] += 1
                     at = following[start]
                     continue
+                if each.operands[0] in self._headers and each.guard.lstrip("!") not in known:
+                    raise ValueError(f"how often the loop to {each.operands[0]} runs depends on data")
             elif each.opcode in ("ret", "exit"):
                 if self._is_taken(each, known):
                     ends[index] += 1
                     break
-            else:
+            elif _is_scalar(each) and all(source in known for source in each.sources()):
                 known[each.operands[0]] = _value(each, known, parameters)
+            else:
+                for name in each.results():
+                    known.pop(name, None)
             at += 1
         else:
             ends[len(self._code) - 1] += 1
