@@ -174,6 +174,7 @@ class _Poison:
         return os._exit, (9,)
 
 
+@pytest.mark.slow
 def test_an_image_that_kills_every_worker_is_told(tmp_path: Path) -> None:
     images = write_images(tmp_path / "in", 3)
     tasks = [Task(str(path), path.stem, str(tmp_path), SETTINGS) for path in images]
@@ -183,7 +184,6 @@ def test_an_image_that_kills_every_worker_is_told(tmp_path: Path) -> None:
     assert "ended with exit code 9, 2 times" in found["image001"]["reason"]
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_a_full_disk_by_quota(undisturbed: tuple[Path, Path], tmp_path: Path) -> None:
     """Files may not grow beyond 1500 bytes: the run ends with a sentence, nothing half, and goes on in more room."""
@@ -213,6 +213,7 @@ def _tmpfs(folder: Path, size: str) -> Iterator[None]:
         subprocess.run(["umount", folder], check=True)
 
 
+@pytest.mark.slow
 @linux
 @pytest.mark.skipif(not shutil.which("mount"), reason="no mount")
 def test_a_full_disk(undisturbed: tuple[Path, Path], tmp_path: Path) -> None:

@@ -66,9 +66,14 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[type]:
 
 @both_layouts
 @pytest.mark.parametrize(
-    "options", [{}, {"qkv_bias": False, "window_size": 5, "drop_path_rate": 0.0}], ids=["", "no bias"]
+    ("options", "size"),
+    [
+        ({}, (26, 60)),
+        ({"qkv_bias": False, "window_size": 5, "drop_path_rate": 0.0}, (58, 62)),
+        pytest.param({}, (58, 62), marks=pytest.mark.slow),
+    ],
+    ids=["one window high", "no bias", "padded"],
 )
-@pytest.mark.parametrize("size", [(58, 62), (26, 60)])
 def test_network(which: str, options: dict[str, Any], size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows that divide the map or do not; a map that is one window high, where the layer changes its shift."""
     model, x = model_of(which, **options), torch.randn(2, 3, *size, dtype=torch.float64)
