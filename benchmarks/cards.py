@@ -34,6 +34,14 @@ class Card(NamedTuple):
         """Instructions a second of all warps: four a cycle on each multiprocessor."""
         return 4 * self.multiprocessors * self.clock
 
+    def least_seconds(self, moved: float, flops: float, operations: float, instructions: float) -> dict[str, float]:
+        """By what may bound a time: bytes, products of ``operations`` a second, instructions of all warps."""
+        return {
+            "memory": moved / self.bandwidth,
+            "products": flops / operations,
+            "instructions": instructions / self.issue,
+        }
+
     def operations(self, dtype: str, precision: str) -> float:
         """Operations a second of products.
 

@@ -14,8 +14,8 @@ from msformer_fast.benchmarks.options import DTYPES
 
 FOLDER = Path(__file__).resolve().parent / "compiled"
 
-#: Pixels of a side, channels and patch of the step whose instructions were counted.
-ISSUED = (257, 100, 32)
+#: Instructions of a step, and its pixels of a side, channels and patch.
+ISSUED_FILE, ISSUED = FOLDER.parent / "issued.csv", (257, 100, 32)
 
 #: Tables of an op whose kernels stand in others than that of its own name, or in more.
 TABLES = {
@@ -104,10 +104,10 @@ def issued(target: str, products: str, side: int, channels: int, patch: int) -> 
     Returns:
         The counts of ``python -m tests.harness.issue_table``; nothing for what it did not count.
     """
-    path, found = FOLDER.parent / "issued.csv", dict[tuple[str, str, str], float]()
-    if not path.exists() or (side, channels, patch) != ISSUED:
+    found: dict[tuple[str, str, str], float] = {}
+    if not ISSUED_FILE.exists() or (side, channels, patch) != ISSUED:
         return found
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(ISSUED_FILE, newline="", encoding="utf-8") as file:
         file.readline()  # Triton's version
         for row in csv.DictReader(file):
             if (row["target"], row["products"]) == (target, products):

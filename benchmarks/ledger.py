@@ -66,8 +66,8 @@ class Row:
 
     def seconds(self, card: Card, throughput: float) -> float:
         """At least, on a card, with products of that many operations a second."""
-        issue = self.instructions / card.issue
-        return self.times * max(self.moved / card.bandwidth, self.flops / throughput, issue)
+        terms = card.least_seconds(self.moved, self.flops, throughput, self.instructions)
+        return self.times * max(terms.values())
 
 
 def rows_of(
@@ -201,7 +201,7 @@ def main() -> None:
     columns = ("predicted, not measured", *("float32 products", "issuing alone", "tf32 products", "issuing alone"))
     print(f"\n| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
     for card in CARDS.values():
-        if not card.target.startswith("sm_"):
+        if not card.target.startswith("sm_"):  # none of the other make's instructions were counted
             continue
         cells = [card.name]
         for products, throughput in (("float32", card.float32), ("tf32", card.tf32)):

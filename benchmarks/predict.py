@@ -82,11 +82,7 @@ class _Piece(NamedTuple):
 
     def terms(self, card: Card, operations: float) -> dict[str, float]:
         """Seconds by what may bound it."""
-        return {
-            "memory": self.moved / card.bandwidth,
-            "products": self.flops / operations,
-            "instructions": self.instructions / card.issue,
-        }
+        return card.least_seconds(self.moved, self.flops, operations, self.instructions)
 
 
 def predict(cases: Sequence[tuple[Bench, Case]], cards: Sequence[str] = tuple(CARDS)) -> list[Prediction]:

@@ -222,12 +222,17 @@ def _is_default(given: Any, default: Any) -> bool:
     return given is default or (isinstance(given, _SETTINGS) and type(given) is type(default) and given == default)
 
 
+def is_drop_path(part: Any) -> bool:
+    """Whether this is a stochastic depth, which every library defines anew, under a name that ends so."""
+    return type(part).__name__.endswith("DropPath")
+
+
 def drops(part: Any) -> bool:
     """Whether this is a dropout, or a stochastic depth, at work."""
     if not part.training:
         return False
     probability = getattr(part, "p", None) if isinstance(part, nn.modules.dropout._DropoutNd) else None
-    if probability is None and type(part).__name__.endswith("DropPath"):
+    if probability is None and is_drop_path(part):
         probability = getattr(part, "drop_prob", None)
     return bool(probability)
 

@@ -59,7 +59,7 @@ class HuggingFaceSwinLayer(WindowDropIn):
             return f"it has no {', '.join(lacking)}"
 
         attention = layer.attention
-        inner = attention._modules.get("self", attention)
+        inner = _inner(attention)
         parts, wanted = set(inner._modules), _SINCE_5 if inner is attention else _BEFORE
         where = inner.relative_position_bias if "relative_position_bias" in parts else inner
         own = {*where._parameters, *inner._parameters}
@@ -96,12 +96,12 @@ class HuggingFaceSwinLayer(WindowDropIn):
 
     def _table(self) -> Tensor:
         """Of the bias by relative position, ((2 window - 1)^2, heads)."""
-        inner = self.attention._modules.get("self", self.attention)
+        inner = _inner(self.attention)
         table: Tensor = getattr(inner, "relative_position_bias", inner).relative_position_bias_table
         return table
 
     def _layer(self, x: Tensor, size: Any) -> Any:
-        inner = self.attention._modules.get("self", self.attention)
+        inner = _inner(self.attention)
         since_5 = inner is self.attention
         side, moved, table = int(self.window_size), int(self.shift_size), self._table()
         projections = (inner.q_proj, inner.k_proj, inner.v_proj) if since_5 else (inner.query, inner.key, inner.value)
@@ -132,10 +132,15 @@ class HuggingFaceSwinLayer(WindowDropIn):
         attention: Any = self.attention
         if all_are_hooked() or any(is_looked_at(part) or drops(part) for part in attention.modules()):
             return False
-        if "self" in attention._modules:
+        if _inner(attention) is not attention:
             return True
         dropped = self.training and attention.attention_dropout > 0
         return _gives_no_probabilities(attention) and not dropped and not drops(self.dropout)
+
+
+def _inner(attention: Any) -> Any:
+    """What holds the projections: the attention itself, before version 5 its part."""
+    return attention._modules.get("self", attention)
 
 
 def _gives_no_probabilities(attention: Any) -> bool:

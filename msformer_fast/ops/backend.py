@@ -45,9 +45,9 @@ def choose(op: str, backend: str | None, device: torch.device, why_not: Mapping[
         InputError: ``backend`` is no known name.
         BackendError: the backend asked for by name refuses.
     """
-    if backend is None and exporting_to_onnx():
-        return "reference"
     if backend is None:
+        if exporting_to_onnx():
+            return "reference"
         for name in BACKENDS[1:] if device.type == "cpu" else BACKENDS:
             refusal = _refusal(op, name, why_not)
             if refusal is None:

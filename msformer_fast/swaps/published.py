@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from msformer_fast.nn.drop_in import is_drop_path
 from msformer_fast.nn.published import (
     AttentionForm,
     BlockForm,
@@ -189,7 +190,7 @@ def _why_not_made_of(module: nn.Module, names: Sequence[str], others: tuple[type
         return f"it has no {lacking}"
     for name, part in module._modules.items():
         known = name in names or part is None or type(part) in others or isinstance(part, _NO_OP)
-        if not known and not type(part).__name__.endswith("DropPath"):
+        if not known and not is_drop_path(part):
             return f"it has a {type(part).__name__} besides ({name})"
     own = [name for name, value in (module._parameters | module._buffers).items() if value is not None]
     return f"it has {own[0]} besides, which its drop-in would not read" if own else None

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from msformer_fast.nn.drop_in import OF_EVERY_MODULE, frozen, is_setting
+from msformer_fast.nn.drop_in import OF_EVERY_MODULE, frozen, is_drop_path, is_setting
 
 
 def structure_of(module: nn.Module) -> Hashable:
@@ -33,7 +33,7 @@ def structure_of(module: nn.Module) -> Hashable:
 
 def _counts(part: nn.Module, attribute: str) -> bool:
     """Probabilities do not: the trial has no dropout, and draws paths with one seed."""
-    if isinstance(part, nn.modules.dropout._DropoutNd) or type(part).__name__.endswith("DropPath"):
+    if isinstance(part, nn.modules.dropout._DropoutNd) or is_drop_path(part):
         return False
     return attribute not in OF_EVERY_MODULE
 

@@ -33,6 +33,11 @@ def _recognise(kind: _Kind, module: nn.Module) -> bool | str:
     return True
 
 
+def _batch(channels: int) -> int:
+    """Images of a trial's map."""
+    return 2 if channels < 256 else 1
+
+
 def _map_for(block: Any) -> Tensor:
     """A map (B, H, W, C) of two windows each way, for a copy of a block that is prepared for a quick trial.
 
@@ -40,7 +45,7 @@ def _map_for(block: Any) -> Tensor:
     """
     block.mlp = nn.Identity()
     (rows, columns), channels = sides(block.window_size), block.norm1.weight.numel()
-    return torch.randn(2 if channels < 256 else 1, rows + 1, columns + 2, channels)
+    return torch.randn(_batch(channels), rows + 1, columns + 2, channels)
 
 
 def _shrink(block: Any, size: tuple[int, ...]) -> None:
@@ -94,7 +99,7 @@ def _torchvision_calls(attn: Any) -> Iterable[Inputs]:
     rows, columns = attn.window_size
     channels = attn.proj.weight.shape[1]
     for size in ((rows + 1, columns + 2), (rows, columns + 2)):
-        yield (torch.randn(2 if channels < 256 else 1, *size, channels),)
+        yield (torch.randn(_batch(channels), *size, channels),)
 
 
 TORCHVISION = SwapKind(
@@ -118,7 +123,7 @@ def _huggingface_calls(layer: Any) -> Iterable[Inputs]:
     layer.attention.attention_dropout = 0.0
     side, channels = layer.window_size, layer.layernorm_before.weight.numel()
     size = side + 1, side + 2
-    yield torch.randn(2 if channels < 256 else 1, size[0] * size[1], channels), size
+    yield torch.randn(_batch(channels), size[0] * size[1], channels), size
 
 
 HUGGINGFACE = SwapKind(

@@ -12,10 +12,8 @@ import pytest
 pytest.importorskip("triton")
 
 from tests.conftest import ROOT
-from tests.harness.aot import TARGETS
+from tests.harness.aot import OPS, TARGETS
 from tests.harness.aot_table import read_table
-
-OPS = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith(("_", "test_")))
 
 
 def gate(*arguments: str) -> None:

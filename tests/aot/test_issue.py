@@ -13,10 +13,11 @@ import pytest
 
 triton = pytest.importorskip("triton")
 
+from msformer_fast.benchmarks.compiler_reports import ISSUED_FILE  # noqa: E402
 from tests.conftest import ROOT  # noqa: E402
 from tests.harness.issue.control_flow import ControlFlow  # noqa: E402
 from tests.harness.issue.machine_code import MachineCode  # noqa: E402
-from tests.harness.issue_table import FIELDS, FILE  # noqa: E402
+from tests.harness.issue_table import FIELDS  # noqa: E402
 
 #: Tiles from the program's place on, as many apart as there are programs; in each, nine taps from a helper at line 5.
 PTX = """
@@ -122,7 +123,7 @@ def test_a_loop_that_nothing_tells_about() -> None:
 
 def test_the_table_is_of_these_kernels(tmp_path: Path) -> None:
     """A kernel of Mix-FFN and one of the clustering loss, counted anew; a change that issues more shows here."""
-    with open(FILE, newline="", encoding="utf-8") as file:
+    with open(ISSUED_FILE, newline="", encoding="utf-8") as file:
         version = file.readline().split()[2].rstrip(";")
         table = [row for row in csv.DictReader(file) if (row["target"], row["products"]) == ("sm_90", "tf32")]
     if version != triton.__version__:

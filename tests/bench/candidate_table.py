@@ -29,9 +29,7 @@ import contextlib
 import csv
 import dataclasses
 import importlib
-import os
 import re
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,9 +39,10 @@ from msformer_fast.benchmarks import candidate_rows, judge
 from msformer_fast.benchmarks.candidate_rows import Candidate
 from msformer_fast.benchmarks.cards import CARDS
 from msformer_fast.benchmarks.case import Case
+from msformer_fast.benchmarks.precision import products
 from msformer_fast.benchmarks.suite import bench_of
 from msformer_fast.benchmarks.tune_tables import TABLES, Table, present
-from tests.harness.aot import build, describe
+from tests.harness.aot import build, describe, refuse_interpreter
 
 TARGET, CARD, SIDE = "sm_90", CARDS["H100 SXM"], 257
 
@@ -196,13 +195,9 @@ def time_of(table: Table, part: str, kind: str, case: Any, made: Made, stages: i
     bench, (dtype, precision) = bench_of(table.op), KINDS[kind]
     sizes = {**bench.sizes, "side": SIDE, "channels": bench.paper}  # type: ignore[attr-defined]
     name, times = WORK[table.op][part]
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if kind == "tf32" else "highest")
-    try:
+    with products(kind):
         called = Case.of(table.op, sizes, str(dtype).removeprefix("torch."))
         halves = [bench.kernels(called, half, CARD.multiprocessors, TARGET) or {} for half in ("forward", "backward")]
-    finally:
-        torch.set_float32_matmul_precision(before)
     _, loaded, stored = (halves[0] | halves[1])[name]
     units, width = SIDE**2, bench.paper
     if table.op == "stability_loss":
@@ -337,8 +332,7 @@ def main() -> None:
     parser.add_argument("--kinds", default="ieee,half,tf32")
     parser.add_argument("--check", action="store_true", help="compile what is there with this version of Triton")
     arguments = parser.parse_args()
-    if os.environ.get("TRITON_INTERPRET", "0") != "0":
-        sys.exit("TRITON_INTERPRET is set: there is nothing to compile")
+    refuse_interpreter()
     kinds, version = arguments.kinds.split(","), triton.__version__
     for table in (table for table in TABLES if table.op in arguments.ops):
         kept = [each for each in candidate_rows.candidates_of(table.op) if arguments.check or each.kind not in kinds]

@@ -10,9 +10,11 @@ import collections
 import contextlib
 import dataclasses
 import io
+import os
 import pathlib
 import re
 import subprocess
+import sys
 import tempfile
 from typing import Any
 
@@ -30,6 +32,12 @@ NVIDIA = {
     120: (100, 48, 24),
 }
 TARGETS = (*(f"sm_{capability}" for capability in NVIDIA), "gfx942")
+#: Those with cases in ``tests/aot``.
+OPS = sorted(
+    path.stem
+    for path in (pathlib.Path(__file__).resolve().parents[1] / "aot").glob("*.py")
+    if not path.stem.startswith(("_", "test_"))
+)
 CDNA_WAVES, CDNA_LDS = 32, 65536  # CDNA3: 4 SIMDs a CU, 512 vector registers a lane, 8 waves a SIMD, 64 KiB LDS a CU
 
 TENSOR_CORE = re.compile(r"^([HIDQOB]MMA|[HIQB]GMMA|UTC[A-Z]*MMA)$")  # mma.sync, wgmma, tcgen05 as they read in SASS
@@ -85,6 +93,12 @@ class Report:
         return not (self.error or self.spill_bytes)
 
 
+def refuse_interpreter() -> None:
+    """End a command that compiles where kernels would be interpreted."""
+    if os.environ.get("TRITON_INTERPRET", "0") != "0":
+        sys.exit("TRITON_INTERPRET is set: there is nothing to compile")
+
+
 def source_of(case: Case, target: str) -> tuple[Any, Any]:
     """A case as Triton's compiler takes it, and the card as it names it."""
     from triton.backends.compiler import GPUTarget
@@ -128,21 +142,22 @@ def compile_case(case: Case, target: str) -> Report:
         return Report(case.name, target, error=" ".join(f"{type(error).__name__}: {error}".split()))
 
 
-def _fill_nvidia(report: Report, capability: int, compiled: Any) -> None:
-    """From the cubin that Triton launches, as this version and its flags made it: nothing is assembled again."""
+def said_of(cubin: bytes, tool: str, *options: str) -> str:
+    """What one of the tools that come with Triton says of machine code."""
     from triton.backends.nvidia import compiler as nvidia
 
-    tools = pathlib.Path(nvidia.__file__).parent / "bin"
-    with tempfile.TemporaryDirectory() as folder:
-        cubin = pathlib.Path(folder) / "k.cubin"
-        cubin.write_bytes(compiled.asm["cubin"])
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(pathlib.Path(nvidia.__file__).parent / "bin" / tool), *options, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
-        def run(tool: str, *options: str) -> str:
-            command = [str(tools / tool), *options, str(cubin)]
-            return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
-        usage = dict(re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", run("cuobjdump", "--dump-resource-usage")))
-        sass = run("nvdisasm", "-c")
+def _fill_nvidia(report: Report, capability: int, compiled: Any) -> None:
+    """From the cubin that Triton launches, as this version and its flags made it: nothing is assembled again."""
+    resources = said_of(compiled.asm["cubin"], "cuobjdump", "--dump-resource-usage")
+    usage = dict(re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", resources))
+    sass = said_of(compiled.asm["cubin"], "nvdisasm", "-c")
 
     report.registers = int(usage["REG"])
     report.spill_bytes = int(usage["STACK"]) + int(usage["LOCAL"])

@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.harness.aot import TARGETS
+from tests.harness.aot import TARGETS, refuse_interpreter
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "compiled"
 FIELDS = ("case", "target", "registers", "shared_bytes", "warps", "occupancy", "tensor_core", "memory")
@@ -102,8 +102,7 @@ def main() -> int:
     parser.add_argument("--json", metavar="FILE", help="also all reports, with their op")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
-    if os.environ.get("TRITON_INTERPRET", "0") != "0":
-        sys.exit("TRITON_INTERPRET is set: there is nothing to compile")
+    refuse_interpreter()
     wrong, everything = [], []
     for op in arguments.ops:
         reports = compile_op(op, arguments.targets.split(","), arguments.small, arguments.processes)

@@ -10,35 +10,34 @@ run anything.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import csv
 import importlib
 import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from msformer_fast.benchmarks.cards import CARDS
+from msformer_fast.benchmarks.compiler_reports import ISSUED, ISSUED_FILE
 from msformer_fast.benchmarks.ledger import place_in_step
+from msformer_fast.benchmarks.precision import products as rounded
 from msformer_fast.benchmarks.traffic import Launch
-from tests.harness.aot import Case, source_of
+from tests.harness.aot import Case, build, refuse_interpreter, said_of
 from tests.harness.issue.control_flow import ControlFlow
-from tests.harness.issue.machine_code import MachineCode, disassembled
+from tests.harness.issue.machine_code import MachineCode
 
-FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "issued.csv"
 FIELDS = ("target", "products", "op", "branch", "part", "kernel", "launches", "million_instructions")
-SIDE, CHANNELS = 257, 100
 
 #: Programs of a launch that are followed; the others are taken to be like them.
 FOLLOWED = 12
 
-#: Of a step: precision of float32 products as PyTorch spells it, and whether it runs under autocast to bfloat16.
-PRODUCTS = {"float32": ("highest", False), "tf32": ("high", False), "bfloat16": ("highest", True)}
+#: Kinds of products of a step; bfloat16 is under autocast.
+PRODUCTS = ("float32", "tf32", "bfloat16")
 
 _TYPES = {
     torch.float32: "*fp32",
@@ -73,32 +72,22 @@ class Job(NamedTuple):
     launches: list[tuple[tuple[int, ...], tuple[int, ...], tuple[str, str, str]]]
 
 
-def jobs_of(target: str, products: str, side: int = SIDE, channels: int = CHANNELS) -> list[Job]:
+def jobs_of(target: str, products: str) -> list[Job]:
     """The compilations of a step, each with its launches."""
     from msformer_fast.benchmarks.traffic.recorded import recorded_launches
     from msformer_fast.benchmarks.training_step import training_step
 
     multiprocessors = next(card.multiprocessors for card in CARDS.values() if card.target == target)
-    with _products(products), recorded_launches(multiprocessors, target) as launches:
-        training_step("triton", side, channels, channels, depth=1)()
+    side, channels, patch = ISSUED
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=products == "bfloat16")
+    with rounded(products), autocast, recorded_launches(multiprocessors, target) as launches:
+        training_step("triton", side, channels, channels, depth=1, patch=patch)()
     jobs: dict[str, Job] = {}
     for launch in launches:
         job = _job(launch, target, place_in_step(launch, side, channels))
         key = repr(job[:-1])
         jobs.setdefault(key, job._replace(launches=[])).launches.extend(job.launches)
     return list(jobs.values())
-
-
-@contextlib.contextmanager
-def _products(products: str) -> Iterator[None]:
-    precision, autocast = PRODUCTS[products]
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def _job(launch: Launch, target: str, place: tuple[str, str, str]) -> Job:
@@ -129,12 +118,9 @@ def _job(launch: Launch, target: str, place: tuple[str, str, str]) -> Job:
 
 def instructions_of(job: Job) -> list[float]:
     """Instructions that all warps of each of its launches issue."""
-    import triton
-
     case = Case(job.kernel, getattr(importlib.import_module(job.module), job.kernel), *job[3:6])
-    source, gpu = source_of(case, job.target)
-    compiled = triton.compile(source, target=gpu, options=case.options)
-    flow, code = ControlFlow(compiled.asm["ptx"]), MachineCode(disassembled(compiled.asm["cubin"]))
+    compiled = build(case, job.target)
+    flow, code = ControlFlow(compiled.asm["ptx"]), MachineCode(said_of(compiled.asm["cubin"], "nvdisasm", "-gi", "-c"))
     warps = compiled.metadata.num_warps
     return [warps * _of_a_launch(flow, code, grid, numbers) for grid, numbers, _ in job.launches]
 
@@ -187,8 +173,7 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", help="also the rows")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
-    if os.environ.get("TRITON_INTERPRET", "0") != "0":
-        sys.exit("TRITON_INTERPRET is set: there is nothing to compile")
+    refuse_interpreter()
     kernels = arguments.kernels.split(",") if arguments.kernels else ()
     if arguments.write and kernels:
         parser.error("--write takes all kernels")
@@ -200,8 +185,9 @@ def main() -> None:
     if arguments.write:
         import triton
 
-        with open(FILE, "w", newline="", encoding="utf-8") as file:
-            file.write(f"# triton {triton.__version__}; {SIDE} x {SIDE} pixels, C = K = {CHANNELS}\n")
+        side, channels, _ = ISSUED
+        with open(ISSUED_FILE, "w", newline="", encoding="utf-8") as file:
+            file.write(f"# triton {triton.__version__}; {side} x {side} pixels, C = K = {channels}\n")
             writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)

@@ -6,6 +6,7 @@ that depends on data or on the thread is not taken, so that both its ways count 
 
 from __future__ import annotations
 
+import bisect
 import collections
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,8 @@ Anchor = tuple[str, Place]
 KINDS = {
     "ld.global": "load",
     "st.global": "store",
-    "cp.async.c": "copy",  # not cp.async.commit_group
+    "cp.async.ca": "copy",
+    "cp.async.cg": "copy",
     "mma.sync": "matrix",
     "wgmma.mma_async": "matrix",
     "ldmatrix": "shared load",
@@ -31,17 +33,27 @@ KINDS = {
     "fma.rn.f32": "fma",
     "fma.rn.f64": "fma",
 }
-_NOT_KINDS = ("cp.async.commit", "cp.async.wait")
 
 
 _REGISTER = re.compile(r"%[\w.]+")
 
 
 class _Instruction(NamedTuple):
-    guard: str  # "%p3", "!%p3", or nothing
+    """One instruction.
+
+    Attributes:
+        guard: ``"%p3"``, ``"!%p3"``, or nothing.
+        opcode, operands, place: as it stands.
+        kind: of those in :data:`KINDS`, or nothing.
+        is_scalar: whether :func:`_value` computes it, if its sources are known.
+    """
+
+    guard: str
     opcode: str
     operands: tuple[str, ...]
     place: Place
+    kind: str
+    is_scalar: bool
 
     def sources(self) -> list[str]:
         """Registers that it reads."""
@@ -66,7 +78,7 @@ class ControlFlow:
         # LLVM says where loops begin, in a comment at the label or in the lines after it.
         self._headers = set(re.findall(r"^([$\w]+):(?:\s*//[^\n]*\n)*?\s*//[^\n]*Loop Header", ptx, re.MULTILINE))
         self._parse(ptx)
-        self._decides = self._slice()
+        self._followed = self._slice()
 
     def executed(self, parameters: Sequence[int], program: Sequence[int], grid: Sequence[int]) -> dict[Anchor, int]:
         """How often a warp executes what both codes have, by kind and place.
@@ -84,9 +96,8 @@ class ControlFlow:
         times = self._run(parameters, known)
         found: collections.Counter[Anchor] = collections.Counter()
         for instruction, count in zip(self._code, times, strict=True):
-            kind = next((kind for start, kind in KINDS.items() if instruction.opcode.startswith(start)), None)
-            if kind is not None and not instruction.opcode.startswith(_NOT_KINDS):
-                found[kind, instruction.place] += count
+            if instruction.kind:
+                found[instruction.kind, instruction.place] += count
         return found
 
     def _parse(self, ptx: str) -> None:
@@ -101,11 +112,14 @@ class ControlFlow:
             elif label := re.fullmatch(r"([$\w]+):", line):
                 self._labels[label[1]] = len(self._code)
             elif text := re.fullmatch(r"\{?\s*(?:@(!?%?\w+)\s+)?([a-z][\w.:]*)\s*(.*);", line):
-                operands = tuple(each.strip() for each in re.split(r",(?![^{]*\})", text[3]))
-                self._code.append(_Instruction(text[1] or "", text[2], operands, place))
+                guard, opcode, rest = text.groups(default="")
+                operands = tuple(each.strip() for each in re.split(r",(?![^{]*\})", rest))
+                kind = next((kind for start, kind in KINDS.items() if opcode.startswith(start)), "")
+                self._code.append(_Instruction(guard, opcode, operands, place, kind, _is_scalar(guard, opcode)))
 
-    def _slice(self) -> list[bool]:
-        """Which instructions decide a branch, or spoil what does: an integer's register may be a load's too."""
+    def _slice(self) -> list[int]:
+        """Where the branches stand, and what decides them, or spoils what does: an integer's register may be a load's
+        too."""
         makers: dict[str, list[int]] = collections.defaultdict(list)
         for index, each in enumerate(self._code):
             for name in each.results():
@@ -116,45 +130,36 @@ class ControlFlow:
             for index in makers.get(pending.pop(), ()):
                 if not decides[index]:
                     decides[index] = True
-                    pending.update(self._code[index].sources() if _is_scalar(self._code[index]) else ())
-        return decides
+                    pending.update(self._code[index].sources() if self._code[index].is_scalar else ())
+        ends = ("bra", "ret", "exit")
+        return [index for index, each in enumerate(self._code) if decides[index] or each.opcode.startswith(ends)]
 
     def _run(self, parameters: Sequence[int], known: dict[str, int]) -> list[int]:
         times = [0] * len(self._code)
         # Entries into straight runs of code, counted at their beginning and end.
         begins: collections.Counter[int] = collections.Counter()
         ends: collections.Counter[int] = collections.Counter()
-        important = [
-            index
-            for index, each in enumerate(self._code)
-            if self._decides[index] or each.opcode.startswith("bra") or each.opcode in ("ret", "exit")
-        ]
-        following, after = [0] * (len(self._code) + 1), len(important)
-        for index in range(len(self._code), -1, -1):
-            if after > 0 and important[after - 1] >= index:
-                after -= 1
-            following[index] = after
-        at, start, steps = following[0], 0, 0
+        at, steps = 0, 0
         begins[0] += 1
-        while at < len(important):
+        while at < len(self._followed):
             steps += 1
             assert steps < 10**6, "a loop that does not end"
-            index = important[at]
+            index = self._followed[at]
             each = self._code[index]
             if each.opcode.startswith("bra"):
                 if self._is_taken(each, known):
                     ends[index] += 1
                     start = self._labels[each.operands[0]]
                     begins[start] += 1
-                    at = following[start]
+                    at = bisect.bisect_left(self._followed, start)
                     continue
                 if each.operands[0] in self._headers and each.guard.lstrip("!") not in known:
                     raise ValueError(f"how often the loop to {each.operands[0]} runs depends on data")
-            elif each.opcode in ("ret", "exit"):
+            elif each.opcode.startswith(("ret", "exit")):
                 if self._is_taken(each, known):
                     ends[index] += 1
                     break
-            elif _is_scalar(each) and all(source in known for source in each.sources()):
+            elif each.is_scalar and all(source in known for source in each.sources()):
                 known[each.operands[0]] = _value(each, known, parameters)
             else:
                 for name in each.results():
@@ -200,10 +205,9 @@ _BINARY: dict[str, Callable[[int, int], int]] = {
 }
 
 
-def _is_scalar(each: _Instruction) -> bool:
-    """Whether :func:`_value` computes it, if its sources are known."""
-    name, *suffixes = each.opcode.split(".")
-    if each.guard or (name == "ld" and suffixes[:1] != ["param"]):
+def _is_scalar(guard: str, opcode: str) -> bool:
+    name, *suffixes = opcode.split(".")
+    if guard or (name == "ld" and suffixes[:1] != ["param"]):
         return False
     if name not in (*_BINARY, *("ld", "selp", "setp", "mov", "cvt", "cvta", "not", "neg", "abs", "mad")):
         return False

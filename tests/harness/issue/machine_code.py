@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import collections
 import itertools
-import pathlib
 import re
 import statistics
-import subprocess
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -56,13 +53,14 @@ class MachineCode:
     """The machine code of one kernel.
 
     Args:
-        sass: as :func:`disassembled` gives it.
+        sass: as nvdisasm prints it, with the lines of the source and of inlined calls (``-gi -c``).
     """
 
     def __init__(self, sass: str) -> None:
         self._code: list[tuple[str, str, Place]] = []
         self._labels: dict[str, int] = {}
         self._parse(sass)
+        self._standing: collections.Counter[Anchor] = collections.Counter()  # in all loops
         self.whole = self._loops()
 
     def issued(self, executed: Mapping[Anchor, int]) -> float:
@@ -74,17 +72,11 @@ class MachineCode:
         Raises:
             ValueError: a loop has nothing that tells how often it runs.
         """
-        standing: collections.Counter[Anchor] = collections.Counter()
-        pending = [self.whole]
-        while pending:
-            loop = pending.pop()
-            standing.update(loop.anchors)
-            pending += loop.inside
 
         def total(loop: Loop, times: float) -> float:
             found = loop.own * times
             for inner in loop.inside:
-                found += total(inner, _times(inner, standing, executed))
+                found += total(inner, _times(inner, self._standing, executed))
             return found
 
         return total(self.whole, 1.0)
@@ -139,6 +131,7 @@ class MachineCode:
             kind = next((kind for start, kind in _KINDS.items() if _is(opcode, start)), None)
             if kind is not None:
                 loop.anchors[kind, place] += 1
+                self._standing[kind, place] += 1
         for inner in loop.inside:
             self._fill(inner)
 
@@ -163,14 +156,3 @@ def _times(loop: Loop, standing: Mapping[Anchor, int], executed: Mapping[Anchor,
     if loop.inside:  # no more often than what is in it
         return min(_times(inner, standing, executed) for inner in loop.inside)
     raise ValueError(f"nothing in the loop at instructions {loop.begin} to {loop.end} tells how often it runs")
-
-
-def disassembled(cubin: bytes) -> str:
-    """The SASS of what Triton made, with the lines of the source."""
-    from triton.backends.nvidia import compiler as nvidia
-
-    tool = pathlib.Path(nvidia.__file__).parent / "bin" / "nvdisasm"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        return subprocess.run([str(tool), "-gi", "-c", file.name], capture_output=True, text=True, check=True).stdout
