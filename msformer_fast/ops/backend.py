@@ -14,8 +14,12 @@ from torch import Tensor
 from msformer_fast.errors import BackendError, InputError
 from msformer_fast.identities.transforms import transformed
 
-#: Every backend, the fastest on a GPU first.
-BACKENDS = ("triton", "torch", "reference")
+#: Every backend, the fastest on a device first.
+BACKENDS = ("triton", "native", "torch", "reference")
+
+#: Those that ``None`` tries on a device. Triton's interpreter on the CPU is for tests.
+_ON_CPU = ("native", "torch", "reference")
+_ON_OTHERS = ("triton", "torch", "reference")
 
 #: dtypes that the kernels take on a GPU.
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -35,8 +39,8 @@ def choose(op: str, backend: str | None, device: torch.device, why_not: Mapping[
     Args:
         op: name of the op, for messages.
         backend: one of :data:`BACKENDS`, or ``None`` for the fastest that can run. On the CPU ``None`` never takes
-            ``"triton"``, whose interpreter is for tests; for ``torch.onnx.export``, which knows PyTorch's operators
-            alone, it takes ``"reference"``.
+            ``"triton"``, whose interpreter is for tests, and elsewhere never ``"native"``; for ``torch.onnx.export``,
+            which knows PyTorch's operators alone, it takes ``"reference"``.
         device: of the op's tensors.
         why_not: for each backend but ``"reference"`` (which always can) a function that gives its refusal in
             one sentence, or ``None`` if it can run. A backend without one is not built.
@@ -48,7 +52,7 @@ def choose(op: str, backend: str | None, device: torch.device, why_not: Mapping[
     if backend is None:
         if exporting_to_onnx():
             return "reference"
-        for name in BACKENDS[1:] if device.type == "cpu" else BACKENDS:
+        for name in _ON_CPU if device.type == "cpu" else _ON_OTHERS:
             refusal = _refusal(op, name, why_not)
             if refusal is None:
                 return name
@@ -92,6 +96,35 @@ def why_not_triton(op: str, *tensors: Tensor | None) -> str | None:
     if dtype not in KERNEL_DTYPES:
         return f'{op}: backend="triton" takes float32, bfloat16 and float16; got {dtype}'
     return None
+
+
+def why_not_native(op: str, *tensors: Tensor | None) -> str | None:
+    """Why the CPU kernels cannot run on these tensors, or ``None``."""
+    given = [tensor for tensor in tensors if tensor is not None]
+    device = given[0].device
+    if device.type != "cpu":
+        return f'{op}: backend="native" runs on the CPU; the tensors are on {device}'
+    missing = _why_no_library()
+    if missing is not None:
+        return f'{op}: backend="native" cannot run: {missing}'
+    if transformed():
+        return (
+            f'{op}: backend="native" cannot run inside torch.func (grad, vjp, jvp, vmap) or forward-mode AD, for which '
+            'the kernels have no rule; use backend="torch" or "reference", or None, which falls back to them'
+        )
+    if torch.is_autocast_enabled("cpu"):
+        return f'{op}: backend="native" computes in float32 alone, not under autocast'
+    others = sorted({str(tensor.dtype) for tensor in given if tensor.dtype != torch.float32})
+    if others:
+        return f'{op}: backend="native" takes float32; got {", ".join(others)}'
+    return None
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _why_no_library() -> str | None:
+    from msformer_fast.kernels.native.library import why_not_built
+
+    return why_not_built()
 
 
 def over_limit(op: str, *limits: tuple[str, int, int]) -> str | None:

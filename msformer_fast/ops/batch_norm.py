@@ -10,7 +10,7 @@ from torch import Tensor
 
 from msformer_fast.dtypes import sum_dtype
 from msformer_fast.identities import batch_statistics as identity
-from msformer_fast.ops.backend import choose, runs_in_strips, why_not_torch, why_not_triton
+from msformer_fast.ops.backend import choose, runs_in_strips, why_not_native, why_not_torch, why_not_triton
 from msformer_fast.ops.registration import register
 from msformer_fast.ops.shapes import Shapes
 from msformer_fast.reference.batch_statistics import batch_statistics as _reference
@@ -72,10 +72,14 @@ def batch_statistics(x: Tensor, *, backend: str | None = None) -> BatchStatistic
         BackendError: the backend asked for cannot run this call; the message says why.
     """
     Shapes(OP)("x", x, "B H W C")
-    refusals = {"triton": lambda: why_not_triton(OP, x), "torch": lambda: why_not_torch(OP, x)}
+    refusals = {
+        "triton": lambda: why_not_triton(OP, x),
+        "native": lambda: why_not_native(OP, x),
+        "torch": lambda: why_not_torch(OP, x),
+    }
     chosen = choose(OP, backend, x.device, refusals)
     x = x.detach()
-    if chosen == "triton" or (chosen == "torch" and runs_in_strips(x)):
+    if chosen in ("triton", "native") or (chosen == "torch" and runs_in_strips(x)):
         return BatchStatistics(*statistics(x.permute(0, 3, 1, 2), chosen))
     return BatchStatistics(*_reference(x))
 
@@ -83,6 +87,10 @@ def batch_statistics(x: Tensor, *, backend: str | None = None) -> BatchStatistic
 def _statistics(x: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     if backend == "torch":
         return identity.batch_statistics(x)
+    if backend == "native":
+        from msformer_fast.kernels.native.batch_statistics import batch_statistics as run
+
+        return run(x)
     from msformer_fast.kernels.batch_statistics import batch_statistics as launch
 
     return launch(x)

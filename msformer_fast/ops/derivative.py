@@ -14,6 +14,9 @@ from msformer_fast.ops.signature import TENSOR_OR_NONE, TENSORS, Function, Signa
 
 Values = dict[str, Any]
 
+#: Backends that let the expression stand in where a gradient is differentiated again; kernels on a GPU refuse.
+WITH_EXPRESSION = ("native", "torch")
+
 
 class Derivative:
     """What autograd calls for an op.
@@ -118,7 +121,8 @@ class Derivative:
             given[name] = list(islice(tensors, length))
 
         # This backward is itself recorded where create_graph=True asks for that, or torch.func.grad.
-        again = self.expression is not None and given["backend"] == "torch" and torch.is_grad_enabled()
+        twice = self.expression is not None and given["backend"] in WITH_EXPRESSION
+        again = twice and torch.is_grad_enabled()
         for (output, name), (shape, dtype) in zip(self.differentiable, likes, strict=True):
             missing = grads[output] is None and (again or self.signature.arguments[name] is Tensor)
             given[name] = arrived.new_zeros(shape, dtype=dtype) if missing else grads[output]

@@ -36,7 +36,7 @@ def register(
 
     Annotations become the schema. A parameter may be a named tuple: it is a few arguments of the registered op
     (:func:`msformer_fast.ops.signature.parameter`) and a named tuple again in every function. Forward and backward run
-    on the device of their tensors, with ``backend="torch"`` outside of autocast.
+    on the device of their tensors, those on the CPU outside of autocast.
 
     Args:
         op: name of the op.
@@ -52,7 +52,7 @@ def register(
         gradient_shapes: makes the results of ``backward`` empty; takes parameters of ``backward`` by name. By default
             they are contiguous, and as large as the tensors that they belong to.
         expression: the results by PyTorch's operators; takes parameters of ``forward`` by name. With
-            ``backend="torch"`` it stands in for ``backward`` where the gradient is to be differentiated again. Without
+            ``backend="torch"`` and ``"native"`` it stands in for ``backward`` where the gradient is to be differentiated again. Without
             it, and by the kernels, that is refused.
 
     Returns:
@@ -79,7 +79,8 @@ def _define(name: str, shown: str, signature: Signature, results: list[Any], bod
 
     def run(*arguments: Any) -> Any:
         tensor = arguments[first] if kinds[first] is Tensor else arguments[first][0]
-        around = without_autocast if backend is not None and arguments[backend] == "torch" else launching
+        on_card = backend is None or arguments[backend] == "triton"
+        around = launching if on_card else without_autocast
         with around(shown, tensor):
             return body(*signature.values(arguments))
 

@@ -41,7 +41,7 @@ class Op:
     other: tuple[Sizes, ...]
     differentiable: int = 1
     options: tuple[str, ...] = field(default=())
-    backends: tuple[str, ...] = ("triton", "torch")
+    backends: tuple[str, ...] = ("triton", "native", "torch")
     plain: tuple[str, ...] = ()
     of_rounded: tuple[int, ...] = ()
     luck: dict[str, float] = field(default_factory=dict)

@@ -2,7 +2,7 @@
 
 It holds for every backend beside the reference. Without a GPU the kernels run in Triton's interpreter on CPU tensors,
 mended and bounded (``tests/harness``); every access outside a tensor fails, and fresh memory and masked-off lanes hold
-NaN. The ``"torch"`` backend works in strips of very few rows here.
+NaN. The ``"torch"`` backend works in strips of very few rows here. ``"native"`` takes float32 alone, outside of autocast.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 PAIRS = [(op, backend) for op in OPS.values() for backend in op.backends]
 VARIANTS = [(op, backend, name) for op, backend in PAIRS for name in op.sizes]
+OTHER_DTYPES = [pair for pair in PAIRS if pair[1] != "native"]
 INTERPRETED = DEVICE == "cpu"
 LONG = ("efficient_attention", "guided_score_map", "mix_ffn")
 KERNELS = [op for op in OPS.values() if "triton" in op.backends]
@@ -45,6 +46,7 @@ every_op_in_seconds = pytest.mark.parametrize(
     ],
     ids=_name,
 )
+every_op_in_other_dtypes = pytest.mark.parametrize(("op", "backend"), OTHER_DTYPES, ids=_name)
 every_kernel = pytest.mark.parametrize("op", KERNELS, ids=_name)
 on_cpu = pytest.mark.skipif(DEVICE != "cpu", reason="float64 runs on kernels in the interpreter alone")
 
@@ -98,7 +100,7 @@ every_error = pytest.mark.parametrize(
     [
         pytest.param(dtype, *row, marks=[pytest.mark.slow] * _takes_long(*row, dtype))
         for row in VARIANTS
-        for dtype in DTYPES
+        for dtype in (DTYPES if row[:2] in OTHER_DTYPES else DTYPES[:1])
     ],
     ids=lambda value: str(value) if isinstance(value, torch.dtype) else _name(value),
 )
@@ -130,7 +132,11 @@ def test_error_is_no_larger_than_pytorchs(op: Op, backend: str, variant: str, dt
 @on_cpu
 @pytest.mark.parametrize(
     ("op", "backend", "variant"),
-    [pytest.param(*row, marks=[pytest.mark.slow] * (row[1] == "triton" and row[2] in row[0].slow)) for row in VARIANTS],
+    [
+        pytest.param(*row, marks=[pytest.mark.slow] * (row[1] == "triton" and row[2] in row[0].slow))
+        for row in VARIANTS
+        if row[:2] in OTHER_DTYPES
+    ],
     ids=_name,
 )
 def test_float64_equals_the_reference(op: Op, backend: str, variant: str) -> None:
@@ -166,6 +172,8 @@ def test_layer_norm_without_eps(op: Op) -> None:
 @on_cpu
 @every_op_in_seconds
 def test_gradcheck(op: Op, backend: str) -> None:
+    if (op, backend) not in OTHER_DTYPES:
+        pytest.skip("float32 alone")
     inputs = leaves(op.draw(op.tiny), torch.float64)
 
     def call(*values: Tensor) -> tuple[Tensor, ...]:
@@ -272,6 +280,9 @@ def test_two_runs_are_bitwise_equal(op: Op, backend: str) -> None:
     "dtype", [DTYPES[0], *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in DTYPES[1:])], ids=str
 )
 def test_strides_as_they_come(op: Op, backend: str, layout: str, dtype: torch.dtype) -> None:
+    if dtype != torch.float32 and (op, backend) not in OTHER_DTYPES:
+        pytest.skip("float32 alone")
+
     def strided(value: Tensor) -> Tensor:
         if layout == "every second":
             wide = torch.full([2 * size for size in value.shape], float("nan"), dtype=value.dtype, device=value.device)
@@ -314,7 +325,7 @@ def test_gradients_that_arrive_expanded_or_permuted(op: Op, backend: str, kind: 
         _assert_close(value, truth)
 
 
-@every_op
+@every_op_in_other_dtypes
 def test_autocast_casts_as_the_reference_does(op: Op, backend: str) -> None:
     """Dtypes always; the gradients' errors in most of nine draws, where bfloat16 leaves one draw to luck."""
 

@@ -1,0 +1,153 @@
+// Vectors as wide as the registers of the processor that is compiled for, and functions of their elements.
+//
+// The compiler's own vector types (GCC, Clang) serve every processor from one text. Rows of scratch memory are padded to
+// whole vectors; `Tail` reads and writes rows of tensors, which are not.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+constexpr int REGISTERS = 32;
+#elif defined(__AVX__)
+constexpr int LANES = 8;
+constexpr int REGISTERS = 16;
+#else
+constexpr int LANES = 4;
+#if defined(__aarch64__)
+constexpr int REGISTERS = 32;
+#else
+constexpr int REGISTERS = 16;
+#endif
+#endif
+
+#define INLINE inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+
+typedef float vec __attribute__((vector_size(LANES * 4)));
+typedef int32_t ints __attribute__((vector_size(LANES * 4)));
+typedef float loose_vec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+typedef int32_t loose_ints __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+
+static INLINE vec load(const float* p) { return *reinterpret_cast<const loose_vec*>(p); }
+static INLINE void store(float* p, vec x) { *reinterpret_cast<loose_vec*>(p) = x; }
+static INLINE vec all(float x) { return x - vec{}; }
+static INLINE vec zeros() { return vec{}; }
+
+// `n` rounded up to whole vectors.
+static INLINE int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
+
+// A NaN in x stays.
+static INLINE vec at_least(vec x, vec least) { return x < least ? least : x; }
+static INLINE vec at_most(vec x, vec most) { return x > most ? most : x; }
+static INLINE vec larger(vec a, vec b) { return a < b ? b : a; }
+
+// Lanes of the last vector of a row of `n` numbers.
+struct Tail {
+  int64_t whole;  // numbers in whole vectors
+  int rest;       // numbers in the vector behind them
+  ints mask;      // all bits set in the lanes that hold one of them
+
+  explicit Tail(int64_t n) : whole(n / LANES * LANES), rest(static_cast<int>(n - whole)) {
+    for (int lane = 0; lane < LANES; ++lane) mask[lane] = lane < rest ? -1 : 0;
+  }
+  // The other lanes are 0.
+  INLINE vec load(const float* p) const {
+#if defined(__AVX512F__) && defined(__GNUC__)
+    return reinterpret_cast<vec>(__builtin_ia32_loadups512_mask(p, vec{}, (1u << rest) - 1));
+#else
+    float lanes[LANES] __attribute__((aligned(64))) = {};
+    for (int lane = 0; lane < rest; ++lane) lanes[lane] = p[lane];
+    return ::load(lanes);
+#endif
+  }
+  INLINE void store(float* p, vec x) const {
+    float lanes[LANES] __attribute__((aligned(64)));
+    ::store(lanes, x);
+    for (int lane = 0; lane < rest; ++lane) p[lane] = lanes[lane];
+  }
+  INLINE vec only(vec x) const { return reinterpret_cast<vec>(reinterpret_cast<ints>(x) & mask); }
+};
+
+template <int N>
+struct Part {
+  typedef float type __attribute__((vector_size(N * 4), may_alias));
+};
+
+// Sum and maximum of the lanes, by halves.
+static INLINE float sum(vec x) {
+  const float* p = reinterpret_cast<const float*>(&x);
+#if defined(__AVX512F__)
+  typename Part<8>::type x8 = *reinterpret_cast<const Part<8>::type*>(p) + *reinterpret_cast<const Part<8>::type*>(p + 8);
+  p = reinterpret_cast<const float*>(&x8);
+#endif
+#if defined(__AVX__)
+  typename Part<4>::type x4 = *reinterpret_cast<const Part<4>::type*>(p) + *reinterpret_cast<const Part<4>::type*>(p + 4);
+#else
+  typename Part<4>::type x4 = *reinterpret_cast<const Part<4>::type*>(p);
+#endif
+  return (x4[0] + x4[2]) + (x4[1] + x4[3]);
+}
+
+static INLINE float max(vec x) {  // of numbers: a NaN may be lost
+  float lanes[LANES] __attribute__((aligned(64)));
+  store(lanes, x);
+  for (int half = LANES / 2; half; half /= 2)
+    for (int lane = 0; lane < half; ++lane) lanes[lane] = lanes[lane] < lanes[lane + half] ? lanes[lane + half] : lanes[lane];
+  return lanes[0];
+}
+
+// e^x within 2 units of the last place; 0 where that is below the least normal number; inf and NaN as usual.
+static INLINE vec exp(vec x) {
+  const vec bound = at_most(at_least(x, all(-87.33f)), all(88.73f));
+  const vec magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, in the low bits
+  const vec shifted = bound * 1.44269504f + magic;
+  const vec n = shifted - magic;
+  vec r = bound - n * 0.693359375f;  // log(2) in two parts
+  r = r + n * 2.12194440e-4f;
+
+  vec p = all(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + (r + 1.0f);
+
+  // 2^n in two factors, for n may be 128.
+  const ints whole = reinterpret_cast<ints>(shifted) - 0x4B400000;
+  const ints half = whole >> 1;
+  const vec first = reinterpret_cast<vec>((half + 127) << 23);
+  const vec second = reinterpret_cast<vec>((whole - half + 127) << 23);
+  const vec result = p * first * second;
+  return x < -87.33f ? zeros() : (x > 88.73f ? all(INFINITY) : result);
+}
+
+// erf(x) within a few units of the last place: a quotient of polynomials on [-4, 4], beyond which it is +-1.
+static INLINE vec erf(vec x) {
+  const vec b = at_most(at_least(x, all(-4.0f)), all(4.0f));
+  const vec s = b * b;
+
+  vec p = all(-2.72614225801306e-10f);
+  p = p * s + 2.77068142495902e-08f;
+  p = p * s - 2.10102402082508e-06f;
+  p = p * s - 5.69250639462346e-05f;
+  p = p * s - 7.34990630326855e-04f;
+  p = p * s - 2.95459980854025e-03f;
+  p = p * s - 1.60960333262415e-02f;
+
+  vec q = all(-1.45660718464996e-05f);
+  q = q * s - 2.13374055278905e-04f;
+  q = q * s - 1.68282697438203e-03f;
+  q = q * s - 7.37332916720468e-03f;
+  q = q * s - 1.42647390514189e-02f;
+
+  return b * p / q;
+}
+
+// Distribution function and density of the normal distribution: gelu(x) = x cdf(x), gelu'(x) = cdf(x) + x density(x).
+static INLINE vec normal_cdf(vec x) { return erf(x * 0.70710678f) * 0.5f + 0.5f; }
+static INLINE vec normal_density(vec x) { return exp(x * x * -0.5f) * 0.39894228f; }
