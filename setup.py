@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: the CPU kernels are compiled, once for each instruction set, where there is a compiler.
+"""What pyproject.toml cannot say: the CPU kernels are compiled, for each instruction set, where there is a compiler.
 
 ``MSFORMER_FAST_NATIVE=0`` leaves them out, which makes a wheel for every platform.
 """

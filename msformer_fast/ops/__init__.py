@@ -1,14 +1,15 @@
 """One public function an op: the documented, checked entry to every backend.
 
 ``backend`` of an op or a module says which code runs. ``None``, the default, takes the first of these that can run the
-call, on the CPU but ``"triton"``, elsewhere but ``"native"``; a name takes that one, or raises BackendError with the reason why it cannot.
+call, on the CPU without ``"triton"``, elsewhere without ``"native"``; a name takes that one, or raises BackendError with
+the reason why it cannot.
 
 ============= =========================== ========================================================================
 backend       package                     runs
 ============= =========================== ========================================================================
 "triton"      kernels                     on a CUDA or HIP device; on the CPU only in Triton's interpreter, for tests
-"native"      kernels.native              on the CPU, in float32: kernels in C++, compiled when the package is installed;
-                                          not under autocast and in torch.func
+"native"      kernels.native              on the CPU in float32: kernels in C++, compiled when the package is installed;
+                                          not under autocast, not in torch.func
 "torch"       identities                  anywhere: PyTorch's operators in an order that needs fewer of them. On the
                                           CPU over strips of rows that stay in the cache, with a backward of its own;
                                           elsewhere, under autocast and in torch.func PyTorch differentiates it

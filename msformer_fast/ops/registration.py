@@ -51,9 +51,9 @@ def register(
             list, of the gradients of a's tensors, then of b's; entries that are missing at its end are ``None``.
         gradient_shapes: makes the results of ``backward`` empty; takes parameters of ``backward`` by name. By default
             they are contiguous, and as large as the tensors that they belong to.
-        expression: the results by PyTorch's operators; takes parameters of ``forward`` by name. With
-            ``backend="torch"`` and ``"native"`` it stands in for ``backward`` where the gradient is to be differentiated again. Without
-            it, and by the kernels, that is refused.
+        expression: the results by PyTorch's operators; takes parameters of ``forward`` by name. On the CPU it stands in
+            for ``backward`` where the gradient is to be differentiated again. Without it, and by the kernels on a GPU,
+            that is refused.
 
     Returns:
         The registered op; takes the parameters of ``forward`` by position.

@@ -2,7 +2,7 @@
 
 It holds for every backend beside the reference. Without a GPU the kernels run in Triton's interpreter on CPU tensors,
 mended and bounded (``tests/harness``); every access outside a tensor fails, and fresh memory and masked-off lanes hold
-NaN. The ``"torch"`` backend works in strips of very few rows here. ``"native"`` takes float32 alone, outside of autocast.
+NaN. The ``"torch"`` backend works in strips of very few rows here. ``"native"`` takes float32 alone, and no autocast.
 """
 
 from __future__ import annotations
