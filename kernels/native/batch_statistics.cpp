@@ -59,7 +59,7 @@ void block_moments(const float* x, int64_t rows, int64_t channels, float* mean, 
 
 void batch_statistics(int64_t threads, const float* x, int64_t rows, int64_t channels, float* mean, float* var) {
   std::vector<Sums> parts(threads, Sums(channels));
-  parallel(static_cast<int>(threads), [&](int part) {
+  parallel(threads, [&](int64_t part) {
     Scratch block_mean(padded(channels)), block_squares(padded(channels));
     const int64_t first = rows * part / threads, last = rows * (part + 1) / threads;
     for (int64_t row = first; row < last; row += BLOCK) {

@@ -80,7 +80,7 @@ def _functions() -> dict[str, tuple[Any, dict[str, str]]]:
     text = re.sub(r"//.*", "", (FOLDER / "native.h").read_text(encoding="utf-8"))
     found = {}
     for name, listed in re.findall(r"\bvoid (\w+)\(([^)]*)\);", text):
-        kinds = {argument: kind for kind, argument in re.findall(r"([\w ]+?[\w*])\s+(\w+)\s*(?:,|$)", listed)}
+        kinds = {argument: kind.strip() for kind, argument in re.findall(r"([\w ]+?[\w*])\s+(\w+)\s*(?:,|$)", listed)}
         call = getattr(library, name)
         call.restype = None
         found[name] = call, kinds

@@ -15,5 +15,24 @@ void use_parallel(void* parallel);
 
 // Sums of pixels (rows, channels): mean and squares about it, channels doubles each; of `threads` parts.
 void batch_statistics(int64_t threads, const float* x, int64_t rows, int64_t channels, float* mean, float* var);
+
+// y of t (batch, height, width, channels); weights as the op's; biases and norms' weights may be null.
+void mix_ffn_forward(int64_t threads, const float* t, int64_t batch, int64_t height, int64_t width, int64_t channels,
+                     int64_t hidden, const float* fc1_weight, const float* fc1_bias, const float* depthwise_weight,
+                     const float* depthwise_bias, const float* fc2_weight, const float* fc2_bias,
+                     const float* norm_weight, const float* norm_bias, const float* inner_norm_weight,
+                     const float* inner_norm_bias, int64_t norm, int64_t inner_norm, int64_t inner_skip,
+                     int64_t residual, float eps, float* y);
+
+// Gradients of t and of every parameter; those of parameters may be null.
+void mix_ffn_backward(int64_t threads, const float* t, int64_t batch, int64_t height, int64_t width, int64_t channels,
+                      int64_t hidden, const float* fc1_weight, const float* fc1_bias, const float* depthwise_weight,
+                      const float* depthwise_bias, const float* fc2_weight, const float* fc2_bias,
+                      const float* norm_weight, const float* norm_bias, const float* inner_norm_weight,
+                      const float* inner_norm_bias, int64_t norm, int64_t inner_norm, int64_t inner_skip,
+                      int64_t residual, float eps, const float* grad_y, float* d_t, float* d_fc1_weight,
+                      float* d_fc1_bias, float* d_depthwise_weight, float* d_depthwise_bias, float* d_fc2_weight,
+                      float* d_fc2_bias, float* d_norm_weight, float* d_norm_bias, float* d_inner_norm_weight,
+                      float* d_inner_norm_bias);
 }
 #pragma GCC visibility pop

@@ -14,24 +14,31 @@ extern Parallel pytorch_parallel;
 // body(part) for every part in [0, parts), each on whichever thread is free. What a part computes depends on its number
 // alone, so two runs with as many parts are equal.
 template <typename Body>
-static void parallel(int parts, const Body& body) {
+static void parallel(int64_t threads, int64_t parts, const Body& body) {
   struct Shared {
     const Body& body;
-    std::atomic<int> next;
-    int parts;
+    std::atomic<int64_t> next;
+    int64_t parts;
     void run() {
-      for (int part = next++; part < parts; part = next++) body(part);
+      for (int64_t part = next++; part < parts; part = next++) body(part);
     }
   } shared{body, {0}, parts};
 
-  if (parts <= 1) {
+  threads = threads < parts ? threads : parts;
+  if (threads <= 1) {
     shared.run();
   } else if (pytorch_parallel) {
-    pytorch_parallel([](void* data) { static_cast<Shared*>(data)->run(); }, &shared, static_cast<unsigned>(parts), 0);
+    pytorch_parallel([](void* data) { static_cast<Shared*>(data)->run(); }, &shared, static_cast<unsigned>(threads), 0);
   } else {
     std::vector<std::thread> others;
-    for (int thread = 1; thread < parts; ++thread) others.emplace_back([&shared] { shared.run(); });
+    for (int64_t thread = 1; thread < threads; ++thread) others.emplace_back([&shared] { shared.run(); });
     shared.run();
     for (std::thread& thread : others) thread.join();
   }
+}
+
+// A part for every thread.
+template <typename Body>
+static void parallel(int64_t threads, const Body& body) {
+  parallel(threads, threads, body);
 }

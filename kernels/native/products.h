@@ -65,16 +65,16 @@ class Packed {
   Scratch memory_;
 };
 
-enum class Start { zero, bias, sum };  // c begins as 0, as a row of numbers, as what it is
+// What c begins as: 0; a row of numbers; what it is, to which the product is added when it is whole, so that a sum of
+// many products rounds like a sum of few numbers.
+enum class Start { zero, bias, sum };
 
 template <int ROWS, int VECTORS, Start START>
 static INLINE void tile(int64_t depth, Left a, const float* b, int64_t b_row, float* c, int64_t c_row, const float* bias) {
   vec sums[ROWS][VECTORS];
   UNROLL for (int i = 0; i < ROWS; ++i) {
     UNROLL for (int j = 0; j < VECTORS; ++j) {
-      if (START == Start::sum) sums[i][j] = load(c + i * c_row + j * LANES);
-      if (START == Start::bias) sums[i][j] = load(bias + j * LANES);
-      if (START == Start::zero) sums[i][j] = zeros();
+      sums[i][j] = START == Start::bias ? load(bias + j * LANES) : zeros();
     }
   }
   for (int64_t k = 0; k < depth; ++k) {
@@ -85,8 +85,12 @@ static INLINE void tile(int64_t depth, Left a, const float* b, int64_t b_row, fl
       UNROLL for (int j = 0; j < VECTORS; ++j) sums[i][j] += factor * row[j];
     }
   }
-  UNROLL for (int i = 0; i < ROWS; ++i)
-    UNROLL for (int j = 0; j < VECTORS; ++j) store(c + i * c_row + j * LANES, sums[i][j]);
+  UNROLL for (int i = 0; i < ROWS; ++i) {
+    UNROLL for (int j = 0; j < VECTORS; ++j) {
+      float* to = c + i * c_row + j * LANES;
+      store(to, START == Start::sum ? load(to) + sums[i][j] : sums[i][j]);
+    }
+  }
 }
 
 template <int VECTORS, Start START>

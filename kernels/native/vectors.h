@@ -9,6 +9,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__AVX__)
+#include <immintrin.h>  // for loads and stores of a few lanes; all else is the compiler's own
+#endif
+
 #if defined(__AVX512F__)
 constexpr int LANES = 16;
 constexpr int REGISTERS = 32;
@@ -54,20 +58,27 @@ struct Tail {
   explicit Tail(int64_t n) : whole(n / LANES * LANES), rest(static_cast<int>(n - whole)) {
     for (int lane = 0; lane < LANES; ++lane) mask[lane] = lane < rest ? -1 : 0;
   }
-  // The other lanes are 0.
+  // The other lanes are 0, and their memory is not read.
   INLINE vec load(const float* p) const {
-#if defined(__AVX512F__) && defined(__GNUC__)
-    return reinterpret_cast<vec>(__builtin_ia32_loadups512_mask(p, vec{}, (1u << rest) - 1));
+#if defined(__AVX512F__)
+    return reinterpret_cast<vec>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << rest) - 1), p));
+#elif defined(__AVX__)
+    return reinterpret_cast<vec>(_mm256_maskload_ps(p, reinterpret_cast<__m256i>(mask)));
 #else
-    float lanes[LANES] __attribute__((aligned(64))) = {};
+    float lanes[LANES] = {};
     for (int lane = 0; lane < rest; ++lane) lanes[lane] = p[lane];
     return ::load(lanes);
 #endif
   }
+  // The memory of the other lanes stays.
   INLINE void store(float* p, vec x) const {
-    float lanes[LANES] __attribute__((aligned(64)));
-    ::store(lanes, x);
-    for (int lane = 0; lane < rest; ++lane) p[lane] = lanes[lane];
+#if defined(__AVX512F__)
+    _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << rest) - 1), reinterpret_cast<__m512>(x));
+#elif defined(__AVX__)
+    _mm256_maskstore_ps(p, reinterpret_cast<__m256i>(mask), reinterpret_cast<__m256>(x));
+#else
+    for (int lane = 0; lane < rest; ++lane) p[lane] = x[lane];
+#endif
   }
   INLINE vec only(vec x) const { return reinterpret_cast<vec>(reinterpret_cast<ints>(x) & mask); }
 };

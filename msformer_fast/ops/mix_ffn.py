@@ -12,7 +12,7 @@ from msformer_fast.errors import InputError
 from msformer_fast.identities import mix_ffn as identity
 from msformer_fast.identities.mix_ffn import Options, Parameters
 from msformer_fast.limits import MIX_FFN_CHANNELS, MIX_FFN_HIDDEN, MIX_FFN_ROW
-from msformer_fast.ops.backend import choose, over_limit, runs_in_strips, why_not_torch, why_not_triton
+from msformer_fast.ops.backend import choose, over_limit, runs_in_strips, why_not_native, why_not_torch, why_not_triton
 from msformer_fast.ops.batch_norm import batch_statistics
 from msformer_fast.ops.memory import check_memory, is_kept, lean, will_be_differentiated
 from msformer_fast.ops.precision import autocast_dtype, cast_product, input_precision
@@ -71,8 +71,9 @@ def mix_ffn(
         memory: ``"fast"`` keeps the hidden activations ``u`` for the backward, ``"lean"`` recomputes them there. The
             kernels' ``"lean"`` holds ``u`` and its gradient a strip of rows at a time, where one of them is larger than
             24 MB. What ``"fast"`` keeps: the kernels ``u`` in the products' dtype, and two numbers a pixel; ``"torch"``
-            ``u``, but nothing for 16-bit ``t``, as its strips are in float32. The reference always keeps all.
-        backend: ``"triton"``, ``"torch"``, ``"reference"`` or ``None`` for the fastest that can run.
+            ``u``, but nothing for 16-bit ``t``, as its strips are in float32. ``"native"`` never has a map of width D and
+            keeps nothing either way; the reference always keeps all.
+        backend: ``"triton"``, ``"native"``, ``"torch"``, ``"reference"`` or ``None`` for the fastest that can run.
 
     Returns:
         ``y`` (B, H, W, C).
@@ -135,7 +136,11 @@ def _run(
     """The result, and its mean and variance (2, C) where they are asked for."""
     _check(t, p, options)
     check_memory(OP, memory)
-    refusals = {"triton": lambda: _why_not_triton(t, p), "torch": lambda: why_not_torch(OP, t, *p)}
+    refusals = {
+        "triton": lambda: _why_not_triton(t, p),
+        "native": lambda: why_not_native(OP, t, *p),
+        "torch": lambda: why_not_torch(OP, t, *p),
+    }
     chosen = choose(OP, backend, t.device, refusals)
     if chosen == "triton":
         p = p._replace(**{name: cast_product(getattr(p, name)) for name in _OPERANDS})
@@ -144,6 +149,8 @@ def _run(
         return y, mean_var
     if chosen == "reference":
         y = _reference(t, *p, *options)
+    elif chosen == "native":
+        y = _registered(t, p, options, False, False, False, chosen)[0]
     elif not runs_in_strips(t):
         y = lean(memory, identity.mix_ffn, t, p, options)
     else:
@@ -192,6 +199,10 @@ def _forward(
     if backend == "torch":
         y, hidden = identity.mix_ffn_forward(t, parameters, options, keep)
         return y, hidden, hidden.new_empty(0), hidden.new_empty(0)
+    if backend == "native":
+        from msformer_fast.kernels.native import mix_ffn as native
+
+        return native.mix_ffn_forward(t, parameters, options), *(t.new_empty(0) for _ in range(3))
     from msformer_fast.kernels.mix_ffn import mix_ffn_forward
 
     precision, strip = input_precision(parameters.fc1_weight.dtype), _strip(t, parameters) if lean else None
@@ -203,6 +214,10 @@ def _backward(
 ) -> tuple[Tensor, Parameters]:
     if backend == "torch":
         return identity.mix_ffn_backward(grad_y, t, parameters, options, hidden)
+    if backend == "native":
+        from msformer_fast.kernels.native import mix_ffn as native
+
+        return native.mix_ffn_backward(grad_y, t, parameters, options)
     from msformer_fast.kernels.mix_ffn import mix_ffn_backward
 
     precision, strip = input_precision(parameters.fc1_weight.dtype), _strip(t, parameters)
@@ -221,7 +236,7 @@ def _shapes(
 ) -> tuple[Tensor, ...]:
     (batch, height, width, channels), sums = t.shape, sum_dtype(t.dtype)
     hidden, product = parameters.fc1_weight.shape[0], parameters.fc1_weight.dtype
-    if backend == "torch":
+    if backend != "triton":
         kept = (batch, height + 2, width, hidden) if keep else 0
         return contiguous_like(t), *(t.new_empty(shape, dtype=sums) for shape in (kept, 0, 0))
     return (

@@ -1,0 +1,400 @@
+// Mix-FFN, forward and backward. With D hidden channels and w the nine taps of a channel, the skip among them
+//
+//   u = LayerNorm(t) W1^T + b1         v = sum_k w_k u(pixel + offset_k) + b
+//   a = gelu(LayerNorm(v))             y = t + a W2^T + b2
+//
+//   da = dy W2        dv = through the gelu and the norm        du = sum_k w_k dv(pixel - offset_k)
+//   dt = dy + through the norm (du W1)
+//   dW2 = dy^T a      dw_k = sum over pixels of dv u(pixel + offset_k)      dW1 = du^T LayerNorm(t)
+//
+// A part walks down a tile of columns and holds three rows of u (and of dv) in the second-level cache, so nothing of
+// width D is ever in memory; columns beside the tile are computed again. Sums over pixels: of a row of the tile first,
+// then of the part, then of all parts in their order.
+#include "native.h"
+#include "norms.h"
+#include "parallel.h"
+#include "products.h"
+
+namespace {
+
+constexpr int64_t CACHE = 160 * 1024;  // numbers that a part keeps in the second-level cache
+constexpr int64_t SHORT = 8;           // fewest rows of a tile that are worth a part: two or three are computed again
+constexpr int64_t BLOCK = 16;          // pixels whose hidden activations pass through the norm while in the first level
+
+// A row of `n` numbers in whole vectors; of `fill` where there are none.
+struct Row {
+  Scratch numbers;
+  Row(const float* p, int64_t n, float fill) : numbers(padded(n)) {
+    for (int64_t j = 0; j < n; ++j) numbers[j] = p ? p[j] : fill;
+  }
+  operator float*() const { return numbers; }
+};
+
+struct Call {
+  const float* t;
+  int64_t batch, height, width, channels, hidden;
+  bool norm, inner_norm, residual;
+  float eps;
+  int64_t c_row, d_row;  // channels and hidden channels in whole vectors
+  Row norm_weight, norm_bias, fc1_bias, depthwise_bias, inner_weight, inner_bias, fc2_bias;
+  Scratch taps;  // [9, d_row], the skip in the middle
+  Packed fc1;    // (C, D)
+
+  Call(const float* t, int64_t batch, int64_t height, int64_t width, int64_t channels, int64_t hidden,
+       const float* fc1_weight, const float* fc1_bias, const float* depthwise_weight, const float* depthwise_bias,
+       const float* fc2_bias, const float* norm_weight, const float* norm_bias, const float* inner_norm_weight,
+       const float* inner_norm_bias, bool norm, bool inner_norm, bool inner_skip, bool residual, float eps)
+      : t(t), batch(batch), height(height), width(width), channels(channels), hidden(hidden), norm(norm),
+        inner_norm(inner_norm), residual(residual), eps(eps), c_row(padded(channels)), d_row(padded(hidden)),
+        norm_weight(norm_weight, channels, 1.0f), norm_bias(norm_bias, channels, 0.0f), fc1_bias(fc1_bias, hidden, 0.0f),
+        depthwise_bias(depthwise_bias, hidden, 0.0f), inner_weight(inner_norm_weight, hidden, 1.0f),
+        inner_bias(inner_norm_bias, hidden, 0.0f), fc2_bias(fc2_bias, channels, 0.0f), taps(9 * d_row),
+        fc1(fc1_weight, channels, hidden, 1, channels) {
+    for (int64_t d = 0; d < hidden; ++d)
+      for (int tap = 0; tap < 9; ++tap)
+        taps[tap * d_row + d] = depthwise_weight[d * 9 + tap] + (inner_skip && tap == 4 ? 1.0f : 0.0f);
+  }
+
+  const float* token(int64_t image, int64_t row, int64_t column) const {
+    return t + ((image * height + row) * width + column) * channels;
+  }
+};
+
+// Tiles of columns, and the rows of all tiles of all images dealt to parts.
+struct Tiles {
+  int64_t height, width, count, rows;
+  int64_t parts;
+
+  Tiles(const Call& call, int64_t rows_held, int64_t threads)
+      : height(call.height), width(call.width),
+        count((width + widest(call, rows_held) - 1) / widest(call, rows_held)),
+        rows(call.batch * count * height),
+        parts(std::max<int64_t>(1, std::min(threads, rows / SHORT))) {}
+
+  static int64_t widest(const Call& call, int64_t rows_held) {
+    return std::max<int64_t>(8, CACHE / (rows_held * call.d_row));
+  }
+  int64_t widest() const { return (width + count - 1) / count; }
+
+  // walk(image, first column, last column, first row, last row) for what a part has.
+  template <typename Walk>
+  void of(int64_t part, const Walk& walk) const {
+    int64_t at = rows * part / parts;
+    const int64_t end = rows * (part + 1) / parts;
+    while (at < end) {
+      const int64_t tile = at / height % count, row = at % height;
+      const int64_t some = std::min(height - row, end - at);
+      walk(at / height / count, tile * width / count, (tile + 1) * width / count, row, row + some);
+      at += some;
+    }
+  }
+};
+
+// Three rows of a map of width D, by their number in the image; zeros beyond the image.
+struct Ring {
+  int64_t row;
+  Scratch numbers;
+  Ring(int64_t columns, int64_t d_row) : row(columns * d_row), numbers(3 * row) {}
+  float* at(int64_t y) const { return numbers + (y + 3) % 3 * row; }
+  void clear(int64_t y) const { std::memset(at(y), 0, row * sizeof(float)); }
+  void clear() const { std::memset(numbers, 0, 3 * row * sizeof(float)); }
+};
+
+// Sums of products of three taps a row: out[x] = start + sum_k w_k rows_k[x + offset_k], from column 0 of rows, for
+// pixels [0, n).
+void convolve(const float* above, const float* here, const float* below, int64_t n, const Call& call, bool flipped,
+              const float* start, float* out) {
+  const int64_t row = call.d_row;
+  for (int64_t d = 0; d < row; d += LANES) {
+    vec w[9];
+    UNROLL for (int tap = 0; tap < 9; ++tap) w[tap] = load(call.taps + (flipped ? 8 - tap : tap) * row + d);
+    const vec begin = start ? load(start + d) : zeros();
+    const float *p = above + d, *q = here + d, *r = below + d;
+
+    vec p0 = load(p), p1 = load(p + row), q0 = load(q), q1 = load(q + row), r0 = load(r), r1 = load(r + row);
+    for (int64_t x = 0; x < n; ++x) {
+      const int64_t next = (x + 2) * row;
+      const vec p2 = load(p + next), q2 = load(q + next), r2 = load(r + next);
+
+      const vec first = begin + p0 * w[0] + p1 * w[1] + p2 * w[2];  // three chains: no multiply-add waits for all others
+      const vec second = q0 * w[3] + q1 * w[4] + q2 * w[5];
+      const vec third = r0 * w[6] + r1 * w[7] + r2 * w[8];
+      store(out + x * row + d, first + (second + third));
+
+      p0 = p1, p1 = p2, q0 = q1, q1 = q2, r0 = r1, r1 = r2;
+    }
+  }
+}
+
+// d_taps [9, d_row] and d_bias [d_row] of n pixels with gradients dv.
+void add_tap_gradients(const float* above, const float* here, const float* below, const float* dv, int64_t n,
+                       int64_t row, float* d_taps, float* d_bias) {
+  for (int64_t d = 0; d < row; d += LANES) {
+    vec w[9] = {}, bias = zeros();
+    const float *p = above + d, *q = here + d, *r = below + d;
+
+    vec p0 = load(p), p1 = load(p + row), q0 = load(q), q1 = load(q + row), r0 = load(r), r1 = load(r + row);
+    for (int64_t x = 0; x < n; ++x) {
+      const int64_t next = (x + 2) * row;
+      const vec p2 = load(p + next), q2 = load(q + next), r2 = load(r + next), slope = load(dv + x * row + d);
+
+      bias += slope;
+      w[0] += p0 * slope, w[1] += p1 * slope, w[2] += p2 * slope;
+      w[3] += q0 * slope, w[4] += q1 * slope, w[5] += q2 * slope;
+      w[6] += r0 * slope, w[7] += r1 * slope, w[8] += r2 * slope;
+
+      p0 = p1, p1 = p2, q0 = q1, q1 = q2, r0 = r1, r1 = r2;
+    }
+    UNROLL for (int tap = 0; tap < 9; ++tap) store(d_taps + tap * row + d, load(d_taps + tap * row + d) + w[tap]);
+    store(d_bias + d, load(d_bias + d) + bias);
+  }
+}
+
+// a = gelu(LayerNorm(v)) of n pixels.
+void norm_and_gelu(const float* v, int64_t n, const Call& call, float* a) {
+  const int64_t row = call.d_row;
+  const Tail tail(call.hidden);
+  for (int64_t x = 0; x < n; ++x, v += row, a += row) {
+    const Moments m = call.inner_norm ? moments(v, call.hidden, tail, call.eps) : Moments{0.0f, 1.0f};
+    for (int64_t d = 0; d < row; d += LANES) {
+      const vec z = (load(v + d) - m.mean) * m.rstd * load(call.inner_weight + d) + load(call.inner_bias + d);
+      store(a + d, z * normal_cdf(z));
+    }
+  }
+}
+
+// a again, and dv from da, of n pixels; with sums also those of the norm's parameters. normed, dn: scratch of a row.
+void norm_and_gelu_backward(const float* v, const float* da, int64_t n, const Call& call, float* normed, float* dn,
+                            float* a, float* dv, float* d_weight, float* d_bias) {
+  const int64_t row = call.d_row;
+  const Tail tail(call.hidden);
+  const float share = 1.0f / static_cast<float>(call.hidden);
+  for (int64_t x = 0; x < n; ++x, v += row, da += row, a += row, dv += row) {
+    const Moments m = call.inner_norm ? moments(v, call.hidden, tail, call.eps) : Moments{0.0f, 1.0f};
+    vec total = zeros(), product = zeros();
+    for (int64_t d = 0; d < row; d += LANES) {
+      const vec h = (load(v + d) - m.mean) * m.rstd, weight = load(call.inner_weight + d);
+      const vec z = h * weight + load(call.inner_bias + d);
+      const vec cdf = normal_cdf(z);
+      store(a + d, z * cdf);
+
+      const vec dz = load(da + d) * (z * normal_density(z) + cdf);
+      if (d_weight) {
+        store(d_weight + d, load(d_weight + d) + dz * h);
+        store(d_bias + d, load(d_bias + d) + dz);
+      }
+      const vec slope = dz * weight;
+      store(normed + d, h);
+      store(dn + d, slope);
+      total += slope;  // 0 in lanes beyond D, where the weight is 0
+      product += slope * h;
+    }
+    const float mean = call.inner_norm ? sum(total) * share : 0.0f;
+    const float mean_product = call.inner_norm ? sum(product) * share : 0.0f;
+    for (int64_t d = 0; d < row; d += LANES)
+      store(dv + d, (load(dn + d) - mean - load(normed + d) * mean_product) * m.rstd);
+    if (tail.rest) store(dv + tail.whole, tail.only(load(dv + tail.whole)));
+  }
+}
+
+// LayerNorm(t), then u of columns [first, last) of a row.
+void hidden_row(const Call& call, int64_t image, int64_t y, int64_t first, int64_t last, float* tokens, float* u) {
+  layer_norm(call.token(image, y, first), call.channels, last - first, call.channels, call.norm, call.norm_weight,
+             call.norm_bias, call.eps, tokens, call.c_row);
+  product_plus(last - first, call.hidden, call.channels, {tokens, call.c_row, 1}, call.fc1, call.fc1_bias, u, call.d_row);
+}
+
+void add_rows(const float* x, int64_t x_row, int64_t rows, int64_t n, float* sums) {
+  for (int64_t row = 0; row < rows; ++row, x += x_row)
+    for (int64_t j = 0; j < n; ++j) sums[j] += x[j];
+}
+
+}  // namespace
+
+void mix_ffn_forward(int64_t threads, const float* t, int64_t batch, int64_t height, int64_t width, int64_t channels,
+                     int64_t hidden, const float* fc1_weight, const float* fc1_bias, const float* depthwise_weight,
+                     const float* depthwise_bias, const float* fc2_weight, const float* fc2_bias,
+                     const float* norm_weight, const float* norm_bias, const float* inner_norm_weight,
+                     const float* inner_norm_bias, int64_t norm, int64_t inner_norm, int64_t inner_skip,
+                     int64_t residual, float eps, float* y) {
+  const Call call(t, batch, height, width, channels, hidden, fc1_weight, fc1_bias, depthwise_weight, depthwise_bias,
+                  fc2_bias, norm_weight, norm_bias, inner_norm_weight, inner_norm_bias, norm, inner_norm, inner_skip,
+                  residual, eps);
+  const Packed fc2(fc2_weight, hidden, channels, 1, hidden);  // (D, C)
+  const Tiles tiles(call, 4, threads);
+  const int64_t c_row = call.c_row, d_row = call.d_row, widest = tiles.widest();
+
+  parallel(tiles.parts, [&](int64_t part) {
+    const Ring u(widest + 2, d_row);
+    const Scratch tokens((widest + 2) * c_row), v(BLOCK * d_row), a(widest * d_row), out(widest * c_row);
+
+    tiles.of(part, [&](int64_t image, int64_t left, int64_t right, int64_t first, int64_t last) {
+      const int64_t from = std::max<int64_t>(left - 1, 0), to = std::min(right + 1, width), columns = right - left;
+      u.clear();
+      const auto make = [&](int64_t row) {  // column x of the image is column x - left + 1 of the ring
+        if (row < 0 || row >= height) return u.clear(row);
+        hidden_row(call, image, row, from, to, tokens, u.at(row) + (from - left + 1) * d_row);
+      };
+      make(first - 1);
+      make(first);
+
+      for (int64_t row = first; row < last; ++row) {
+        make(row + 1);
+        for (int64_t x = 0; x < columns; x += BLOCK) {
+          const int64_t n = std::min(BLOCK, columns - x), at = x * d_row;
+          convolve(u.at(row - 1) + at, u.at(row) + at, u.at(row + 1) + at, n, call, false, call.depthwise_bias, v);
+          norm_and_gelu(v, n, call, a + at);
+        }
+        product_plus(columns, channels, hidden, {a, d_row, 1}, fc2, call.fc2_bias, out, c_row);
+
+        const float* tokens_in = call.token(image, row, left);
+        float* to_y = y + (tokens_in - t);
+        for (int64_t x = 0; x < columns; ++x)
+          for (int64_t c = 0; c < channels; ++c)
+            to_y[x * channels + c] = out[x * c_row + c] + (residual ? tokens_in[x * channels + c] : 0.0f);
+      }
+    });
+  });
+}
+
+namespace {
+
+// Sums of a part (or of all) over pixels, one behind the other; weights as (9, D) and (C, D).
+struct Sums {
+  int64_t c_row, d_row, matrix, size;
+  explicit Sums(const Call& call)
+      : c_row(call.c_row), d_row(call.d_row), matrix(call.channels * d_row), size(2 * matrix + 13 * d_row + 3 * c_row) {}
+
+  float* fc1(float* p) const { return p; }
+  float* fc2(float* p) const { return p + matrix; }
+  float* taps(float* p) const { return p + 2 * matrix; }
+  float* depthwise_bias(float* p) const { return taps(p) + 9 * d_row; }
+  float* fc1_bias(float* p) const { return taps(p) + 10 * d_row; }
+  float* inner_weight(float* p) const { return taps(p) + 11 * d_row; }
+  float* inner_bias(float* p) const { return taps(p) + 12 * d_row; }
+  float* fc2_bias(float* p) const { return taps(p) + 13 * d_row; }
+  float* norm_weight(float* p) const { return fc2_bias(p) + c_row; }
+  float* norm_bias(float* p) const { return fc2_bias(p) + 2 * c_row; }
+};
+
+void copy(const float* from, int64_t n, float* to) {
+  if (to) std::memcpy(to, from, n * sizeof(float));
+}
+
+}  // namespace
+
+void mix_ffn_backward(int64_t threads, const float* t, int64_t batch, int64_t height, int64_t width, int64_t channels,
+                      int64_t hidden, const float* fc1_weight, const float* fc1_bias, const float* depthwise_weight,
+                      const float* depthwise_bias, const float* fc2_weight, const float* fc2_bias,
+                      const float* norm_weight, const float* norm_bias, const float* inner_norm_weight,
+                      const float* inner_norm_bias, int64_t norm, int64_t inner_norm, int64_t inner_skip,
+                      int64_t residual, float eps, const float* grad_y, float* d_t, float* d_fc1_weight,
+                      float* d_fc1_bias, float* d_depthwise_weight, float* d_depthwise_bias, float* d_fc2_weight,
+                      float* d_fc2_bias, float* d_norm_weight, float* d_norm_bias, float* d_inner_norm_weight,
+                      float* d_inner_norm_bias) {
+  const Call call(t, batch, height, width, channels, hidden, fc1_weight, fc1_bias, depthwise_weight, depthwise_bias,
+                  fc2_bias, norm_weight, norm_bias, inner_norm_weight, inner_norm_bias, norm, inner_norm, inner_skip,
+                  residual, eps);
+  const Packed fc2_back(fc2_weight, channels, hidden, hidden, 1);    // (C, D)
+  const Packed fc1_back(fc1_weight, hidden, channels, channels, 1);  // (D, C)
+  const Tiles tiles(call, 8, threads);
+  const Sums at(call);
+  const int64_t c_row = call.c_row, d_row = call.d_row, widest = tiles.widest();
+  const Scratch partial(tiles.parts * at.size);
+
+  parallel(tiles.parts, [&](int64_t part) {
+    float* sums = partial + part * at.size;
+    const Ring u(widest + 4, d_row), dv(widest + 2, d_row);
+    const Scratch tokens((widest + 4) * c_row), a((widest + 2) * d_row), da((widest + 2) * d_row);
+    const Scratch v(BLOCK * d_row), normed(d_row), dn(d_row), row_sums(2 * d_row + 2 * c_row), d_tokens(widest * c_row);
+    float *row_inner = row_sums, *row_norm = row_inner + 2 * d_row;
+
+    tiles.of(part, [&](int64_t image, int64_t left, int64_t right, int64_t first, int64_t last) {
+      const int64_t columns = right - left;
+      const int64_t u_from = std::max<int64_t>(left - 2, 0), u_to = std::min(right + 2, width);
+      const int64_t v_from = std::max<int64_t>(left - 1, 0), v_to = std::min(right + 1, width);
+      u.clear();
+      dv.clear();
+
+      const auto make_u = [&](int64_t row) {  // column x of the image is column x - left + 2 of the ring
+        if (row < 0 || row >= height) return u.clear(row);
+        hidden_row(call, image, row, u_from, u_to, tokens, u.at(row) + (u_from - left + 2) * d_row);
+      };
+
+      // dv of a row from u of three; column x is column x - left + 1 of dv, a and da. Sums take a pixel once, where
+      // it belongs to the tile.
+      const auto make_dv = [&](int64_t row) {
+        if (row < 0 || row >= height) return dv.clear(row);
+        const float* grad = grad_y + (call.token(image, row, 0) - t);
+        product(v_to - v_from, hidden, channels, {grad + v_from * channels, channels, 1}, fc2_back,
+                da + (v_from - left + 1) * d_row, d_row);
+
+        const bool own = row >= first && row < last;
+        const auto some = [&](int64_t x, int64_t end, bool add) {
+          for (; x < end; x += BLOCK) {
+            const int64_t n = std::min(BLOCK, end - x), here = x * d_row;
+            convolve(u.at(row - 1) + here, u.at(row) + here, u.at(row + 1) + here, n, call, false, call.depthwise_bias, v);
+            norm_and_gelu_backward(v, da + here, n, call, normed, dn, a + here, dv.at(row) + here,
+                                   add ? row_inner : nullptr, add ? row_inner + d_row : nullptr);
+          }
+        };
+        std::memset(row_inner, 0, 2 * d_row * sizeof(float));
+        some(v_from - left + 1, 1, false);
+        some(1, 1 + columns, own);
+        some(1 + columns, v_to - left + 1, false);
+        if (!own) return;
+
+        add_rows(row_inner, 0, 1, 2 * d_row, at.inner_weight(sums));
+        const float* own_grad = grad + left * channels;
+        add_product(channels, hidden, columns, {own_grad, 1, channels}, {a + d_row, d_row}, at.fc2(sums), d_row);
+        std::memset(row_norm, 0, c_row * sizeof(float));
+        add_rows(own_grad, channels, columns, channels, row_norm);
+        add_rows(row_norm, 0, 1, channels, at.fc2_bias(sums));
+        add_tap_gradients(u.at(row - 1) + d_row, u.at(row) + d_row, u.at(row + 1) + d_row, dv.at(row) + d_row, columns,
+                          d_row, at.taps(sums), at.depthwise_bias(sums));
+      };
+
+      // dt of a row from dv of three. du takes the place of da.
+      const auto make_dt = [&](int64_t row) {
+        const float* du = da;
+        convolve(dv.at(row - 1), dv.at(row), dv.at(row + 1), columns, call, true, nullptr, da);
+        std::memset(row_inner, 0, d_row * sizeof(float));
+        add_rows(du, d_row, columns, d_row, row_inner);
+        add_rows(row_inner, 0, 1, d_row, at.fc1_bias(sums));
+
+        const float* tokens_in = call.token(image, row, left);
+        layer_norm(tokens_in, channels, columns, channels, norm, call.norm_weight, call.norm_bias, eps, tokens, c_row);
+        add_product(channels, hidden, columns, {tokens, 1, c_row}, {du, d_row}, at.fc1(sums), d_row);
+
+        product(columns, channels, hidden, {du, d_row, 1}, fc1_back, d_tokens, c_row);
+        std::memset(row_norm, 0, 2 * c_row * sizeof(float));
+        layer_norm_backward(tokens_in, channels, d_tokens, c_row, columns, channels, norm, call.norm_weight, eps,
+                            residual ? grad_y + (tokens_in - t) : nullptr, d_t + (tokens_in - t), row_norm,
+                            row_norm + c_row);
+        add_rows(row_norm, 0, 1, 2 * c_row, at.norm_weight(sums));
+      };
+
+      make_u(first - 2);
+      make_u(first - 1);
+      for (int64_t row = first - 1; row <= last; ++row) {
+        make_u(row + 1);
+        make_dv(row);
+        if (row > first) make_dt(row - 1);
+      }
+    });
+  });
+
+  for (int64_t part = 1; part < tiles.parts; ++part) add_rows(partial + part * at.size, 0, 1, at.size, partial);
+  for (int64_t d = 0; d < hidden; ++d) {
+    for (int64_t c = 0; c < channels; ++c) d_fc1_weight[d * channels + c] = at.fc1(partial)[c * d_row + d];
+    for (int tap = 0; tap < 9; ++tap) d_depthwise_weight[d * 9 + tap] = at.taps(partial)[tap * d_row + d];
+  }
+  for (int64_t c = 0; c < channels; ++c) copy(at.fc2(partial) + c * d_row, hidden, d_fc2_weight + c * hidden);
+  copy(at.fc1_bias(partial), hidden, d_fc1_bias);
+  copy(at.depthwise_bias(partial), hidden, d_depthwise_bias);
+  copy(at.fc2_bias(partial), channels, d_fc2_bias);
+  copy(at.norm_weight(partial), channels, d_norm_weight);
+  copy(at.norm_bias(partial), channels, d_norm_bias);
+  copy(at.inner_weight(partial), hidden, d_inner_norm_weight);
+  copy(at.inner_bias(partial), hidden, d_inner_norm_bias);
+}
