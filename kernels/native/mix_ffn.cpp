@@ -14,21 +14,13 @@
 #include "norms.h"
 #include "parallel.h"
 #include "products.h"
+#include "rows.h"
 
 namespace {
 
 constexpr int64_t CACHE = 160 * 1024;  // numbers that a part keeps in the second-level cache
 constexpr int64_t SHORT = 8;           // fewest rows of a tile that are worth a part: two or three are computed again
 constexpr int64_t BLOCK = 16;          // pixels whose hidden activations pass through the norm while in the first level
-
-// A row of `n` numbers in whole vectors; of `fill` where there are none.
-struct Row {
-  Scratch numbers;
-  Row(const float* p, int64_t n, float fill) : numbers(padded(n)) {
-    for (int64_t j = 0; j < n; ++j) numbers[j] = p ? p[j] : fill;
-  }
-  operator float*() const { return numbers; }
-};
 
 struct Call {
   const float* t;
@@ -96,8 +88,8 @@ struct Ring {
   Scratch numbers;
   Ring(int64_t columns, int64_t d_row) : row(columns * d_row), numbers(3 * row) {}
   float* at(int64_t y) const { return numbers + (y + 3) % 3 * row; }
-  void clear(int64_t y) const { std::memset(at(y), 0, row * sizeof(float)); }
-  void clear() const { std::memset(numbers, 0, 3 * row * sizeof(float)); }
+  void clear(int64_t y) const { ::clear(at(y), row); }
+  void clear() const { ::clear(numbers, 3 * row); }
 };
 
 // Sums of products of three taps a row: out[x] = start + sum_k w_k rows_k[x + offset_k], from column 0 of rows, for
@@ -204,11 +196,6 @@ void hidden_row(const Call& call, int64_t image, int64_t y, int64_t first, int64
   product_plus(last - first, call.hidden, call.channels, {tokens, call.c_row, 1}, call.fc1, call.fc1_bias, u, call.d_row);
 }
 
-void add_rows(const float* x, int64_t x_row, int64_t rows, int64_t n, float* sums) {
-  for (int64_t row = 0; row < rows; ++row, x += x_row)
-    for (int64_t j = 0; j < n; ++j) sums[j] += x[j];
-}
-
 }  // namespace
 
 void mix_ffn_forward(int64_t threads, const float* t, int64_t batch, int64_t height, int64_t width, int64_t channels,
@@ -277,10 +264,6 @@ struct Sums {
   float* norm_bias(float* p) const { return fc2_bias(p) + 2 * c_row; }
 };
 
-void copy(const float* from, int64_t n, float* to) {
-  if (to) std::memcpy(to, from, n * sizeof(float));
-}
-
 }  // namespace
 
 void mix_ffn_backward(int64_t threads, const float* t, int64_t batch, int64_t height, int64_t width, int64_t channels,
@@ -338,18 +321,16 @@ void mix_ffn_backward(int64_t threads, const float* t, int64_t batch, int64_t he
                                    add ? row_inner : nullptr, add ? row_inner + d_row : nullptr);
           }
         };
-        std::memset(row_inner, 0, 2 * d_row * sizeof(float));
+        clear(row_inner, 2 * d_row);
         some(v_from - left + 1, 1, false);
         some(1, 1 + columns, own);
         some(1 + columns, v_to - left + 1, false);
         if (!own) return;
 
-        add_rows(row_inner, 0, 1, 2 * d_row, at.inner_weight(sums));
+        add_to(at.inner_weight(sums), row_inner, 2 * d_row);
         const float* own_grad = grad + left * channels;
         add_product(channels, hidden, columns, {own_grad, 1, channels}, {a + d_row, d_row}, at.fc2(sums), d_row);
-        std::memset(row_norm, 0, c_row * sizeof(float));
-        add_rows(own_grad, channels, columns, channels, row_norm);
-        add_rows(row_norm, 0, 1, channels, at.fc2_bias(sums));
+        add_rows(own_grad, channels, columns, channels, row_norm, at.fc2_bias(sums));
         add_tap_gradients(u.at(row - 1) + d_row, u.at(row) + d_row, u.at(row + 1) + d_row, dv.at(row) + d_row, columns,
                           d_row, at.taps(sums), at.depthwise_bias(sums));
       };
@@ -358,20 +339,18 @@ void mix_ffn_backward(int64_t threads, const float* t, int64_t batch, int64_t he
       const auto make_dt = [&](int64_t row) {
         const float* du = da;
         convolve(dv.at(row - 1), dv.at(row), dv.at(row + 1), columns, call, true, nullptr, da);
-        std::memset(row_inner, 0, d_row * sizeof(float));
-        add_rows(du, d_row, columns, d_row, row_inner);
-        add_rows(row_inner, 0, 1, d_row, at.fc1_bias(sums));
+        add_rows(du, d_row, columns, d_row, row_inner, at.fc1_bias(sums));
 
         const float* tokens_in = call.token(image, row, left);
         layer_norm(tokens_in, channels, columns, channels, norm, call.norm_weight, call.norm_bias, eps, tokens, c_row);
         add_product(channels, hidden, columns, {tokens, 1, c_row}, {du, d_row}, at.fc1(sums), d_row);
 
         product(columns, channels, hidden, {du, d_row, 1}, fc1_back, d_tokens, c_row);
-        std::memset(row_norm, 0, 2 * c_row * sizeof(float));
+        clear(row_norm, 2 * c_row);
         layer_norm_backward(tokens_in, channels, d_tokens, c_row, columns, channels, norm, call.norm_weight, eps,
                             residual ? grad_y + (tokens_in - t) : nullptr, d_t + (tokens_in - t), row_norm,
                             row_norm + c_row);
-        add_rows(row_norm, 0, 1, 2 * c_row, at.norm_weight(sums));
+        add_to(at.norm_weight(sums), row_norm, 2 * c_row);
       };
 
       make_u(first - 2);
@@ -384,17 +363,17 @@ void mix_ffn_backward(int64_t threads, const float* t, int64_t batch, int64_t he
     });
   });
 
-  for (int64_t part = 1; part < tiles.parts; ++part) add_rows(partial + part * at.size, 0, 1, at.size, partial);
+  for (int64_t part = 1; part < tiles.parts; ++part) add_to(partial, partial + part * at.size, at.size);
   for (int64_t d = 0; d < hidden; ++d) {
     for (int64_t c = 0; c < channels; ++c) d_fc1_weight[d * channels + c] = at.fc1(partial)[c * d_row + d];
     for (int tap = 0; tap < 9; ++tap) d_depthwise_weight[d * 9 + tap] = at.taps(partial)[tap * d_row + d];
   }
-  for (int64_t c = 0; c < channels; ++c) copy(at.fc2(partial) + c * d_row, hidden, d_fc2_weight + c * hidden);
-  copy(at.fc1_bias(partial), hidden, d_fc1_bias);
-  copy(at.depthwise_bias(partial), hidden, d_depthwise_bias);
-  copy(at.fc2_bias(partial), channels, d_fc2_bias);
-  copy(at.norm_weight(partial), channels, d_norm_weight);
-  copy(at.norm_bias(partial), channels, d_norm_bias);
-  copy(at.inner_weight(partial), hidden, d_inner_norm_weight);
-  copy(at.inner_bias(partial), hidden, d_inner_norm_bias);
+  copy_rows(at.fc2(partial), d_row, channels, hidden, d_fc2_weight, hidden);
+  copy_row(at.fc1_bias(partial), hidden, d_fc1_bias);
+  copy_row(at.depthwise_bias(partial), hidden, d_depthwise_bias);
+  copy_row(at.fc2_bias(partial), channels, d_fc2_bias);
+  copy_row(at.norm_weight(partial), channels, d_norm_weight);
+  copy_row(at.norm_bias(partial), channels, d_norm_bias);
+  copy_row(at.inner_weight(partial), hidden, d_inner_norm_weight);
+  copy_row(at.inner_bias(partial), hidden, d_inner_norm_bias);
 }

@@ -81,6 +81,7 @@ struct Tail {
 #endif
   }
   INLINE vec only(vec x) const { return reinterpret_cast<vec>(reinterpret_cast<ints>(x) & mask); }
+  INLINE vec or_else(vec x, float other) const { return mask ? x : all(other); }
 };
 
 template <int N>

@@ -67,13 +67,13 @@ def efficient_attention(x: Tensor, parameters: Parameters, options: Options) -> 
     # The bias of the keys changes nothing, but belongs in the graph: its gradient is zero, not missing.
     keys = F.linear(n, p.key_weight, p.key_bias).softmax(1)
     queries = F.linear(n, p.query_weight, p.query_bias).unflatten(-1, (heads, -1)).softmax(-1).flatten(-2)
-    context = _context(keys.transpose(1, 2) @ n, p, heads)
-    y = (queries @ _folded(context, p.reprojection_weight)).unflatten(1, x.shape[1:3])
+    context = context_of(keys.transpose(1, 2) @ n, p, heads)
+    y = (queries @ folded_of(context, p.reprojection_weight)).unflatten(1, x.shape[1:3])
     y = y if p.reprojection_bias is None else y + p.reprojection_bias.to(y.dtype)
     return (x + y if options.residual else y), context
 
 
-def _context(gathered: Tensor, p: Parameters, heads: int) -> Tensor:
+def context_of(gathered: Tensor, p: Parameters, heads: int) -> Tensor:
     """(B, heads, Ck / heads, Cv / heads) from ``p^T n`` (B, Ck, C)."""
     values = p.value_weight.unflatten(0, (heads, -1))
     context = gathered.unflatten(1, (heads, -1)) @ values.transpose(1, 2)
@@ -81,7 +81,7 @@ def _context(gathered: Tensor, p: Parameters, heads: int) -> Tensor:
     return context if p.value_bias is None else context + p.value_bias.to(context.dtype).unflatten(0, (heads, 1, -1))
 
 
-def _folded(context: Tensor, reprojection: Tensor) -> Tensor:
+def folded_of(context: Tensor, reprojection: Tensor) -> Tensor:
     """``M`` (B, Ck, C): the reprojection applied to the context."""
     heads = context.shape[1]
     return (context @ reprojection.unflatten(1, (heads, -1)).permute(1, 2, 0)).flatten(1, 2)
@@ -144,8 +144,8 @@ def efficient_attention_forward(
             weighted = torch.addmm(weighted * shrink[:, None], powers.t(), n)
         log_sum[image] = largest + total.log()
         gathered[image] = weighted / total[:, None]
-    context = _context(gathered, s.p, options.heads)
-    folded = _folded(context, s.p.reprojection_weight)
+    context = context_of(gathered, s.p, options.heads)
+    folded = folded_of(context, s.p.reprojection_weight)
     for image in range(s.batch):
         for first, last in s.ranges():
             out = queries[image, first:last] @ folded[image]
@@ -156,6 +156,39 @@ def efficient_attention_forward(
             y[image, first:last] = out
     saved = Saved(log_sum, gathered, keys, queries if keep else queries.new_empty(0))
     return y.view(x.shape), context.to(x.dtype), saved
+
+
+class SmallGradients(NamedTuple):
+    """What the second half of a backward reads, and the gradients that need no pass over the tokens.
+
+    Attributes:
+        d_gathered: (B, Ck, C).
+        balance: (B, Ck), r of ``dk = p (dp - r)``, the softmax's own sum over positions: known without a pass.
+        parameters: gradients of values and reprojection, by name, in their shapes.
+    """
+
+    d_gathered: Tensor
+    balance: Tensor
+    parameters: dict[str, Tensor | None]
+
+
+def small_gradients(
+    d_folded: Tensor, grad_context: Tensor, gathered: Tensor, p: Parameters, heads: int
+) -> SmallGradients:
+    """Through ``M`` and the context, from ``q^T dy`` (B, Ck, C) and the gradient of the context."""
+    values, reprojection = p.value_weight.unflatten(0, (heads, -1)), p.reprojection_weight.unflatten(1, (heads, -1))
+    d_heads = d_folded.unflatten(1, (heads, -1))
+    d_context = grad_context + d_heads @ reprojection.permute(1, 0, 2)
+    d_gathered = (d_context @ values).flatten(1, 2)
+
+    d_values = (d_context.transpose(2, 3) @ gathered.unflatten(1, (heads, -1))).sum(0)
+    context = context_of(gathered, p, heads)
+    parameters = {
+        "value_weight": d_values.flatten(0, 1),
+        "value_bias": None if p.value_bias is None else d_context.sum((0, 2)).flatten(),
+        "reprojection_weight": (context.transpose(2, 3) @ d_heads).sum(0).flatten(0, 1).t().contiguous(),
+    }
+    return SmallGradients(d_gathered, (gathered * d_gathered).sum(-1), parameters)
 
 
 def efficient_attention_backward(
@@ -179,18 +212,10 @@ def efficient_attention_backward(
                 queries = s.keys_and_queries(s.normed(tokens[image, first:last])[0])[1]
             d_folded[image].addmm_(queries.t(), d_y)
             add_to(sums.reprojection_bias, d_y.sum(0))
-    context = _context(saved.gathered, p, heads)
-    folded = _folded(context, p.reprojection_weight)
-    values, reprojection = p.value_weight.unflatten(0, (heads, -1)), p.reprojection_weight.unflatten(1, (heads, -1))
-    d_heads = d_folded.unflatten(1, (heads, -1))
-    d_context = grad_context.to(s.dtype) + d_heads @ reprojection.permute(1, 0, 2)
-    d_gathered = (d_context @ values).flatten(1, 2)
-    d_values = (d_context.transpose(2, 3) @ saved.gathered.unflatten(1, (heads, -1))).sum(0)
-    sums.value_weight.copy_(d_values.flatten(0, 1))
-    add_to(sums.value_bias, d_context.sum((0, 2)).flatten())
-    sums.reprojection_weight.copy_((context.transpose(2, 3) @ d_heads).sum(0).flatten(0, 1).t())
-    # r of dk = p (dp - r), the softmax's own sum over positions: known without a pass.
-    balance = (saved.gathered * d_gathered).sum(-1)
+    small = small_gradients(d_folded, grad_context.to(s.dtype), saved.gathered, p, heads)
+    sums = sums._replace(**{name: value for name, value in small.parameters.items() if value is not None})
+    folded = folded_of(context_of(saved.gathered, p, heads), p.reprojection_weight)
+    d_gathered, balance = small.d_gathered, small.balance
 
     d_x = torch.empty_like(tokens)
     d_projections = torch.zeros_like(s.projections)

@@ -26,6 +26,16 @@ def zeros_like_all(values: P) -> P:
     return _rebuild(values, (None if value is None else torch.zeros_like(value) for value in values))
 
 
+def empty_like_all(values: P) -> P:
+    """A named tuple of tensors that are not yet written where ``values`` has tensors."""
+    return _rebuild(values, (None if value is None else torch.empty_like(value) for value in values))
+
+
+def contiguous_all(values: P) -> P:
+    """A named tuple of tensors and ``None``, every tensor contiguous."""
+    return _rebuild(values, (None if value is None else value.contiguous() for value in values))
+
+
 def cast_like(values: P, like: P) -> P:
     """A named tuple of tensors and ``None``, every tensor in the dtype that its twin has."""
     pairs = zip(values, like, strict=True)

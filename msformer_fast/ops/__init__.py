@@ -1,8 +1,8 @@
 """One public function an op: the documented, checked entry to every backend.
 
 ``backend`` of an op or a module says which code runs. ``None``, the default, takes the first of these that can run the
-call, never ``"triton"`` on the CPU and ``"native"`` nowhere else; a name takes that one, or raises BackendError with the
-reason why it cannot.
+call, on the CPU never ``"triton"``, elsewhere never ``"native"``; a name takes that one, or raises BackendError with
+the reason why it cannot.
 
 ============= =========================== ========================================================================
 backend       package                     runs

@@ -12,7 +12,7 @@ from msformer_fast.errors import InputError
 from msformer_fast.identities import efficient_attention as identity
 from msformer_fast.identities.efficient_attention import Options, Parameters, Saved
 from msformer_fast.limits import EFFICIENT_ATTENTION_CHANNELS
-from msformer_fast.ops.backend import choose, over_limit, runs_in_strips, why_not_torch, why_not_triton
+from msformer_fast.ops.backend import choose, over_limit, runs_in_strips, why_not_native, why_not_torch, why_not_triton
 from msformer_fast.ops.batch_norm import BatchNorm, check_batch_norm
 from msformer_fast.ops.memory import check_memory, is_kept, lean
 from msformer_fast.ops.precision import autocast_dtype, input_precision
@@ -76,11 +76,11 @@ def efficient_attention(
         batch_norm: read ``x`` through this batch norm by its own statistics, residual included: ``x`` above is then
             the normed map. Gradients go to the map before it and to the batch norm's weight and bias.
         memory: of the ``"torch"`` backend: ``"fast"`` keeps keys and queries for the backward, ``"lean"``
-            recomputes them there. The kernels always do: they keep ``x`` (with ``batch_norm`` also the normed map),
-            maximum and sum of the softmax over positions, and two matrices of (B, Ck, C). The reference always keeps
-            all.
-        backend: ``"triton"`` (C, Ck and Cv at most 256), ``"torch"``, ``"reference"`` or ``None`` for the fastest that
-            can run.
+            recomputes them there. Kernels always do: those on a GPU keep ``x`` (with ``batch_norm`` also the normed
+            map), maximum and sum of the softmax over positions, and two matrices of (B, Ck, C), those on the CPU
+            little more than ``x``. The reference always keeps all.
+        backend: ``"triton"`` (C, Ck and Cv at most 256), ``"native"``, ``"torch"``, ``"reference"`` or ``None`` for the
+            fastest that can run.
 
     Returns:
         ``y`` (B, H, W, C) and ``context`` (B, heads, Ck / heads, Cv / heads), both differentiable. Under autocast the
@@ -128,6 +128,7 @@ def efficient_attention(
     options = Options(heads, norm, residual, eps)
     refusals = {
         "triton": lambda: _why_not_triton(x, *parameters, *(batch_norm or ())[:2]),
+        "native": lambda: why_not_native(OP, x, *parameters, *(batch_norm or ())[:2]),
         "torch": lambda: why_not_torch(OP, x, *parameters),
     }
     chosen = choose(OP, backend, x.device, refusals)
@@ -137,9 +138,9 @@ def efficient_attention(
     x = x if batch_norm is None else batch_norm.apply(x)
     if chosen == "reference":
         return Attended(*_reference(x, *parameters, *options))
-    if not runs_in_strips(x):
+    if chosen == "torch" and not runs_in_strips(x):
         return Attended(*lean(memory, identity.efficient_attention, x, parameters, options))
-    keep = is_kept(memory, x, *parameters)
+    keep = chosen == "torch" and is_kept(memory, x, *parameters)
     y, context, *_ = _registered(x, parameters, options, None, x.dtype, keep, chosen)
     return Attended(y, context)
 
@@ -165,7 +166,7 @@ def _why_not_triton(x: Tensor, *others: Tensor | None) -> str | None:
 
 class Kept(NamedTuple):
     """What the backward reads beside the forward's arguments: of the kernels what the names say, the normed map empty
-    without a batch norm; of ``"torch"`` the four tensors of :class:`Saved`, and an empty one."""
+    without a batch norm; on the CPU the four tensors of :class:`Saved`, and an empty one."""
 
     maximum: Tensor
     gathered: Tensor
@@ -187,6 +188,11 @@ def _forward(
     if backend == "torch":
         y, context, saved = identity.efficient_attention_forward(x, parameters, options, keep)
         return y, context, *saved, x.new_empty(0)
+    if backend == "native":
+        from msformer_fast.kernels.native import efficient_attention as native
+
+        made = native.efficient_attention_forward(x, parameters, options)
+        return *made, *(x.new_empty(0) for _ in range(3))
     from msformer_fast.kernels.efficient_attention import efficient_attention_forward
 
     precision, norm = input_precision(products), _launched(batch_norm)
@@ -211,10 +217,15 @@ def _backward(
     backend: str,
 ) -> tuple[Tensor, list[Tensor | None]]:
     """Gradients of x, and of the parameters and the batch norm's weight and bias."""
-    if backend == "torch":
+    if backend != "triton":
         if grad_context is None:
             widths = parameters.key_weight.shape[0], parameters.value_weight.shape[0]
             grad_context = x.new_zeros((x.shape[0], options.heads, *(width // options.heads for width in widths)))
+        if backend == "native":
+            from msformer_fast.kernels.native import efficient_attention as native
+
+            d_x, found = native.efficient_attention_backward(grad_y, grad_context, x, parameters, options, *kept[:2])
+            return d_x, [*found]
         saved = Saved(*kept[:4])
         d_x, of_identity = identity.efficient_attention_backward(grad_y, grad_context, x, parameters, options, saved)
         return d_x, [*of_identity]

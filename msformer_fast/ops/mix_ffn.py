@@ -71,8 +71,8 @@ def mix_ffn(
         memory: ``"fast"`` keeps the hidden activations ``u`` for the backward, ``"lean"`` recomputes them there. The
             kernels' ``"lean"`` holds ``u`` and its gradient a strip of rows at a time, where one of them is larger than
             24 MB. What ``"fast"`` keeps: the kernels ``u`` in the products' dtype, and two numbers a pixel; ``"torch"``
-            ``u``, but nothing for 16-bit ``t``, as its strips are in float32. ``"native"`` never has a map of width D and
-            keeps nothing either way; the reference always keeps all.
+            ``u``, but nothing for 16-bit ``t``, as its strips are in float32. ``"native"`` never has a map of width D
+            and keeps nothing either way; the reference always keeps all.
         backend: ``"triton"``, ``"native"``, ``"torch"``, ``"reference"`` or ``None`` for the fastest that can run.
 
     Returns:

@@ -1,0 +1,37 @@
+// Rows of whole vectors, and sums of them over pixels.
+#pragma once
+
+#include "products.h"
+
+// A row of `n` numbers in whole vectors, the last lanes 0; of `fill` where there are none.
+struct Row {
+  Scratch numbers;
+  Row(const float* p, int64_t n, float fill) : numbers(padded(n)) {
+    for (int64_t j = 0; j < n; ++j) numbers[j] = p ? p[j] : fill;
+  }
+  operator float*() const { return numbers; }
+};
+
+static inline void clear(float* p, int64_t n) { std::memset(p, 0, n * sizeof(float)); }
+
+// sums += x
+static inline void add_to(float* sums, const float* x, int64_t n) {
+  for (int64_t j = 0; j < n; ++j) sums[j] += x[j];
+}
+
+// sums += the sum of rows, which is put together first: few large terms round like few.
+static inline void add_rows(const float* x, int64_t x_row, int64_t rows, int64_t n, float* scratch, float* sums) {
+  clear(scratch, n);
+  for (int64_t row = 0; row < rows; ++row) add_to(scratch, x + row * x_row, n);
+  add_to(sums, scratch, n);
+}
+
+// Rows of `n` numbers, `from_row` and `to_row` apart.
+static inline void copy_rows(const float* from, int64_t from_row, int64_t rows, int64_t n, float* to, int64_t to_row) {
+  for (int64_t row = 0; row < rows; ++row) std::memcpy(to + row * to_row, from + row * from_row, n * sizeof(float));
+}
+
+// A row, where it is wanted.
+static inline void copy_row(const float* from, int64_t n, float* to) {
+  if (to) copy_rows(from, n, 1, n, to, n);
+}
