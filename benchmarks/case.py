@@ -154,8 +154,10 @@ class Bench(Protocol):
         """What the kernels launch and move on such a card, or ``None`` where nobody counts."""
 
 
-def refuse_interpreter(case: Case, provider: str) -> str | None:
-    """A run in Triton's interpreter says nothing about speed."""
+def refuse_device(case: Case, provider: str) -> str | None:
+    """A run in Triton's interpreter says nothing about speed, and the CPU's kernels run on no other device."""
+    if provider == "native" and case.device != "cpu":
+        return "kernels in C++ run on the CPU"
     if not provider.startswith("triton"):
         return None
     if case.device == "cpu":

@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from msformer_fast.benchmarks import compare
-from msformer_fast.benchmarks.case import Bench, Case, Wanted, check_names, refuse_interpreter
+from msformer_fast.benchmarks.case import Bench, Case, Wanted, check_names, refuse_device
 from msformer_fast.benchmarks.clock import Clock, measure_ceilings
 from msformer_fast.benchmarks.options import DTYPES, NAMES, QUICK_SECONDS, SECONDS
 from msformer_fast.benchmarks.precision import convolutions_as_products
@@ -79,7 +79,7 @@ def _device(asked: str | None) -> str:
 def _check(arguments: argparse.Namespace, benches: Sequence[Bench], device: str) -> None:
     known = list(dict.fromkeys(name for bench in benches for name in bench.providers()))
     for name in check_names("--providers", arguments.providers or [], known):
-        reason = refuse_interpreter(Case.of("", {}, device=device), name)
+        reason = refuse_device(Case.of("", {}, device=device), name)
         if reason is not None:
             raise InputError(f"--providers {name}: {reason}; without it the table has predictions for GPUs")
     check_names("--parts", arguments.parts or [], dict.fromkeys(part for bench in benches for part in bench.parts))

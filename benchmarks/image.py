@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from msformer_fast import phantom
-from msformer_fast.benchmarks.case import Case, Floor, Kernels, Subject, Wanted, refuse_interpreter
+from msformer_fast.benchmarks.case import Case, Floor, Kernels, Subject, Wanted, refuse_device
 from msformer_fast.benchmarks.step import model_of
 from msformer_fast.self_guiding import Guided, self_guide
 
@@ -19,6 +19,7 @@ PROVIDERS = {
     "reference": ("reference", "fast", "never"),
     "torch": ("torch", "fast", "never"),
     "torch-lean": ("torch", "lean", "never"),
+    "native": ("native", "fast", "never"),
     "triton": ("triton", "fast", "never"),
     "triton-captured": ("triton", "fast", "always"),
     "triton-lean-captured": ("triton", "lean", "always"),
@@ -57,7 +58,7 @@ class ImageBench:
         return list(PROVIDERS)
 
     def why_not(self, case: Case, provider: str) -> str | None:
-        return refuse_interpreter(case, provider)
+        return refuse_device(case, provider)
 
     def prepare(self, case: Case, provider: str) -> Subject:
         backend, memory, capture = PROVIDERS[provider]

@@ -30,7 +30,7 @@ from msformer_fast.errors import InputError
 
 #: What a table has a line for: device, memory in GB, providers.
 TABLE = (
-    ("cpu", 24, ("reference", "torch", "torch-lean")),
+    ("cpu", 24, ("reference", "torch", "torch-lean", "native")),
     ("cuda", 24, ("reference", "triton", "triton-lean")),
     ("cuda", 80, ("reference", "triton", "triton-lean")),
 )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msformer_fast.benchmarks.case import Case, Floor, Kernels, Sizes, Subject, Wanted, refuse_interpreter
+from msformer_fast.benchmarks.case import Case, Floor, Kernels, Sizes, Subject, Wanted, refuse_device
 from msformer_fast.ops.precision import input_precision
 
 Inputs = dict[str, Tensor]
@@ -59,7 +59,7 @@ class OpBench:
     multiple: int = 1
     truth_backend: str = "reference"
     compiled: bool = True
-    backends: tuple[str, ...] = ("torch", "triton")
+    backends: tuple[str, ...] = ("torch", "native", "triton")
     plain: str = "reference"
     parts: tuple[str, ...] = ("forward", "backward", "both")
     ahead: bool = True  # a step waits for its kernels; who launches them is the step's affair
@@ -75,7 +75,9 @@ class OpBench:
     def providers(self) -> list[str]:
         names = [self.plain] if self.plain == "reference" else []
         for backend in self.backends:
-            names += [backend] + [f"{backend}-{memory}" for memory in self.memories or () if memory != "fast"]
+            # The CPU's kernels keep the same whatever the memory.
+            others = () if backend == "native" else self.memories or ()
+            names += [backend] + [f"{backend}-{memory}" for memory in others if memory != "fast"]
         if self.compiled:
             names.append("compiled")
         for rival in self.rivals:
@@ -83,7 +85,7 @@ class OpBench:
         return names
 
     def why_not(self, case: Case, provider: str) -> str | None:
-        return refuse_interpreter(case, provider)
+        return refuse_device(case, provider)
 
     def inputs(self, case: Case, dtype: torch.dtype | None = None) -> Inputs:
         """Rounded to the case's dtype, then in ``dtype``; leaves that ask for gradients."""

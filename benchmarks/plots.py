@@ -26,6 +26,7 @@ OWN = {
     "reference": (INK, "o"),
     "torch": ("#2f7ed8", "s"),
     "torch-lean": ("#56b4e9", "D"),
+    "native": ("#7b3fb5", ">"),
     "triton": ("#d55e00", "^"),
     "triton-lean": ("#e69f00", "v"),
     "triton-captured": ("#c2304a", ">"),
@@ -291,7 +292,7 @@ def _ratios(rows: Sequence[Row], styles: Styles) -> Plot | None:
     lines: list[tuple[str, Ratio | None]] = []  # a heading, or a provider
     for bench, found in by_bench(rows).items():
         named = {row.provider: row for row in largest(whole(found))}
-        own = named.get("triton") or named.get("torch")
+        own = named.get("triton") or named.get("native") or named.get("torch")
         if own is None:
             continue
         against = [(name, ratio(named[name], own)) for name in styles if name in named and name != own.provider]

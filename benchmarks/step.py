@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from msformer_fast import MSFormer, self_guiding_losses
-from msformer_fast.benchmarks.case import Case, Floor, Kernels, Subject, Wanted, refuse_interpreter
+from msformer_fast.benchmarks.case import Case, Floor, Kernels, Subject, Wanted, refuse_device
 from msformer_fast.benchmarks.ledger import rows_of
 from msformer_fast.parity import NOISE
 
@@ -18,6 +18,7 @@ PROVIDERS = {
     "reference": ("reference", "fast"),
     "torch": ("torch", "fast"),
     "torch-lean": ("torch", "lean"),
+    "native": ("native", "fast"),
     "triton": ("triton", "fast"),
     "triton-lean": ("triton", "lean"),
     "compiled": ("reference", "fast"),
@@ -53,7 +54,7 @@ class StepBench:
         return [*PROVIDERS, *CAPTURED]
 
     def why_not(self, case: Case, provider: str) -> str | None:
-        return refuse_interpreter(case, provider)
+        return refuse_device(case, provider)
 
     def prepare(self, case: Case, provider: str) -> Subject:
         backend, memory = PROVIDERS.get(provider) or CAPTURED[provider]

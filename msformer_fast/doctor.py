@@ -12,6 +12,7 @@ from torch import Tensor
 
 from msformer_fast import ops
 from msformer_fast.errors import BackendError
+from msformer_fast.kernels.native import library
 from msformer_fast.ops.backend import BACKENDS
 from msformer_fast.version import __version__
 
@@ -22,7 +23,7 @@ _PACKAGES = (
 
 
 def environment() -> dict[str, Any]:
-    """Versions, platform, devices and threads."""
+    """Versions, platform, devices, threads and the library of CPU kernels."""
     versions = {}
     for package in _PACKAGES:
         try:
@@ -40,6 +41,7 @@ def environment() -> dict[str, Any]:
         "torch_cuda": torch.version.cuda or torch.version.hip or "none (CPU build)",
         "devices": devices,
         "threads": torch.get_num_threads(),
+        "cpu_kernels": library.why_not_built() or f"compiled for {library.variant()}",
     }
 
 
@@ -90,6 +92,7 @@ def report() -> str:
     lines.append("   ".join(f"{name} {version}" for name, version in facts["versions"].items()))
     lines.append(f"CUDA/HIP of torch: {facts['torch_cuda']}   threads: {facts['threads']}")
     lines.append(f"devices: {', '.join(facts['devices'])}")
+    lines.append(f"CPU kernels: {facts['cpu_kernels']}")
     for device in ["cpu"] + (["cuda"] if torch.cuda.is_available() else []):
         lines.append(f"\nbackends on {device} (the first that runs is the default):")
         for op, table in backends(device).items():

@@ -38,7 +38,10 @@ def test_wheel_holds_every_package(built: Path) -> None:
     assert len(found) == len(names)
     for path in [*ROOT.glob("msformer_fast/**/*.py"), ROOT / "msformer_fast/py.typed"]:
         assert str(path.relative_to(ROOT)) in names
-    for folder, patterns in (("kernels", ["*.py"]), ("benchmarks", ["*.py", "traffic/*.py", "compiled/*.csv"])):
+    for folder, patterns in (
+        ("kernels", ["*.py", "native/*.py", "native/*.h"]),
+        ("benchmarks", ["*.py", "traffic/*.py", "compiled/*.csv"]),
+    ):
         paths = [path for pattern in patterns for path in (ROOT / folder).glob(pattern)]
         assert paths
         assert not {f"msformer_fast/{path.relative_to(ROOT)}" for path in paths} - names

@@ -258,8 +258,9 @@ void efficient_attention_queries_backward(int64_t threads, const float* x, int64
 void efficient_attention_keys_backward(int64_t threads, const float* x, int64_t batch, int64_t tokens, int64_t channels,
                                        int64_t keys, const float* key_weight, const float* norm_weight,
                                        const float* norm_bias, int64_t norm, float eps, const float* log_sum,
-                                       const float* d_gathered, const float* balance, const float* grad_y, float* d_x,
-                                       float* d_key_weight, float* d_norm_weight, float* d_norm_bias) {
+                                       const float* gathered, const float* d_gathered, const float* balance,
+                                       const float* grad_y, float* d_x, float* d_key_weight, float* d_norm_weight,
+                                       float* d_norm_bias) {
   const Normed normed(x, channels, norm_weight, norm_bias, norm, eps);
   const Packed to_keys(key_weight, channels, keys, 1, channels);    // (C, Ck)
   const Packed from_keys(key_weight, keys, channels, channels, 1);  // (Ck, C)
@@ -275,6 +276,7 @@ void efficient_attention_keys_backward(int64_t threads, const float* x, int64_t 
     const Packed gather(of_image, keys, channels, channels, 1);        // (Ck, C)
     const Row logarithm(log_sum + image * keys, keys, 0.0f), rest(balance + image * keys, keys, 0.0f);
     const Scratch n(BLOCK * c_row), p(BLOCK * k_row), dk(BLOCK * k_row), dn(BLOCK * c_row), sums(2 * c_row);
+    const Scratch excess(k_row);
 
     parts.of(part, [&](int64_t first, int64_t some) {
       float* d_here = d_x + first * channels;
@@ -287,7 +289,9 @@ void efficient_attention_keys_backward(int64_t threads, const float* x, int64_t 
           const int64_t at = i * k_row + j;
           const vec power = exp(load(p + at) - load(logarithm + j));
           store(p + at, power);
-          store(dk + at, power * (load(dk + at) - load(rest + j)));
+          const vec d = power * (load(dk + at) - load(rest + j));
+          store(dk + at, d);
+          store(excess + j, load(excess + j) + d);
         }
       }
       add_product(keys, channels, some, {dk, 1, k_row}, {n, c_row}, d_weight, c_row);      // [Ck, C]
@@ -299,6 +303,12 @@ void efficient_attention_keys_backward(int64_t threads, const float* x, int64_t 
                           grad_y ? grad_y + first * channels : nullptr, d_here, sums, sums + c_row);
       add_to(d_affine, sums, 2 * c_row);
     });
+
+    // dk sums to 0 over positions but for the rounding of r, which every position has in common.
+    for (int64_t key = 0; key < keys; ++key) {
+      const float* row = gathered + (image * keys + key) * channels;
+      for (int64_t c = 0; c < channels; ++c) d_weight[key * c_row + c] -= excess[key] * row[c];
+    }
   });
 
   for (int64_t part = 1; part < parts.count(); ++part) add_to(partial, partial + part * size, size);

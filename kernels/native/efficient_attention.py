@@ -72,7 +72,8 @@ def efficient_attention_backward(
     names = "key_weight", "norm_weight", "norm_bias"
     run(
         "efficient_attention_keys_backward",
-        **tokens, key_weight=p.key_weight, log_sum=log_sum, d_gathered=small.d_gathered.contiguous(),
+        **tokens, key_weight=p.key_weight, log_sum=log_sum, gathered=gathered,
+        d_gathered=small.d_gathered.contiguous(),
         balance=small.balance, grad_y=grad_y if options.residual else None, d_x=d_x,
         **{f"d_{name}": getattr(gradients, name) for name in names},
     )  # fmt: skip

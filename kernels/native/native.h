@@ -60,7 +60,8 @@ void efficient_attention_queries_backward(int64_t threads, const float* x, int64
 void efficient_attention_keys_backward(int64_t threads, const float* x, int64_t batch, int64_t tokens, int64_t channels,
                                        int64_t keys, const float* key_weight, const float* norm_weight,
                                        const float* norm_bias, int64_t norm, float eps, const float* log_sum,
-                                       const float* d_gathered, const float* balance, const float* grad_y, float* d_x,
-                                       float* d_key_weight, float* d_norm_weight, float* d_norm_bias);
+                                       const float* gathered, const float* d_gathered, const float* balance,
+                                       const float* grad_y, float* d_x, float* d_key_weight, float* d_norm_weight,
+                                       float* d_norm_bias);
 }
 #pragma GCC visibility pop

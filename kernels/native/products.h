@@ -104,6 +104,20 @@ static void panel(int64_t rows, int64_t depth, Left a, const float* b, int64_t b
 }
 
 template <Start START>
+static void panel_of(int64_t vectors, int64_t rows, int64_t depth, Left a, const float* b, int64_t b_row, float* c, int64_t c_row, const float* bias) {
+  if (vectors == 1) panel<1, START>(rows, depth, a, b, b_row, c, c_row, bias);
+  if (vectors == 2) panel<2, START>(rows, depth, a, b, b_row, c, c_row, bias);
+  if (vectors == 3) panel<3, START>(rows, depth, a, b, b_row, c, c_row, bias);
+  if constexpr (WIDEST == 5) {
+    if (vectors == 4) panel<4, START>(rows, depth, a, b, b_row, c, c_row, bias);
+    if (vectors == 5) panel<5, START>(rows, depth, a, b, b_row, c, c_row, bias);
+  }
+}
+
+// Terms that are summed one after the other: longer sums are put together of such, which round less.
+constexpr int64_t DEEPEST = 32;
+
+template <Start START>
 static void product_from(int64_t rows, int64_t columns, int64_t depth, Left a, Right b, float* c, int64_t c_row, const float* bias) {
   const Panels panels(columns);
   for (int64_t p = 0; p < panels.count; ++p) {
@@ -111,12 +125,14 @@ static void product_from(int64_t rows, int64_t columns, int64_t depth, Left a, R
     const float* from = b.p + (b.row ? at : at * depth);
     const int64_t b_row = b.row ? b.row : vectors * LANES;
     const float* row = bias ? bias + at : nullptr;
-    if (vectors == 1) panel<1, START>(rows, depth, a, from, b_row, c + at, c_row, row);
-    if (vectors == 2) panel<2, START>(rows, depth, a, from, b_row, c + at, c_row, row);
-    if (vectors == 3) panel<3, START>(rows, depth, a, from, b_row, c + at, c_row, row);
-    if constexpr (WIDEST == 5) {
-      if (vectors == 4) panel<4, START>(rows, depth, a, from, b_row, c + at, c_row, row);
-      if (vectors == 5) panel<5, START>(rows, depth, a, from, b_row, c + at, c_row, row);
+    for (int64_t k = 0; k == 0 || k < depth; k += DEEPEST) {
+      const int64_t terms = std::min(DEEPEST, depth - k);
+      const Left here = {a.p + k * a.depth, a.row, a.depth};
+      if (k == 0) {
+        panel_of<START>(vectors, rows, terms, here, from, b_row, c + at, c_row, row);
+      } else {
+        panel_of<Start::sum>(vectors, rows, terms, here, from + k * b_row, b_row, c + at, c_row, nullptr);
+      }
     }
   }
 }

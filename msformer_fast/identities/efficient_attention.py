@@ -222,6 +222,7 @@ def efficient_attention_backward(
     k_end, q_end = s.key_channels, 2 * s.key_channels
     for image in range(s.batch):
         back = torch.cat([s.projections, d_gathered[image]])
+        excess = torch.zeros_like(balance[image])
         for first, last in s.ranges():
             rows, d_y = tokens[image, first:last], grad[image, first:last].to(s.dtype)
             n, mean, rstd = s.normed(rows)
@@ -239,6 +240,7 @@ def efficient_attention_backward(
             )
             d_queries.copy_(slope.view(-1, s.key_channels))
             add_to(sums.query_bias, d_queries.sum(0))
+            excess += d_keys.sum(0)
             d_projections.addmm_(both[:, :q_end].t(), n)
             d_n = both @ back
             if mean is not None and rstd is not None:
@@ -250,6 +252,8 @@ def efficient_attention_backward(
             if options.residual:
                 d_n += d_y
             d_x[image, first:last] = d_n
+        # The keys' gradients sum to 0 over positions but for the rounding of r, which every position has in common.
+        d_projections[:k_end].addcmul_(excess[:, None], saved.gathered[image], value=-1)
     sums.key_weight.copy_(d_projections[:k_end])
     sums.query_weight.copy_(d_projections[k_end:])
     return d_x.view(x.shape), cast_like(sums, parameters)
