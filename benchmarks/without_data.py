@@ -88,12 +88,12 @@ def launches_given_to(function: Callable[..., None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_launches() -> Iterator[None]:
-    """Launchers of kernels run inside; launches do nothing. Nothing changes without triton."""
+    """Launchers of kernels run inside; launches do nothing, and neither do calls of the CPU's kernels."""
 
     def nothing(*_: object, **__: object) -> None:
         """No mock object: it would keep the tensors that it is called with."""
 
-    with launches_given_to(nothing):
+    with launches_given_to(nothing), mock.patch("msformer_fast.kernels.native.library._call", nothing):
         yield
 
 

@@ -28,6 +28,10 @@ def test_the_fastest_that_can_run() -> None:
     assert choose("op", None, GPU, {"triton": refuse("no"), "torch": refuse(None)}) == "torch"
     assert choose("op", None, GPU, {"triton": refuse("no"), "torch": refuse("no")}) == "reference"
     assert choose("op", None, CPU, {"triton": refuse(None), "torch": refuse(None)}) == "torch"
+    every = {"triton": refuse(None), "native": refuse(None), "torch": refuse(None)}
+    assert choose("op", None, CPU, every) == "native"
+    assert choose("op", None, CPU, {**every, "native": refuse("no")}) == "torch"
+    assert choose("op", None, GPU, {**every, "triton": refuse("no")}) == "torch"
     assert choose("op", None, CPU, {"triton": refuse(None)}) == "reference"
     assert choose("op", "reference", GPU, {"triton": refuse(None)}) == "reference"
     assert choose("op", "triton", CPU, {"triton": refuse(None)}) == "triton"
@@ -46,7 +50,7 @@ def test_a_fallback_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_an_unknown_name_lists_the_known() -> None:
-    with pytest.raises(InputError, match="triton, torch, reference; got 'cuda'"):
+    with pytest.raises(InputError, match="triton, native, torch, reference; got 'cuda'"):
         choose("op", "cuda", CPU, {})
 
 

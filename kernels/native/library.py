@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FOLDER = Path(__file__).resolve().parent
+from msformer_fast.kernels.native import FOLDER, library_path
 
 #: What PyTorch calls the processor's instruction sets, and the library that is compiled for them.
 VARIANTS = {"AVX512": "avx512", "AVX512_VNNI": "avx512", "AVX2": "avx2"}
@@ -27,11 +27,6 @@ _KINDS = {"int64_t": ctypes.c_int64, "float": ctypes.c_float}
 def variant() -> str:
     """The library for this processor, as PyTorch sees it (which ``ATEN_CPU_CAPABILITY`` limits)."""
     return VARIANTS.get(torch.backends.cpu.get_cpu_capability(), "baseline")
-
-
-def library_path(name: str) -> Path:
-    """Where the library of a variant lies, if it was compiled."""
-    return FOLDER / f"native_{name}.so"
 
 
 @functools.cache
@@ -59,6 +54,10 @@ def run(function: str, **arguments: Any) -> None:
     arguments["threads"] = torch.get_num_threads()
     if arguments.keys() != kinds.keys():
         raise TypeError(f"{function} takes {', '.join(kinds)}; got {', '.join(arguments)}")
+    _call(call, kinds, arguments)
+
+
+def _call(call: Any, kinds: dict[str, str], arguments: dict[str, Any]) -> None:
     call(*[_value(arguments[name], kind) for name, kind in kinds.items()])
 
 

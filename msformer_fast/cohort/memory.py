@@ -13,6 +13,7 @@ from typing import Any
 
 from msformer_fast.errors import InputError
 from msformer_fast.images import MIN_SIDE, fit_size
+from msformer_fast.kernels.native import is_compiled
 from msformer_fast.limits import CLUSTERING_LOSS_CLUSTERS, EFFICIENT_ATTENTION_CHANNELS, MIX_FFN_CHANNELS
 
 # Resident bytes of a worker that has loaded what it needs, readers of DICOM and NIfTI too, and has tried its settings
@@ -152,12 +153,14 @@ def mode_of(settings: Mapping[str, Any]) -> str:
         channels, clusters = settings.get("channels", 100), settings.get("clusters", 100)
         small = channels <= min(MIX_FFN_CHANNELS, EFFICIENT_ATTENTION_CHANNELS) and clusters <= CLUSTERING_LOSS_CLUSTERS
         kernels = gpu and small and settings.get("dtype", "float32") != "float64"
-        backend = "triton" if kernels else "torch"
-    # The reference keeps all; the "torch" backend works in strips on the CPU alone, else PyTorch does by an expression.
-    kept = "fast" if backend == "reference" else memory
+        on_cpu = "native" if is_compiled() and settings.get("dtype", "float32") == "float32" and not gpu else "torch"
+        backend = "triton" if kernels else on_cpu
+    # The reference keeps all, the CPU's kernels keep little; the "torch" backend works in strips on the CPU alone, else
+    # PyTorch does by an expression.
+    kept = "fast" if backend in ("reference", "native") and memory == "lean" else memory
     mode = f"{'expression' if backend == 'torch' and gpu else backend} {kept}"
     if mode not in _TERMS:
-        accepted = "triton, torch or reference, and fast or lean"
+        accepted = "triton, native, torch or reference, and fast or lean"
         raise InputError(f"backend and memory: got {backend!r} and {memory!r}; accepted are {accepted}")
     return mode
 

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from msformer_fast import MSFormer, ops, self_guiding_losses
-from msformer_fast.kernels.native import library
+from msformer_fast.kernels.native import FOLDER, library, library_path
 from tests.conftest import ROOT
-from tests.ops.cases import OPS, Op
 from tests.ops import test_contract as contract
+from tests.ops.cases import OPS, Op
 from tests.ops.test_contract import leaves, run
 
 pytestmark = pytest.mark.skipif(library.why_not_built() is not None, reason=str(library.why_not_built()))
@@ -50,7 +50,7 @@ def threads() -> Iterator[None]:
 @pytest.mark.parametrize("variant", NEEDS)
 def test_every_instruction_set_computes_the_same(variant: str, op: Op, monkeypatch: pytest.MonkeyPatch) -> None:
     here = torch.backends.cpu.get_cpu_capability()
-    if not library.library_path(variant).is_file() or (NEEDS[variant] and here not in NEEDS[variant]):
+    if not library_path(variant).is_file() or (NEEDS[variant] and here not in NEEDS[variant]):
         pytest.skip(f"no library for {variant}, or the processor cannot run it")
     monkeypatch.setattr(library, "variant", lambda: variant)
     for name in op.sizes:
@@ -205,4 +205,4 @@ def test_without_a_compiler_the_rest_is_installed(tree: Path) -> None:
 def test_compilers(tree: Path, compiler: str) -> None:
     if shutil.which(compiler) is None:
         pytest.skip(f"{compiler} is not installed")
-    assert built(tree, CC=compiler, CXX=compiler) == {path.name for path in library.FOLDER.glob("*.so")}
+    assert built(tree, CC=compiler, CXX=compiler) == {path.name for path in FOLDER.glob("*.so")}
