@@ -62,5 +62,19 @@ void efficient_attention_keys_backward(int64_t threads, const float* x, int64_t 
                                        const float* norm_bias, int64_t norm, float eps, const float* log_sum,
                                        const float* d_gathered, const float* balance, const float* grad_y, float* d_x,
                                        float* d_key_weight, float* d_norm_weight, float* d_norm_bias);
+
+// logits (batch, height, width, clusters) of coarse (batch, ceil(height / 2), ceil(width / 2), channels) and fine (batch,
+// height, width, channels). folded (4, clusters, channels): weights from a token to its pixels (p1, p2); fine_weight
+// (clusters, channels). coarse_norm, fine_norm: null, or (4, channels): mean, 1 / standard deviation, weight, bias.
+void score_map_forward(int64_t threads, const float* coarse, const float* fine, int64_t batch, int64_t height,
+                       int64_t width, int64_t channels, int64_t clusters, const float* folded, const float* fine_weight,
+                       const float* coarse_norm, const float* fine_norm, float* logits);
+
+// Gradients of both maps and of both weights; d_coarse_norm, d_fine_norm (2, channels): of a batch norm's weight and
+// bias, null without one.
+void score_map_backward(int64_t threads, const float* coarse, const float* fine, int64_t batch, int64_t height,
+                        int64_t width, int64_t channels, int64_t clusters, const float* folded, const float* fine_weight,
+                        const float* coarse_norm, const float* fine_norm, const float* grad_logits, float* d_coarse,
+                        float* d_fine, float* d_folded, float* d_fine_weight, float* d_coarse_norm, float* d_fine_norm);
 }
 #pragma GCC visibility pop
