@@ -61,7 +61,8 @@ void query_rows(const Window& window, int64_t first, int64_t last, const float* 
 }
 
 // The row of a key or value; outside the map that of pad, or null for zeros.
-const float* key_row(const Window& window, int64_t key, const float* from, const Tokens& of, const float* pad, int64_t head) {
+const float* key_row(const Window& window, int64_t key, const float* from, const Tokens& of, const float* pad,
+                     int64_t head) {
   const int64_t token = window.keys[key];
   if (token >= 0) return from + of.at(token, head);
   return pad ? pad + head * of.width : nullptr;
@@ -129,7 +130,8 @@ struct Parts {
   int64_t apart, parts;
   Parts(const WindowedCall& call, int64_t threads, bool whole_rows)
       : call(call), apart(whole_rows ? std::min(call.y.apart(), call.y.count) : 1),
-        parts(std::max<int64_t>(1, std::min(threads, call.windows / (whole_rows ? apart * call.x.count : 1)))), whole_rows(whole_rows) {}
+        parts(std::max<int64_t>(1, std::min(threads, call.windows / (whole_rows ? apart * call.x.count : 1)))),
+        whole_rows(whole_rows) {}
 
   // walk(image, row, column of a window) for what a part has of the rows of one turn.
   template <typename Walk>
@@ -164,7 +166,8 @@ void cross_scale_attention_forward(int64_t threads, const float* q, const float*
 
     parts.of(part, 0, [&](int64_t image, int64_t i, int64_t j) {
       window.find(image, i, j);
-      const int64_t count = static_cast<int64_t>(window.queries.size()), keys = static_cast<int64_t>(window.keys.size());
+      const int64_t count = static_cast<int64_t>(window.queries.size());
+      const int64_t keys = static_cast<int64_t>(window.keys.size());
 
       for (int64_t head = 0; head < heads; ++head) {
         key_columns(window, k, call.of_k, pad_k, head, m.columns);                                     // [width, keys]
@@ -190,7 +193,8 @@ namespace {
 
 // Probabilities in the place of powers, and the scores' gradients in the place of the probabilities', of `some` queries;
 // added to those of the bias (queries, n_row), where it is wanted.
-void softmax_backward(const Window& window, int64_t first, int64_t last, const float* share, float* s, float* slopes, float* d_bias) {
+void softmax_backward(const Window& window, int64_t first, int64_t last, const float* share, float* s, float* slopes,
+                      float* d_bias) {
   const int64_t row = window.call.n_row, n = padded(static_cast<int64_t>(window.keys.size()));
   for (int64_t i = first; i < last; ++i, s += row, slopes += row, ++share) {
     vec product = zeros();
@@ -202,8 +206,10 @@ void softmax_backward(const Window& window, int64_t first, int64_t last, const f
 
     const float balance = sum(product);
     float* to = d_bias ? d_bias + window.queries[i].place * row : nullptr;
+    const float* mask = window.mask(window.queries[i].code);
     for (int64_t j = 0; j < n; j += LANES) {
-      const vec slope = load(s + j) * (load(slopes + j) - balance);
+      vec slope = load(s + j) * (load(slopes + j) - balance);
+      if (mask) slope = load(mask + j) == -INFINITY ? zeros() : slope;  // whatever a NaN has made of them
       store(slopes + j, slope);
       if (to) store(to + j, load(to + j) + slope);
     }
@@ -211,7 +217,8 @@ void softmax_backward(const Window& window, int64_t first, int64_t last, const f
 }
 
 // Gradients (keys, d_row) to where the keys stand, or to the sums of what lies outside. `add`: other windows see them too.
-void write_keys(const Window& window, const float* rows, const Tokens& of, int64_t head, bool add, float* to, float* outside) {
+void write_keys(const Window& window, const float* rows, const Tokens& of, int64_t head, bool add, float* to,
+                float* outside) {
   const Tail tail(of.width);
   for (std::size_t key = 0; key < window.keys.size(); ++key, rows += window.call.d_row) {
     const int64_t token = window.keys[key];
@@ -256,7 +263,8 @@ void cross_scale_attention_backward(int64_t threads, const float* q, const float
 
       parts.of(part, turn, [&](int64_t image, int64_t i, int64_t j) {
         window.find(image, i, j);
-        const int64_t count = static_cast<int64_t>(window.queries.size()), keys = static_cast<int64_t>(window.keys.size());
+        const int64_t count = static_cast<int64_t>(window.queries.size());
+        const int64_t keys = static_cast<int64_t>(window.keys.size());
 
         for (int64_t head = 0; head < heads; ++head) {
           key_columns(window, k, call.of_k, pad_k, head, m.columns);                                   // [width, keys]
@@ -273,7 +281,8 @@ void cross_scale_attention_backward(int64_t threads, const float* q, const float
             product(some, keys, width, {m.q, d_row, 1}, {m.columns, n_row}, m.scores, n_row);          // [some, keys]
             softmax(window, biases, head, first, last, m.scores, m.share.data());
             product(some, keys, width, {m.g, d_row, 1}, {m.v, n_row}, m.slopes, n_row);
-            softmax_backward(window, first, last, m.share.data(), m.scores, m.slopes, bias ? sums + head * of_bias : nullptr);
+            softmax_backward(window, first, last, m.share.data(), m.scores, m.slopes,
+                             bias ? sums + head * of_bias : nullptr);
 
             product(some, width, keys, {m.slopes, n_row, 1}, {m.k, d_row}, m.out, d_row);              // [some, width]
             add_product(keys, width, some, {m.slopes, 1, n_row}, {m.q, d_row}, m.d_k, d_row);          // [keys, width]

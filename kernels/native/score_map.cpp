@@ -66,8 +66,8 @@ struct Map {
 
   Map(const float* x, int64_t count, int64_t channels, const float* vectors)
       : x(x), count(count), channels(channels), row(padded(channels)), norm(vectors),
-        mean(vectors, channels, 0.0f), rstd(at(vectors, 1), channels, 1.0f), gamma(at(vectors, 2), channels, 1.0f),
-        beta(at(vectors, 3), channels, 0.0f) {}
+        mean(vectors, channels, 0.0f), rstd(vector(vectors, 1), channels, 1.0f),
+        gamma(vector(vectors, 2), channels, 1.0f), beta(vector(vectors, 3), channels, 0.0f) {}
 
   // `tokens` rows of z, or with `affine` of z gamma + beta; made in scratch (tokens, row) where there is a batch norm.
   Left read(int64_t first, int64_t tokens, bool affine, float* scratch) const {
@@ -85,8 +85,9 @@ struct Map {
     return {scratch, row, 1};
   }
 
-  // dx of `tokens` rows from dn (tokens, row); sums: dgamma and dbeta, divided by the count.
-  void write(int64_t first, int64_t tokens, const float* dn, const float* mean_dgamma, const float* mean_dbeta, float* dx) const {
+  // dx of `tokens` rows from dn (tokens, row); dgamma and dbeta divided by the count.
+  void write(int64_t first, int64_t tokens, const float* dn, const float* mean_dgamma, const float* mean_dbeta,
+             float* dx) const {
     if (!norm) return copy_rows(dn, row, tokens, channels, dx + first * channels, channels);
     const Tail tail(channels);
     for (int64_t i = 0; i < tokens; ++i) {
@@ -102,8 +103,7 @@ struct Map {
   }
 
  private:
-  static const float* at(const float* vectors, int64_t i, int64_t channels) { return vectors ? vectors + i * channels : nullptr; }
-  const float* at(const float* vectors, int64_t i) const { return at(vectors, i, channels); }
+  const float* vector(const float* vectors, int64_t i) const { return vectors ? vectors + i * channels : nullptr; }
 };
 
 }  // namespace
@@ -218,7 +218,8 @@ void score_map_backward(int64_t threads, const float* coarse, const float* fine,
 
     if (p1 == 0) clear(d_tokens, block.tokens * c_row);
     for (int64_t p2 = 0; p2 < 2; ++p2)
-      add_product(block.with(p2), channels, clusters, {m.g + p2 * k_row, 2 * k_row, 1}, up[2 * p1 + p2], d_tokens, c_row);
+      add_product(block.with(p2), channels, clusters, {m.g + p2 * k_row, 2 * k_row, 1}, up[2 * p1 + p2], d_tokens,
+                  c_row);
   };
 
   const auto walk = [&](bool sum, bool make) {
@@ -241,8 +242,8 @@ void score_map_backward(int64_t threads, const float* coarse, const float* fine,
   const Scratch of_all(k_row);
   for (int64_t i = 0; i < 4; ++i) {
     const int64_t matrix = i * clusters * channels;
-    finish(at.corner(partial, i), at.gradients(partial, i), coarse_map, folded + matrix, clusters, k_row, d_folded + matrix,
-           coarse_sums, coarse_sums + c_row);
+    finish(at.corner(partial, i), at.gradients(partial, i), coarse_map, folded + matrix, clusters, k_row,
+           d_folded + matrix, coarse_sums, coarse_sums + c_row);
     add_to(of_all, at.gradients(partial, i), k_row);
   }
   finish(at.fine(partial), of_all, fine_map, fine_weight, clusters, k_row, d_fine_weight, fine_sums, fine_sums + c_row);
