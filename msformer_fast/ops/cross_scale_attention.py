@@ -57,8 +57,8 @@ def cross_scale_attention(
         q: (B, Hq, Wq, heads, d), or with ``k`` and ``v`` ``None`` queries, keys and values of one map in one tensor,
             (B, H, W, 3, heads, d).
         k: (B, Hk, Wk, heads, d), or with ``v`` ``None`` keys and values in one tensor, (B, Hk, Wk, 2, heads, d).
-        v: (B, Hk, Wk, heads, d). All three floating point, of any strides: they are read in place. The gradient of a
-            packed tensor is written packed.
+        v: (B, Hk, Wk, heads, d). All three floating point, of any strides: they are read in place (``"native"`` copies
+            those that are not contiguous). The gradient of a packed tensor is written packed.
         window: queries a side of a window. An integer, or (height, width), as ``halo`` and ``shift``.
         halo: keys by which a window's keys are widened on every side, cut where the (rolled, padded) map ends.
         shift: query rows by which both maps are rolled, upwards and to the left, before they are cut into windows; less
