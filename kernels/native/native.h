@@ -1,6 +1,6 @@
 // Every function of the library. `library.py` reads the names and kinds of arguments from here, so this is their only
 // statement: one function a line or several, arguments by name, of the kinds
-//   const float*, float*    float32, contiguous          const void*, void*    labels of `label_bytes` each
+//   const float*, float*    float32, contiguous          const void*, void*    labels of `label_bytes` each, or int64
 //   int64_t                 sizes, flags                 float                 numbers
 // Pointers may be null where a comment says so.
 #pragma once
@@ -63,5 +63,37 @@ void efficient_attention_keys_backward(int64_t threads, const float* x, int64_t 
                                        const float* gathered, const float* d_gathered, const float* balance,
                                        const float* grad_y, float* d_x, float* d_key_weight, float* d_norm_weight,
                                        float* d_norm_bias);
+
+// logits (batch, height, width, clusters) of coarse (batch, ceil(height / 2), ceil(width / 2), channels) and fine (batch,
+// height, width, channels). folded (4, clusters, channels): weights from a token to its pixels (p1, p2); fine_weight
+// (clusters, channels). coarse_norm, fine_norm: null, or (4, channels): mean, 1 / standard deviation, weight, bias.
+void score_map_forward(int64_t threads, const float* coarse, const float* fine, int64_t batch, int64_t height,
+                       int64_t width, int64_t channels, int64_t clusters, const float* folded, const float* fine_weight,
+                       const float* coarse_norm, const float* fine_norm, float* logits);
+
+// Gradients of both maps and of both weights; d_coarse_norm, d_fine_norm (2, channels): of a batch norm's weight and
+// bias, null without one.
+void score_map_backward(int64_t threads, const float* coarse, const float* fine, int64_t batch, int64_t height,
+                        int64_t width, int64_t channels, int64_t clusters, const float* folded, const float* fine_weight,
+                        const float* coarse_norm, const float* fine_norm, const float* grad_logits, float* d_coarse,
+                        float* d_fine, float* d_folded, float* d_fine_weight, float* d_coarse_norm, float* d_fine_norm);
+
+// y (batch, height, width, heads, width) of maps whose tokens' heads lie one behind the other. int64 numbers: places
+// (3, 2), of q, k and v where the first token lies and how far the next; geometry (2, 14), of each axis windows, queries
+// and keys of one, halo, keys / queries in lowest terms, then of the queries' and of the keys' roll rows of the map,
+// rolled rows, shift, and the rolled row from which on they lie past the seam. bias: null, (heads, queries, keys), or with
+// `table` (entries, heads). pad: positions outside the map are keys, of pad_k and pad_v (heads, width), null for zeros.
+void cross_scale_attention_forward(int64_t threads, const float* q, const float* k, const float* v, const float* bias,
+                                   const float* pad_k, const float* pad_v, const void* places, const void* geometry,
+                                   int64_t batch, int64_t heads, int64_t width, int64_t table, int64_t pad, float scale,
+                                   float seam, float* y);
+
+// Gradients, those of maps as the maps lie; with a halo those of keys and values are added to zeros. d_bias, d_pad_k and
+// d_pad_v may be null.
+void cross_scale_attention_backward(int64_t threads, const float* q, const float* k, const float* v, const float* bias,
+                                    const float* pad_k, const float* pad_v, const void* places, const void* geometry,
+                                    int64_t batch, int64_t heads, int64_t width, int64_t table, int64_t pad, float scale,
+                                    float seam, const float* grad_y, float* d_q, float* d_k, float* d_v, float* d_bias,
+                                    float* d_pad_k, float* d_pad_v);
 }
 #pragma GCC visibility pop

@@ -31,6 +31,16 @@ static inline void copy_rows(const float* from, int64_t from_row, int64_t rows, 
   for (int64_t row = 0; row < rows; ++row) std::memcpy(to + row * to_row, from + row * from_row, n * sizeof(float));
 }
 
+// A row times a factor, to a row of whole vectors whose last lanes become 0; and back.
+static INLINE void read_row(const float* from, const Tail& tail, float factor, float* to) {
+  for (int64_t j = 0; j < tail.whole; j += LANES) store(to + j, load(from + j) * factor);
+  if (tail.rest) store(to + tail.whole, tail.load(from + tail.whole) * factor);
+}
+static INLINE void write_row(const float* from, const Tail& tail, float factor, float* to) {
+  for (int64_t j = 0; j < tail.whole; j += LANES) store(to + j, load(from + j) * factor);
+  if (tail.rest) tail.store(to + tail.whole, load(from + tail.whole) * factor);
+}
+
 // A row, where it is wanted.
 static inline void copy_row(const float* from, int64_t n, float* to) {
   if (to) copy_rows(from, n, 1, n, to, n);

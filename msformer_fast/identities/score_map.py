@@ -16,12 +16,12 @@ CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))
 
 def score_map(coarse: Tensor, fine: Tensor, up_weight: Tensor, head_weight: Tensor) -> Tensor:
     """See :func:`msformer_fast.ops.score_map`."""
-    folded, fine_weight = _folded(up_weight, head_weight)
+    folded, fine_weight = folded_of(up_weight, head_weight)
     up = F.linear(coarse, folded).unflatten(-1, (2, 2, -1)).transpose(2, 3).flatten(1, 2).flatten(2, 3)
     return F.linear(fine, fine_weight) + up[:, : fine.shape[1], : fine.shape[2]]
 
 
-def _folded(up_weight: Tensor, head_weight: Tensor) -> tuple[Tensor, Tensor]:
+def folded_of(up_weight: Tensor, head_weight: Tensor) -> tuple[Tensor, Tensor]:
     """Weights from a coarse token to its four pixels' scores, (4K, C) in the order (p1, p2, k), and from a fine one."""
     channels = up_weight.shape[1]
     coarse_weight, fine_weight = head_weight.split(channels, 1)
@@ -38,7 +38,7 @@ def _ranges(fine: Tensor, clusters: int) -> list[tuple[int, int]]:
 def score_map_forward(coarse: Tensor, fine: Tensor, up_weight: Tensor, head_weight: Tensor) -> Tensor:
     """Logits (B, H, W, K), in strips."""
     dtype = sum_dtype(fine.dtype)
-    folded, fine_weight = _folded(up_weight.to(dtype), head_weight.to(dtype))
+    folded, fine_weight = folded_of(up_weight.to(dtype), head_weight.to(dtype))
     batch, height, width, channels = fine.shape
     clusters = head_weight.shape[0]
     logits = fine.new_empty((batch, height, width, clusters))
@@ -62,7 +62,7 @@ def score_map_backward(
     """Gradients of the four inputs."""
     dtype = sum_dtype(fine.dtype)
     up, head = up_weight.to(dtype), head_weight.to(dtype)
-    folded, fine_weight = _folded(up, head)
+    folded, fine_weight = folded_of(up, head)
     height, channels = fine.shape[1], fine.shape[3]
     clusters = head_weight.shape[0]
     d_coarse, d_fine = torch.empty_like(coarse), torch.empty_like(fine)
@@ -83,9 +83,16 @@ def score_map_backward(
             tokens = fine[image, rows]
             d_fine_weight.addmm_(flat.t(), tokens.to(dtype).reshape(-1, channels))
             d_fine[image, rows] = (flat @ fine_weight).view(tokens.shape)
-    # folded = coarse_weight @ up, corner by corner
-    blocks, coarse_weight = d_folded.unflatten(0, (4, clusters)), head[:, :channels]
-    d_up_weight = (coarse_weight.t() @ blocks).flatten(0, 1)
-    d_coarse_weight = (blocks @ up.unflatten(0, (4, channels)).transpose(1, 2)).sum(0)
-    d_head_weight = torch.cat([d_coarse_weight, d_fine_weight], 1)
+    d_up_weight, d_head_weight = weight_gradients(d_folded, d_fine_weight, up, head)
     return d_coarse, d_fine, d_up_weight.to(up_weight.dtype), d_head_weight.to(head_weight.dtype)
+
+
+def weight_gradients(
+    d_folded: Tensor, d_fine_weight: Tensor, up_weight: Tensor, head_weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of ``up_weight`` and ``head_weight`` from those of what :func:`folded_of` makes of them."""
+    clusters, channels = head_weight.shape[0], up_weight.shape[1]
+    blocks, coarse_weight = d_folded.unflatten(0, (4, clusters)), head_weight[:, :channels]
+    d_up_weight = (coarse_weight.t() @ blocks).flatten(0, 1)
+    d_coarse_weight = (blocks @ up_weight.unflatten(0, (4, channels)).transpose(1, 2)).sum(0)
+    return d_up_weight, torch.cat([d_coarse_weight, d_fine_weight], 1)

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from msformer_fast.dtypes import sum_dtype
 from msformer_fast.errors import InputError
 from msformer_fast.identities.cross_scale_attention import cross_scale_attention as _identity
 from msformer_fast.limits import CROSS_SCALE_ATTENTION_HEAD_DIM
-from msformer_fast.ops.backend import choose, over_limit, why_not_torch, why_not_triton
+from msformer_fast.ops.backend import choose, over_limit, why_not_native, why_not_torch, why_not_triton
 from msformer_fast.ops.precision import cast_product, input_precision
 from msformer_fast.ops.registration import contiguous_like, register
 from msformer_fast.ops.shapes import Shapes
@@ -56,8 +57,8 @@ def cross_scale_attention(
         q: (B, Hq, Wq, heads, d), or with ``k`` and ``v`` ``None`` queries, keys and values of one map in one tensor,
             (B, H, W, 3, heads, d).
         k: (B, Hk, Wk, heads, d), or with ``v`` ``None`` keys and values in one tensor, (B, Hk, Wk, 2, heads, d).
-        v: (B, Hk, Wk, heads, d). All three floating point, of any strides: they are read in place. The gradient of a
-            packed tensor is written packed.
+        v: (B, Hk, Wk, heads, d). All three floating point, of any strides: they are read in place (``"native"`` copies
+            those that are not contiguous). The gradient of a packed tensor is written packed.
         window: queries a side of a window. An integer, or (height, width), as ``halo`` and ``shift``.
         halo: keys by which a window's keys are widened on every side, cut where the (rolled, padded) map ends.
         shift: query rows by which both maps are rolled, upwards and to the left, before they are cut into windows; less
@@ -78,9 +79,9 @@ def cross_scale_attention(
             hides them from each other; timm and MONAI add -100. As in Swin's mask the seam lies ``shift`` rows before
             the end of the padded map; with ``"roll_pad"`` and ``"ignore"`` it lies where the rows meet.
         dropout: must be 0.
-        backend: ``"triton"`` (d at most 128), ``"torch"`` (PyTorch's fused attention, windows copied out of the maps
-            and back; its gradients can be differentiated again where the fused attention's can), ``"reference"`` (one
-            window after the other) or ``None`` for the fastest that can run.
+        backend: ``"triton"`` (d at most 128), ``"native"``, ``"torch"`` (PyTorch's fused attention, windows copied out
+            of the maps and back; its gradients can be differentiated again where the fused attention's can),
+            ``"reference"`` (one window after the other) or ``None`` for the fastest that can run.
 
     Returns:
         (B, Hq, Wq, heads, d), contiguous, in the dtype of ``q``. A query that sees no key gets zeros, and gives no
@@ -114,6 +115,7 @@ def cross_scale_attention(
     scale = width**-0.5 if scale is None else float(scale)
     refusals = {
         "triton": lambda: _why_not_triton(width, maps, bias, pad_k, pad_v),
+        "native": lambda: why_not_native(OP, *maps, bias, pad_k, pad_v),
         "torch": lambda: why_not_torch(OP, *maps, bias, pad_k, pad_v),
     }
     chosen = choose(OP, backend, q.device, refusals)
@@ -125,7 +127,7 @@ def cross_scale_attention(
         return _identity(*_unpacked(maps), windows, scale, seam, bias, pad_k, pad_v)
     y, x = windows.y, windows.x
     sides = (y.window, x.window), (y.halo, x.halo), (y.shift, x.shift)
-    return _registered(maps, bias, pad_k, pad_v, Options(*sides, scale, float(seam), outside, order))[0]
+    return _registered(maps, bias, pad_k, pad_v, Options(*sides, scale, float(seam), outside, order), chosen)[0]
 
 
 def _check_maps(shapes: Shapes, q: Tensor, k: Tensor | None, v: Tensor | None) -> list[Tensor]:
@@ -195,13 +197,22 @@ class Options(NamedTuple):
 
 
 def _forward(
-    maps: Sequence[Tensor], bias: Tensor | None, pad_k: Tensor | None, pad_v: Tensor | None, options: Options
+    maps: Sequence[Tensor],
+    bias: Tensor | None,
+    pad_k: Tensor | None,
+    pad_v: Tensor | None,
+    options: Options,
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """The result, and the scores' logarithms of sums of powers of 2, (B, heads, Hq, Wq)."""
-    from msformer_fast.kernels.cross_scale_attention import cross_scale_attention_forward
-
+    """The result, and the scores' logarithms of sums of powers of 2, (B, heads, Hq, Wq); empty on the CPU."""
     q, k, v = _unpacked(maps)
     shape = options.windows(q, k), options.scale, options.seam
+    if backend == "native":
+        from msformer_fast.kernels.native import cross_scale_attention as native
+
+        return native.cross_scale_attention_forward(maps, *shape, bias, pad_k, pad_v), q.new_empty(0)
+    from msformer_fast.kernels.cross_scale_attention import cross_scale_attention_forward
+
     return cross_scale_attention_forward(q, k, v, *shape, bias, pad_k, pad_v, input_precision(q.dtype))
 
 
@@ -214,23 +225,42 @@ def _backward(
     y: Tensor,
     lse: Tensor,
     options: Options,
+    backend: str,
 ) -> list[Tensor | None]:
     """Gradients of the maps, as they were given, and of bias, pad_k and pad_v."""
+    q, k, v = _unpacked(maps)
+    shape = options.windows(q, k), options.scale, options.seam
+    if backend == "native":
+        from msformer_fast.kernels.native import cross_scale_attention as native
+
+        return native.cross_scale_attention_backward(grad_y, maps, *shape, bias, pad_k, pad_v)
     from msformer_fast.kernels.cross_scale_attention import cross_scale_attention_backward
 
-    q, k, v = _unpacked(maps)
     d_maps = [contiguous_like(value) for value in maps]
-    shape = options.windows(q, k), options.scale, options.seam
     found = cross_scale_attention_backward(
         grad_y, q, k, v, y, lse, *shape, bias, pad_k, pad_v, input_precision(q.dtype), into=_unpacked(d_maps)
     )
     return [*d_maps, found.bias, found.pad_k, found.pad_v]
 
 
-def _shapes(maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def _shapes(maps: Sequence[Tensor], backend: str) -> tuple[Tensor, Tensor]:
     q, _, _ = _unpacked(maps)
     batch, height, width, heads, _ = q.shape
-    return contiguous_like(q), q.new_empty((batch, heads, height, width), dtype=sum_dtype(q.dtype))
+    sums = (0,) if backend == "native" else (batch, heads, height, width)
+    return contiguous_like(q), q.new_empty(sums, dtype=sum_dtype(q.dtype))
+
+
+def _expression(
+    maps: Sequence[Tensor],
+    bias: Tensor | None,
+    pad_k: Tensor | None,
+    pad_v: Tensor | None,
+    options: Options,
+) -> Tensor:
+    """Of operators that can be differentiated again, which PyTorch's fused attention cannot."""
+    q, k, v = _unpacked(maps)
+    with sdpa_kernel(SDPBackend.MATH):
+        return _identity(q, k, v, options.windows(q, k), options.scale, options.seam, bias, pad_k, pad_v)
 
 
 _registered = register(
@@ -240,4 +270,5 @@ _registered = register(
     shapes=_shapes,
     backward=_backward,
     gradients=["maps bias pad_k pad_v"],
+    expression=_expression,
 )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from msformer_fast.dtypes import label_dtype, sum_dtype
 from msformer_fast.limits import GUIDED_SCORE_MAP_CLUSTERS, SCORE_MAP_CHANNELS
-from msformer_fast.ops.backend import choose, over_limit, why_not_torch
+from msformer_fast.ops.backend import choose, over_limit, why_not_native, why_not_torch
 from msformer_fast.ops.batch_norm import BatchNorm, batch_statistics
 from msformer_fast.ops.clustering_loss import clustering_loss
 from msformer_fast.ops.patch_embedding import check_patches, patch_embedding
@@ -67,14 +67,14 @@ def guided_score_map(
         patch_weight: (E, patch * patch * K); patch_bias: (E) or ``None``: ``weight`` and ``bias`` of
             :func:`patch_embedding`.
         norm_weight, norm_bias: (K); patch, eps: see there. The batch norm takes the batch's own statistics.
-        backend: ``"triton"``, ``"torch"``, ``"reference"`` or ``None`` for the fastest that can run. The last two are
-            the three ops one after the other.
+        backend: ``"triton"`` (C, K and E at most 256), ``"native"``, ``"torch"``, ``"reference"`` or ``None``
+            for the fastest that can run. All but the first are the three ops one after the other.
 
     Raises:
         InputError: a shape or an option that does not fit, named.
         BackendError: the backend asked for cannot run this call; the message says why.
 
-    The kernels' gradient cannot be differentiated again; that of the other backends can.
+    The gradient of ``"triton"`` cannot be differentiated again; that of the other backends can.
 
     Source: MS-Former, its head and what the losses read.
     """
@@ -84,6 +84,7 @@ def guided_score_map(
     given = [cast_product(value) for value in (coarse, fine, up_weight, head_weight)]
     refusals = {
         "triton": lambda: _why_not_triton(*affine[:2], *given),
+        "native": lambda: why_not_native(OP, *given, *affine, *(coarse_norm or ())[:2], *(fine_norm or ())[:2]),
         "torch": lambda: why_not_torch(OP, *given, *affine[:2]),
     }
     chosen = choose(OP, backend, fine.device, refusals)
@@ -93,11 +94,12 @@ def guided_score_map(
     logits = score_map(
         coarse, fine, up_weight, head_weight, coarse_norm=coarse_norm, fine_norm=fine_norm, backend=chosen
     ).permute(0, 3, 1, 2)
-    loss, labels, label_count = clustering_loss(logits, backend=chosen)
+    rest = None if chosen == "native" else chosen  # each as fast as it can on the CPU
+    loss, labels, label_count = clustering_loss(logits, backend=rest)
     queries, keys = patch_embedding(
-        logits, patch_weight, patch_bias, norm_weight, norm_bias, patch=patch, eps=eps, backend=chosen
+        logits, patch_weight, patch_bias, norm_weight, norm_bias, patch=patch, eps=eps, backend=rest
     )
-    mean, var = batch_statistics(logits.permute(0, 2, 3, 1), backend=chosen)
+    mean, var = batch_statistics(logits.permute(0, 2, 3, 1), backend=rest)
     return GuidedScores(logits, loss, queries, keys, labels, label_count, mean, var)
 
 

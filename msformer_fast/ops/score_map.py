@@ -10,7 +10,7 @@ from torch import Tensor
 from msformer_fast.errors import InputError
 from msformer_fast.identities import score_map as identity
 from msformer_fast.limits import SCORE_MAP_CHANNELS
-from msformer_fast.ops.backend import choose, over_limit, runs_in_strips, why_not_torch, why_not_triton
+from msformer_fast.ops.backend import choose, over_limit, runs_in_strips, why_not_native, why_not_torch, why_not_triton
 from msformer_fast.ops.batch_norm import BatchNorm, check_batch_norm
 from msformer_fast.ops.precision import cast_product, input_precision
 from msformer_fast.ops.registration import contiguous_like, register
@@ -18,6 +18,7 @@ from msformer_fast.ops.shapes import Shapes
 from msformer_fast.reference.score_map import score_map as _reference
 
 if TYPE_CHECKING:
+    from msformer_fast.kernels.native.score_map import MapNorm as NativeNorm
     from msformer_fast.kernels.score_map import MapNorm
 
 OP = "score_map"
@@ -43,9 +44,10 @@ def score_map(
         fine: (B, H, W, C).
         up_weight: (4C, C).
         head_weight: (K, 2C), the coarse branch's columns first.
-        coarse_norm, fine_norm: batch norms through which the maps are read, or ``None``. The kernels apply them where
-            they read, with no pass of their own; the other backends apply them first.
-        backend: ``"triton"``, ``"torch"``, ``"reference"`` or ``None`` for the fastest that can run.
+        coarse_norm, fine_norm: batch norms through which the maps are read, or ``None``. The kernels, ``"native"`` too,
+            apply them where they read, with no pass of their own; the other backends apply them first.
+        backend: ``"triton"`` (C at most 256), ``"native"``, ``"torch"``, ``"reference"`` or ``None`` for the fastest
+            that can run.
 
     Returns:
         logits (B, H, W, K).
@@ -54,7 +56,7 @@ def score_map(
         InputError: a shape that does not fit, named.
         BackendError: the backend asked for cannot run this call; the message says why.
 
-    The kernels' gradient cannot be differentiated again; that of the other backends can.
+    The gradient of ``"triton"`` cannot be differentiated again; that of the other backends can.
 
     Source: MS-Former, section "Multi-scale representation"; the authors' ``linear_up`` and ``linear_down``.
     """
@@ -62,9 +64,13 @@ def score_map(
     coarse, fine = cast_product(coarse), cast_product(fine)
     up_weight, head_weight = cast_product(up_weight), cast_product(head_weight)
     given = coarse, fine, up_weight, head_weight
-    refusals = {"triton": lambda: why_not(OP, *given), "torch": lambda: why_not_torch(OP, *given)}
+    refusals = {
+        "triton": lambda: why_not(OP, *given),
+        "native": lambda: why_not_native(OP, *given, *(coarse_norm or ())[:2], *(fine_norm or ())[:2]),
+        "torch": lambda: why_not_torch(OP, *given),
+    }
     chosen = choose(OP, backend, fine.device, refusals)
-    if chosen == "triton":
+    if chosen in ("triton", "native"):
         return _registered(*given, coarse_norm, fine_norm, chosen)
     coarse = coarse if coarse_norm is None else cast_product(coarse_norm.apply(coarse))
     fine = fine if fine_norm is None else cast_product(fine_norm.apply(fine))
@@ -124,7 +130,14 @@ def map_norm(norm: BatchNorm | None) -> MapNorm | None:
     return None if norm is None else MapNorm.of(*norm)
 
 
-def norm_gradients(found: tuple[Tensor, Tensor] | None, norm: BatchNorm | None) -> list[Tensor]:
+def _native_norm(norm: BatchNorm | None) -> NativeNorm | None:
+    """A batch norm as the CPU kernels' launchers take it."""
+    from msformer_fast.kernels.native.score_map import MapNorm
+
+    return None if norm is None else MapNorm.of(*norm)
+
+
+def norm_gradients(found: tuple[Tensor, Tensor] | Tensor | None, norm: BatchNorm | None) -> list[Tensor]:
     """Of a batch norm's weight and bias, in their dtypes; copies, as a registered op's results may not alias."""
     if found is None or norm is None:
         return []
@@ -142,6 +155,11 @@ def _forward(
 ) -> Tensor:
     if backend == "torch":
         return identity.score_map_forward(coarse, fine, up_weight, head_weight)
+    if backend == "native":
+        from msformer_fast.kernels.native import score_map as native
+
+        norms_read = _native_norm(coarse_norm), _native_norm(fine_norm)
+        return native.score_map_forward(coarse, fine, up_weight, head_weight, *norms_read)
     from msformer_fast.kernels.score_map import score_map_forward
 
     norms = map_norm(coarse_norm), map_norm(fine_norm)
@@ -162,6 +180,11 @@ def _backward(
     given = grad_logits, coarse, fine, up_weight, head_weight
     if backend == "torch":
         return *identity.score_map_backward(*given), [], []
+    if backend == "native":
+        from msformer_fast.kernels.native import score_map as native
+
+        made = native.score_map_backward(*given, _native_norm(coarse_norm), _native_norm(fine_norm))
+        return *made[:4], norm_gradients(made.coarse_norm, coarse_norm), norm_gradients(made.fine_norm, fine_norm)
     from msformer_fast.kernels.score_map import score_map_backward
 
     found = score_map_backward(*given, map_norm(coarse_norm), map_norm(fine_norm), input_precision(fine.dtype))
@@ -187,6 +210,19 @@ def norms_like(*norms: BatchNorm | None) -> list[list[Tensor]]:
     return [[] if norm is None else [contiguous_like(norm.weight), contiguous_like(norm.bias)] for norm in norms]
 
 
+def _expression(
+    coarse: Tensor,
+    fine: Tensor,
+    up_weight: Tensor,
+    head_weight: Tensor,
+    coarse_norm: BatchNorm | None,
+    fine_norm: BatchNorm | None,
+) -> Tensor:
+    coarse = coarse if coarse_norm is None else coarse_norm.apply(coarse)
+    fine = fine if fine_norm is None else fine_norm.apply(fine)
+    return identity.score_map(coarse, fine, up_weight, head_weight)
+
+
 _registered = register(
     OP,
     forward=_forward,
@@ -195,5 +231,5 @@ _registered = register(
     backward=_backward,
     gradients=["coarse", "fine", "up_weight", "head_weight", "coarse_norm", "fine_norm"],
     gradient_shapes=_gradient_shapes,
-    expression=identity.score_map,
+    expression=_expression,
 )

@@ -302,7 +302,7 @@ OPS = {
             ),
             differentiable=4,
             options=("patch",),
-            backends=("triton",),  # the others are the three ops, one after the other
+            backends=("triton", "native"),  # the others, "native" too, are the three ops, one after the other
             slow=("paper", "wide"),
             of_rounded=(1,),
         ),

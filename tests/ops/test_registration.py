@@ -20,9 +20,9 @@ SCHEMAS = (
     "clustering_loss(Tensor, str, SymInt, str) -> (Tensor, Tensor, Tensor)",
     "clustering_loss_backward(Tensor, Tensor, Tensor, str, SymInt, str) -> Tensor",
     "cross_scale_attention(Tensor[], Tensor?, Tensor?, Tensor?, SymInt[], SymInt[], SymInt[], float, "
-    "float, str, str) -> (Tensor, Tensor)",
+    "float, str, str, str) -> (Tensor, Tensor)",
     "cross_scale_attention_backward(Tensor, Tensor[], Tensor?, Tensor?, Tensor?, Tensor, Tensor, "
-    "SymInt[], SymInt[], SymInt[], float, float, str, str) -> Tensor[]",
+    "SymInt[], SymInt[], SymInt[], float, float, str, str, str) -> Tensor[]",
     "efficient_attention(Tensor, Tensor[], bool[], SymInt, bool, bool, float, Tensor[], float, "
     "ScalarType, bool, str) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     "efficient_attention_backward(Tensor, Tensor?, Tensor, Tensor[], bool[], SymInt, bool, bool, float, "
