@@ -1,6 +1,6 @@
 // Every function of the library. `library.py` reads the names and kinds of arguments from here, so this is their only
 // statement: one function a line or several, arguments by name, of the kinds
-//   const float*, float*    float32, contiguous          const void*, void*    labels of `label_bytes` each
+//   const float*, float*    float32, contiguous          const void*, void*    labels of `label_bytes` each; int32 counts
 //   int64_t                 sizes, flags                 float                 numbers
 // Pointers may be null where a comment says so.
 #pragma once
@@ -62,5 +62,19 @@ void efficient_attention_keys_backward(int64_t threads, const float* x, int64_t 
                                        const float* norm_bias, int64_t norm, float eps, const float* log_sum,
                                        const float* d_gathered, const float* balance, const float* grad_y, float* d_x,
                                        float* d_key_weight, float* d_norm_weight, float* d_norm_bias);
+
+// Of logits (batch, height, width, clusters) with these strides, that of columns or that of clusters 1: labels (batch,
+// height, width), counts (batch), and the loss: of every pixel, or with null for `losses` its sum or mean.
+void clustering_loss_forward(int64_t threads, const float* logits, int64_t batch, int64_t height, int64_t width,
+                             int64_t clusters, int64_t image_stride, int64_t row_stride, int64_t column_stride,
+                             int64_t cluster_stride, int64_t mean, float* losses, float* loss, void* labels,
+                             int64_t label_bytes, void* label_count);
+
+// Gradient of the logits, with strides of its own, from that of the losses: `grad` of every pixel, or one number.
+void clustering_loss_backward(int64_t threads, const float* logits, int64_t batch, int64_t height, int64_t width,
+                              int64_t clusters, int64_t image_stride, int64_t row_stride, int64_t column_stride,
+                              int64_t cluster_stride, const void* labels, int64_t label_bytes, const float* grad,
+                              int64_t per_pixel, float divisor, float* d_logits, int64_t d_image_stride,
+                              int64_t d_row_stride, int64_t d_column_stride, int64_t d_cluster_stride);
 }
 #pragma GCC visibility pop
