@@ -76,5 +76,17 @@ void clustering_loss_backward(int64_t threads, const float* logits, int64_t batc
                               int64_t cluster_stride, const void* labels, int64_t label_bytes, const float* grad,
                               int64_t per_pixel, float divisor, float* d_logits, int64_t d_image_stride,
                               int64_t d_row_stride, int64_t d_column_stride, int64_t d_cluster_stride);
+
+// clustering_loss of features (batch, pixels, channels) times weight (clusters, channels) plus bias, which may be null.
+void linear_clustering_loss_forward(int64_t threads, const float* features, int64_t batch, int64_t pixels,
+                                    int64_t channels, int64_t clusters, const float* weight, const float* bias,
+                                    int64_t mean, float* losses, float* loss, void* labels, int64_t label_bytes,
+                                    void* label_count);
+
+// Gradients of features, weight and bias (null without one), from that of the losses.
+void linear_clustering_loss_backward(int64_t threads, const float* features, int64_t batch, int64_t pixels,
+                                     int64_t channels, int64_t clusters, const float* weight, const float* bias,
+                                     const void* labels, int64_t label_bytes, const float* grad, int64_t per_pixel,
+                                     float divisor, float* d_features, float* d_weight, float* d_bias);
 }
 #pragma GCC visibility pop

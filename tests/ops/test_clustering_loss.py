@@ -182,18 +182,19 @@ def test_the_fused_forward_reads_its_features_once() -> None:
     assert backward.unique_bytes_loaded + backward.bytes_stored <= 1.1 * (least["backward"] + extra)
 
 
-def test_fused_clusters_that_are_taken_out_and_ties() -> None:
+@every_kernel
+def test_fused_clusters_that_are_taken_out_and_ties(backend: str) -> None:
     """A bias of minus infinity takes clusters out, a whole block too; of equal weights the first is the label."""
     features, weight, bias = rand(1, 3, 5, 24, scale=1.0), rand(300, 24, scale=0.6), rand(300, scale=1.0)
     # Eighths, whose products and sums are exact: numpy's rounding depends on where in a block a row stands.
     features, weight, bias = (value.mul(8).round() / 8 for value in (features, weight, bias))
     bias[:130] = -float("inf")
     weight[215:], bias[215:] = weight[130:215], bias[130:215]
-    _, labels, count = ops.linear_clustering_loss(features, weight, bias, backend="triton")
+    _, labels, count = ops.linear_clustering_loss(features, weight, bias, backend=backend)
     assert 130 <= int(labels.min()) <= int(labels.max()) < 215
     assert count.tolist() == [labels.unique().numel()]
     features[0, 1, 2, 3] = float("nan")
-    loss = ops.linear_clustering_loss(features, weight, bias, reduction="none", backend="triton")[0]
+    loss = ops.linear_clustering_loss(features, weight, bias, reduction="none", backend=backend)[0]
     assert loss.isnan().nonzero().tolist() == [[0, 1, 2]]
 
 
@@ -229,7 +230,7 @@ def test_tf32_is_off_by_what_tf32_is_off_by() -> None:
 
 
 @pytest.mark.parametrize("pixels", [(40,), (2, 20), (2, 3, 2, 4)])
-@pytest.mark.parametrize("backend", ["triton", "reference"])
+@pytest.mark.parametrize("backend", ["triton", "native", "reference"])
 def test_fused_with_any_axes_of_pixels(pixels: tuple[int, ...], backend: str) -> None:
     features, weight = rand(*pixels, 24, scale=1.0).requires_grad_(), rand(20, 24, scale=0.6).requires_grad_()
     loss, labels, count = ops.linear_clustering_loss(features, weight, reduction="none", backend=backend)
