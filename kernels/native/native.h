@@ -88,5 +88,10 @@ void linear_clustering_loss_backward(int64_t threads, const float* features, int
                                      int64_t channels, int64_t clusters, const float* weight, const float* bias,
                                      const void* labels, int64_t label_bytes, const float* grad, int64_t per_pixel,
                                      float divisor, float* d_features, float* d_weight, float* d_bias);
+
+// Of queries and keys (batch, patches, channels): the loss, and its gradients divided by 2 / (scale batch patches^2);
+// null for both where no gradient is wanted.
+void stability_loss(int64_t threads, const float* queries, const float* keys, int64_t batch, int64_t patches,
+                    int64_t channels, float scale, float* loss, float* d_queries, float* d_keys);
 }
 #pragma GCC visibility pop

@@ -8,7 +8,8 @@ from msformer_fast.dtypes import sum_dtype
 from msformer_fast.errors import InputError
 from msformer_fast.identities import stability_loss as identity
 from msformer_fast.limits import STABILITY_LOSS_CHANNELS
-from msformer_fast.ops.backend import choose, over_limit, runs_in_strips, why_not_torch, why_not_triton
+from msformer_fast.ops.backend import choose, over_limit, runs_in_strips, why_not_native, why_not_torch, why_not_triton
+from msformer_fast.ops.memory import will_be_differentiated
 from msformer_fast.ops.precision import cast_product, input_precision
 from msformer_fast.ops.registration import register
 from msformer_fast.ops.shapes import Shapes
@@ -25,7 +26,7 @@ def stability_loss(queries: Tensor, keys: Tensor, *, scale: float = 8.0, backend
     Args:
         queries, keys: (B, T, C), floating point, any strides, T >= 1.
         scale: divisor of the scores. The authors use 8 whatever C is.
-        backend: ``"triton"``, ``"torch"``, ``"reference"`` or ``None`` for the fastest that can run.
+        backend: ``"triton"``, ``"native"``, ``"torch"``, ``"reference"`` or ``None`` for the fastest that can run.
 
     Returns:
         scalar; float32 for half precision, else the queries' dtype.
@@ -34,7 +35,9 @@ def stability_loss(queries: Tensor, keys: Tensor, *, scale: float = 8.0, backend
         InputError: a shape or an option that does not fit, named.
         BackendError: the backend asked for cannot run this call; the message says why.
 
-    The kernels' gradient cannot be differentiated again; that of the other backends can.
+    ``"native"`` makes both gradients with the loss where they will be asked for, and keeps them; the others keep two
+    numbers a patch and make the scores again. The gradient of ``"triton"`` cannot be differentiated again; that of the
+    other backends can.
 
     Source: MS-Former, intra-scale (spatial stability) loss.
     """
@@ -42,6 +45,7 @@ def stability_loss(queries: Tensor, keys: Tensor, *, scale: float = 8.0, backend
     queries, keys = cast_product(queries), cast_product(keys)
     refusals = {
         "triton": lambda: _why_not_triton(queries, keys),
+        "native": lambda: why_not_native(OP, queries, keys),
         "torch": lambda: why_not_torch(OP, queries, keys),
     }
     chosen = choose(OP, backend, queries.device, refusals)
@@ -49,7 +53,8 @@ def stability_loss(queries: Tensor, keys: Tensor, *, scale: float = 8.0, backend
         return _reference.stability_loss(queries, keys, scale)
     if chosen == "torch" and not runs_in_strips(queries):
         return identity.stability_loss(queries, keys, scale)
-    return _registered(queries, keys, scale, chosen)[0]
+    keep = chosen == "native" and will_be_differentiated(queries, keys)
+    return _registered(queries, keys, scale, keep, chosen)[0]
 
 
 def stability_attention(queries: Tensor, keys: Tensor, *, scale: float = 8.0) -> Tensor:
@@ -75,17 +80,34 @@ def _why_not_triton(queries: Tensor, keys: Tensor) -> str | None:
     return over_limit(OP, ("channels", queries.shape[-1], STABILITY_LOSS_CHANNELS)) or why_not_triton(OP, queries, keys)
 
 
-def _forward(queries: Tensor, keys: Tensor, scale: float, backend: str) -> tuple[Tensor, ...]:
+def _forward(queries: Tensor, keys: Tensor, scale: float, keep: bool, backend: str) -> tuple[Tensor, ...]:
+    """The loss; two numbers a patch for the backward, or the gradients but for a factor if they are kept."""
+    if backend == "native":
+        from msformer_fast.kernels.native import stability_loss as native
+
+        loss, gradients = native.stability_loss_forward(queries, keys, scale, keep)
+        return loss, loss.new_empty(0), loss.new_empty(0), gradients
     if backend == "torch":
-        return identity.stability_loss_forward(queries, keys, scale)
+        return *identity.stability_loss_forward(queries, keys, scale), queries.new_empty(0)
     from msformer_fast.kernels.stability_loss import stability_loss_forward
 
-    return stability_loss_forward(queries, keys, scale, input_precision(queries.dtype))
+    return *stability_loss_forward(queries, keys, scale, input_precision(queries.dtype)), queries.new_empty(0)
 
 
 def _backward(
-    grad_loss: Tensor, queries: Tensor, keys: Tensor, others: Tensor, diagonal: Tensor, scale: float, backend: str
+    grad_loss: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    others: Tensor,
+    diagonal: Tensor,
+    gradients: Tensor,
+    scale: float,
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
+    if backend == "native":
+        from msformer_fast.kernels.native import stability_loss as native
+
+        return native.stability_loss_backward(grad_loss, queries, keys, gradients, scale)
     if backend == "torch":
         return identity.stability_loss_backward(grad_loss, queries, keys, others, diagonal, scale)
     from msformer_fast.kernels.stability_loss import stability_loss_backward
@@ -93,15 +115,16 @@ def _backward(
     return stability_loss_backward(queries, keys, others, diagonal, grad_loss, scale, input_precision(queries.dtype))
 
 
-def _shapes(queries: Tensor) -> tuple[Tensor, ...]:
-    dtype, rows = sum_dtype(queries.dtype), queries.shape[:2]
-    return tuple(queries.new_empty(shape, dtype=dtype) for shape in ((), rows, rows))
+def _shapes(queries: Tensor, keep: bool, backend: str) -> tuple[Tensor, ...]:
+    dtype, rows = sum_dtype(queries.dtype), queries.shape[:2] if backend != "native" else 0
+    loss, others, diagonal = (queries.new_empty(shape, dtype=dtype) for shape in ((), rows, rows))
+    return loss, others, diagonal, queries.new_empty((2, *queries.shape) if keep else 0)
 
 
 _registered = register(
     OP,
     forward=_forward,
-    outputs=("loss", "others", "diagonal"),
+    outputs=("loss", "others", "diagonal", "gradients"),
     shapes=_shapes,
     backward=_backward,
     gradients=["queries", "keys"],

@@ -95,7 +95,7 @@ def test_no_patches_squared_in_memory() -> None:
             return out
 
     with Watch():
-        loss = torch.ops.msformer_fast.stability_loss(queries, keys, 8.0, "triton")[0]
+        loss = torch.ops.msformer_fast.stability_loss(queries, keys, 8.0, False, "triton")[0]
         torch.autograd.grad(loss, (queries, keys))
     assert max(sizes) == 3000 * 16
 
