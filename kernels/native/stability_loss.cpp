@@ -20,7 +20,7 @@ namespace {
 
 constexpr int64_t CACHE = 128 * 1024;  // numbers of a block of rows
 constexpr int64_t FEW = 8, MANY = 64;  // rows of a block: least and most
-constexpr int64_t KEYS = 256;          // keys whose gradients and values stay in the cache for a block
+constexpr int64_t KEYS = 256;          // keys that are in the cache together with their gradients, for a block
 
 struct Row4 {  // four vectors side by side
   vec v[4];
@@ -71,8 +71,9 @@ void stability_loss(int64_t threads, const float* queries, const float* keys, in
   const int64_t c_row = padded(channels), width = (patches + 4 * LANES - 1) / (4 * LANES) * (4 * LANES);
   const int64_t rows = std::min(MANY, std::max(FEW, CACHE / width / FEW * FEW));
   const int64_t blocks = (patches + rows - 1) / rows, parts = std::max<int64_t>(1, std::min(threads, blocks));
-  const int64_t matrix = d_keys ? patches * c_row : 0;
-  const Scratch wide_keys(d_keys ? matrix + LANES : 0), partial(parts * matrix);
+  const int64_t keys_row = std::min(KEYS, padded(patches)), matrix = d_keys ? (patches + KEYS - 1) / KEYS * keys_row * channels : 0;
+  const Scratch wide_keys(d_keys ? patches * c_row : 0);
+  const Scratch partial(parts * matrix);  // of a part: (f q)^T P, in pieces (C, KEYS) one behind the other
   std::vector<double> losses(parts);
 
   for (int64_t image = 0; image < batch; ++image) {
@@ -81,8 +82,8 @@ void stability_loss(int64_t threads, const float* queries, const float* keys, in
     if (d_keys) copy_rows(keys + begin, channels, patches, channels, wide_keys, c_row);
 
     parallel(threads, parts, [&](int64_t part) {
-      float* sums = partial + part * matrix;  // of the part: P^T (f q)
-      clear(sums, matrix);
+      float* sums = partial + part * matrix;
+      if (image) clear(sums, matrix);
       const Scratch s(rows * width), q(rows * c_row), d_q(rows * c_row);
       std::vector<float> factors(rows);
 
@@ -106,8 +107,8 @@ void stability_loss(int64_t threads, const float* queries, const float* keys, in
         clear(d_q, some * c_row);
         for (int64_t j = 0; j < patches; j += KEYS) {
           const int64_t n = std::min(KEYS, patches - j);
-          add_product(some, channels, n, {s + j, width, 1}, {wide_keys + j * c_row, c_row}, d_q, c_row);  // P k
-          add_product(n, channels, some, {s + j, 1, width}, {q, c_row}, sums + j * c_row, c_row);         // P^T (f q)
+          add_product(some, channels, n, {s + j, width, 1}, {wide_keys + j * c_row, c_row}, d_q, c_row);
+          add_product(channels, n, some, {q, 1, c_row}, {s + j, width}, sums + j * channels, keys_row);
         }
         for (int64_t i = 0; i < some; ++i)
           for (int64_t c = 0; c < channels; ++c)
@@ -117,7 +118,9 @@ void stability_loss(int64_t threads, const float* queries, const float* keys, in
 
     if (!d_keys) continue;
     for (int64_t part = 1; part < parts; ++part) add_to(partial, partial + part * matrix, matrix);
-    copy_rows(partial, c_row, patches, channels, d_keys + begin, channels);
+    for (int64_t j = 0; j < patches; ++j)
+      for (int64_t c = 0; c < channels; ++c)
+        d_keys[begin + j * channels + c] = partial[j / KEYS * KEYS * channels + c * keys_row + j % KEYS];
   }
 
   double total = 0.0;
