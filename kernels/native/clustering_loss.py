@@ -7,6 +7,7 @@ from torch import Tensor
 
 from msformer_fast.dtypes import label_dtype
 from msformer_fast.kernels.native.library import run
+from msformer_fast.kernels.native.strides import memory_of, strides_of
 
 
 def clustering_loss_forward(logits: Tensor, reduction: str, cluster_dim: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -18,7 +19,7 @@ def clustering_loss_forward(logits: Tensor, reduction: str, cluster_dim: int) ->
     each = reduction == "none"
     run(
         "clustering_loss_forward",
-        logits=_memory(rows), **_sizes(rows, _is_one_row(rows)), **_strides("", rows), mean=reduction == "mean",
+        logits=memory_of(rows), **_sizes(rows, _is_one_row(rows)), **strides_of(rows), mean=reduction == "mean",
         losses=loss if each else None, loss=None if each else loss, labels=labels, label_bytes=labels.itemsize,
         label_count=label_count,
     )  # fmt: skip
@@ -34,9 +35,9 @@ def clustering_loss_backward(grad: Tensor, logits: Tensor, labels: Tensor, reduc
     out = d_rows if d_rows.stride(axis) == 1 else torch.empty_like(rows)
     run(
         "clustering_loss_backward",
-        logits=_memory(rows), **_sizes(rows, _is_one_row(rows) and _is_one_row(out)), **_strides("", rows),
+        logits=memory_of(rows), **_sizes(rows, _is_one_row(rows) and _is_one_row(out)), **strides_of(rows),
         labels=labels, label_bytes=labels.itemsize, grad=grad.contiguous(), per_pixel=reduction == "none",
-        divisor=labels.numel() if reduction == "mean" else 1, d_logits=_memory(out), **_strides("d_", out),
+        divisor=labels.numel() if reduction == "mean" else 1, d_logits=memory_of(out), **strides_of(out, prefix="d_"),
     )  # fmt: skip
     if out is not d_rows:
         d_rows.copy_(out)
@@ -48,12 +49,6 @@ def _neighbours(rows: Tensor) -> Tensor:
     return rows if 1 in rows.stride()[2:] else rows.contiguous()
 
 
-def _memory(tensor: Tensor) -> Tensor:
-    """What a tensor's elements lie between, contiguous."""
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.as_strided((last + 1 if tensor.numel() else 0,), (1,))
-
-
 def _is_one_row(rows: Tensor) -> bool:
     """Whether rows of an image follow one another, so that they are one long row."""
     return rows.stride(1) == rows.shape[2] * rows.stride(2)
@@ -63,8 +58,3 @@ def _sizes(rows: Tensor, one_row: bool) -> dict[str, int]:
     batch, height, width, clusters = rows.shape
     height, width = (1, height * width) if one_row else (height, width)
     return {"batch": batch, "height": height, "width": width, "clusters": clusters}
-
-
-def _strides(prefix: str, rows: Tensor) -> dict[str, int]:
-    names = "image", "row", "column", "cluster"
-    return {f"{prefix}{name}_stride": stride for name, stride in zip(names, rows.stride(), strict=True)}

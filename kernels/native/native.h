@@ -93,5 +93,21 @@ void linear_clustering_loss_backward(int64_t threads, const float* features, int
 // null for both where no gradient is wanted.
 void stability_loss(int64_t threads, const float* queries, const float* keys, int64_t batch, int64_t patches,
                     int64_t channels, float scale, float* loss, float* d_queries, float* d_keys);
+
+// Of logits (batch, height, width, clusters), clusters neighbours, with these strides: embedded (2, batch, patches,
+// channels), queries and then keys. mean, rstd, gamma, beta (clusters); bias may be null.
+void patch_embedding_forward(int64_t threads, const float* logits, int64_t batch, int64_t height, int64_t width,
+                             int64_t clusters, int64_t image_stride, int64_t row_stride, int64_t column_stride,
+                             const float* mean, const float* rstd, const float* gamma, const float* beta,
+                             const float* weight, const float* bias, int64_t channels, int64_t patch, float* embedded);
+
+// Gradients of the logits, with strides of their own, and of weight, bias, gamma and beta, from `grad` of the embedded;
+// batch_stats: mean and rstd are those of these logits.
+void patch_embedding_backward(int64_t threads, const float* logits, int64_t batch, int64_t height, int64_t width,
+                              int64_t clusters, int64_t image_stride, int64_t row_stride, int64_t column_stride,
+                              const float* mean, const float* rstd, const float* gamma, const float* beta,
+                              const float* weight, int64_t channels, int64_t patch, int64_t batch_stats,
+                              const float* grad, float* d_logits, int64_t d_image_stride, int64_t d_row_stride,
+                              int64_t d_column_stride, float* d_weight, float* d_bias, float* d_gamma, float* d_beta);
 }
 #pragma GCC visibility pop

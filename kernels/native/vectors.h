@@ -143,6 +143,22 @@ static INLINE void across(Value (&rows)[LANES], const Join& join) {
   }
 }
 
+// Lane j of rows[i] becomes lane i of rows[j].
+template <int STEP = 1>
+static INLINE void transpose(vec (&rows)[LANES]) {
+  if constexpr (STEP < LANES) {
+    const ints lane = lane_numbers(), upper = (lane & STEP) != 0;
+    const ints low = upper ? lane - STEP + LANES : lane, high = upper ? lane + LANES : lane + STEP;
+    UNROLL for (int i = 0; i < LANES; ++i) {
+      if (i & STEP) continue;
+      const vec a = rows[i], b = rows[i + STEP];
+      rows[i] = shuffle(a, b, low);
+      rows[i + STEP] = shuffle(a, b, high);
+    }
+    transpose<2 * STEP>(rows);
+  }
+}
+
 // Sum of the lanes of each of LANES vectors.
 static INLINE vec sums_across(vec (&rows)[LANES]) {
   across(rows, [](vec a, vec b, ints low, ints high) { return shuffle(a, b, low) + shuffle(a, b, high); });
