@@ -28,12 +28,12 @@ struct Row4 {  // four vectors side by side
 
 INLINE Row4 load4(const float* p) { return {load(p), load(p + LANES), load(p + 2 * LANES), load(p + 3 * LANES)}; }
 
-// Scores of a row to powers P, with its `diagonal` th; width: a multiple of four vectors, filled up with -inf.
-// Returns 1 - A_ii, and f_i.
+// 1 - A_ii of a row, and f_i.
 struct Result {
   float loss, factor;
 };
 
+// From the scores of a row, which become P; diagonal: number of P_ii; width: of whole Row4s, filled up with -inf.
 Result powers_of_row(float* s, int64_t width, int64_t diagonal) {
   const float itself = s[diagonal];
   s[diagonal] = -INFINITY;
@@ -70,58 +70,58 @@ void stability_loss(int64_t threads, const float* queries, const float* keys, in
                     int64_t channels, float scale, float* loss, float* d_queries, float* d_keys) {
   const int64_t c_row = padded(channels), width = (patches + 4 * LANES - 1) / (4 * LANES) * (4 * LANES);
   const int64_t rows = std::min(MANY, std::max(FEW, CACHE / width / FEW * FEW));
-  const int64_t blocks = (patches + rows - 1) / rows, parts = std::max<int64_t>(1, std::min(threads, blocks));
-  const int64_t keys_row = std::min(KEYS, padded(patches)), matrix = d_keys ? (patches + KEYS - 1) / KEYS * keys_row * channels : 0;
-  const Scratch wide_keys(d_keys ? patches * c_row : 0);
+  const int64_t blocks = (patches + rows - 1) / rows;
+  const int64_t pieces = std::min(blocks, (threads + batch - 1) / std::max<int64_t>(batch, 1)), parts = batch * pieces;
+  const int64_t keys_row = std::min(KEYS, padded(patches)), key_blocks = (patches + KEYS - 1) / KEYS;
+  const int64_t matrix = d_keys ? key_blocks * keys_row * channels : 0;
   const Scratch partial(parts * matrix);  // of a part: (f q)^T P, in pieces (C, KEYS) one behind the other
   std::vector<double> losses(parts);
 
-  for (int64_t image = 0; image < batch; ++image) {
-    const int64_t begin = image * patches * channels;
-    const Packed across(keys + begin, channels, patches, 1, channels);  // (C, T)
+  parallel(threads, parts, [&](int64_t part) {
+    const int64_t begin = part / pieces * patches * channels, piece = part % pieces;  // of its image
+    float* sums = partial + part * matrix;
+    const Packed to_scores(keys + begin, channels, patches, 1, channels);  // (C, T)
+    const Scratch wide_keys(d_keys ? patches * c_row : 0), s(rows * width), q(rows * c_row), d_q(rows * c_row);
     if (d_keys) copy_rows(keys + begin, channels, patches, channels, wide_keys, c_row);
+    std::vector<float> factors(rows);
 
-    parallel(threads, parts, [&](int64_t part) {
-      float* sums = partial + part * matrix;
-      if (image) clear(sums, matrix);
-      const Scratch s(rows * width), q(rows * c_row), d_q(rows * c_row);
-      std::vector<float> factors(rows);
+    const int64_t last = std::min(patches, blocks * (piece + 1) / pieces * rows);
+    for (int64_t first = blocks * piece / pieces * rows; first < last; first += rows) {
+      const int64_t some = std::min(rows, last - first);
+      const float* block = queries + begin + first * channels;
+      for (int64_t i = 0; i < some; ++i)
+        for (int64_t c = 0; c < channels; ++c) q[i * c_row + c] = block[i * channels + c] / scale;
+      product(some, patches, channels, {q, c_row, 1}, to_scores, s, width);  // [some, T]
 
-      for (int64_t first = blocks * part / parts * rows; first < std::min(patches, blocks * (part + 1) / parts * rows); first += rows) {
-        const int64_t some = std::min(rows, patches - first);
-        const float* block = queries + begin + first * channels;
-        for (int64_t i = 0; i < some; ++i)
-          for (int64_t c = 0; c < channels; ++c) q[i * c_row + c] = block[i * channels + c] / scale;
-        product(some, patches, channels, {q, c_row, 1}, across, s, width);  // [some, T]
-
-        for (int64_t i = 0; i < some; ++i) {
-          for (int64_t j = patches; j < width; ++j) s[i * width + j] = -INFINITY;
-          const Result result = powers_of_row(s + i * width, width, first + i);
-          losses[part] += result.loss;
-          factors[i] = result.factor;
-        }
-        if (!d_keys) continue;
-
-        for (int64_t i = 0; i < some; ++i)
-          for (int64_t c = 0; c < channels; ++c) q[i * c_row + c] = block[i * channels + c] * factors[i];
-        clear(d_q, some * c_row);
-        for (int64_t j = 0; j < patches; j += KEYS) {
-          const int64_t n = std::min(KEYS, patches - j);
-          add_product(some, channels, n, {s + j, width, 1}, {wide_keys + j * c_row, c_row}, d_q, c_row);
-          add_product(channels, n, some, {q, 1, c_row}, {s + j, width}, sums + j * channels, keys_row);
-        }
-        for (int64_t i = 0; i < some; ++i)
-          for (int64_t c = 0; c < channels; ++c)
-            d_queries[begin + (first + i) * channels + c] = d_q[i * c_row + c] * factors[i];
+      for (int64_t i = 0; i < some; ++i) {
+        for (int64_t j = patches; j < width; ++j) s[i * width + j] = -INFINITY;
+        const Result result = powers_of_row(s + i * width, width, first + i);
+        losses[part] += result.loss;
+        factors[i] = result.factor;
       }
-    });
+      if (!d_keys) continue;
 
-    if (!d_keys) continue;
-    for (int64_t part = 1; part < parts; ++part) add_to(partial, partial + part * matrix, matrix);
-    for (int64_t j = 0; j < patches; ++j)
-      for (int64_t c = 0; c < channels; ++c)
-        d_keys[begin + j * channels + c] = partial[j / KEYS * KEYS * channels + c * keys_row + j % KEYS];
-  }
+      for (int64_t i = 0; i < some; ++i)
+        for (int64_t c = 0; c < channels; ++c) q[i * c_row + c] = block[i * channels + c] * factors[i];
+      clear(d_q, some * c_row);
+      for (int64_t j = 0; j < patches; j += KEYS) {
+        const int64_t n = std::min(KEYS, patches - j);
+        add_product(some, channels, n, {s + j, width, 1}, {wide_keys + j * c_row, c_row}, d_q, c_row);
+        add_product(channels, n, some, {q, 1, c_row}, {s + j, width}, sums + j * channels, keys_row);
+      }
+      for (int64_t i = 0; i < some; ++i)
+        for (int64_t c = 0; c < channels; ++c)
+          d_queries[begin + (first + i) * channels + c] = d_q[i * c_row + c] * factors[i];
+    }
+  });
+
+  parallel(threads, d_keys ? batch * key_blocks : 0, [&](int64_t number) {
+    const int64_t image = number / key_blocks, first = number % key_blocks * KEYS, last = std::min(patches, first + KEYS);
+    float* sums = partial + image * pieces * matrix + first * channels;
+    for (int64_t piece = 1; piece < pieces; ++piece) add_to(sums, sums + piece * matrix, keys_row * channels);
+    for (int64_t j = first; j < last; ++j)
+      for (int64_t c = 0; c < channels; ++c) d_keys[(image * patches + j) * channels + c] = sums[c * keys_row + j - first];
+  });
 
   double total = 0.0;
   for (double part : losses) total += part;
