@@ -53,8 +53,9 @@ def stability_loss(queries: Tensor, keys: Tensor, *, scale: float = 8.0, backend
         return _reference.stability_loss(queries, keys, scale)
     if chosen == "torch" and not runs_in_strips(queries):
         return identity.stability_loss(queries, keys, scale)
-    keep = chosen == "native" and will_be_differentiated(queries, keys)
-    return _registered(queries, keys, scale, keep, chosen)[0]
+    if chosen == "native":
+        return _registered_native(queries, keys, scale, will_be_differentiated(queries, keys), chosen)[0]
+    return _registered(queries, keys, scale, chosen)[0]
 
 
 def stability_attention(queries: Tensor, keys: Tensor, *, scale: float = 8.0) -> Tensor:
@@ -80,34 +81,17 @@ def _why_not_triton(queries: Tensor, keys: Tensor) -> str | None:
     return over_limit(OP, ("channels", queries.shape[-1], STABILITY_LOSS_CHANNELS)) or why_not_triton(OP, queries, keys)
 
 
-def _forward(queries: Tensor, keys: Tensor, scale: float, keep: bool, backend: str) -> tuple[Tensor, ...]:
-    """The loss; two numbers a patch for the backward, or the gradients but for a factor if they are kept."""
-    if backend == "native":
-        from msformer_fast.kernels.native import stability_loss as native
-
-        loss, gradients = native.stability_loss_forward(queries, keys, scale, keep)
-        return loss, loss.new_empty(0), loss.new_empty(0), gradients
+def _forward(queries: Tensor, keys: Tensor, scale: float, backend: str) -> tuple[Tensor, ...]:
     if backend == "torch":
-        return *identity.stability_loss_forward(queries, keys, scale), queries.new_empty(0)
+        return identity.stability_loss_forward(queries, keys, scale)
     from msformer_fast.kernels.stability_loss import stability_loss_forward
 
-    return *stability_loss_forward(queries, keys, scale, input_precision(queries.dtype)), queries.new_empty(0)
+    return stability_loss_forward(queries, keys, scale, input_precision(queries.dtype))
 
 
 def _backward(
-    grad_loss: Tensor,
-    queries: Tensor,
-    keys: Tensor,
-    others: Tensor,
-    diagonal: Tensor,
-    gradients: Tensor,
-    scale: float,
-    backend: str,
+    grad_loss: Tensor, queries: Tensor, keys: Tensor, others: Tensor, diagonal: Tensor, scale: float, backend: str
 ) -> tuple[Tensor, Tensor]:
-    if backend == "native":
-        from msformer_fast.kernels.native import stability_loss as native
-
-        return native.stability_loss_backward(grad_loss, queries, keys, gradients, scale)
     if backend == "torch":
         return identity.stability_loss_backward(grad_loss, queries, keys, others, diagonal, scale)
     from msformer_fast.kernels.stability_loss import stability_loss_backward
@@ -115,18 +99,48 @@ def _backward(
     return stability_loss_backward(queries, keys, others, diagonal, grad_loss, scale, input_precision(queries.dtype))
 
 
-def _shapes(queries: Tensor, keep: bool, backend: str) -> tuple[Tensor, ...]:
-    dtype, rows = sum_dtype(queries.dtype), queries.shape[:2] if backend != "native" else 0
-    loss, others, diagonal = (queries.new_empty(shape, dtype=dtype) for shape in ((), rows, rows))
-    return loss, others, diagonal, queries.new_empty((2, *queries.shape) if keep else 0)
+def _shapes(queries: Tensor) -> tuple[Tensor, ...]:
+    dtype, rows = sum_dtype(queries.dtype), queries.shape[:2]
+    return tuple(queries.new_empty(shape, dtype=dtype) for shape in ((), rows, rows))
 
 
 _registered = register(
     OP,
     forward=_forward,
-    outputs=("loss", "others", "diagonal", "gradients"),
+    outputs=("loss", "others", "diagonal"),
     shapes=_shapes,
     backward=_backward,
+    gradients=["queries", "keys"],
+    expression=identity.stability_loss,
+)
+
+
+def _native_forward(queries: Tensor, keys: Tensor, scale: float, keep: bool, backend: str) -> tuple[Tensor, Tensor]:
+    """The loss, and if they are kept both gradients but for a factor, (2, B, T, C)."""
+    from msformer_fast.kernels.native import stability_loss as native
+
+    return native.stability_loss_forward(queries, keys, scale, keep)
+
+
+def _native_backward(
+    grad_loss: Tensor, queries: Tensor, keys: Tensor, gradients: Tensor, scale: float, backend: str
+) -> tuple[Tensor, Tensor]:
+    from msformer_fast.kernels.native import stability_loss as native
+
+    return native.stability_loss_backward(grad_loss, queries, keys, gradients, scale)
+
+
+def _native_shapes(queries: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+    return queries.new_empty(()), queries.new_empty((2, *queries.shape) if keep else 0)
+
+
+#: An op of its own, for the other one's results are what saved graphs know.
+_registered_native = register(
+    f"{OP}_native",
+    forward=_native_forward,
+    outputs=("loss", "gradients"),
+    shapes=_native_shapes,
+    backward=_native_backward,
     gradients=["queries", "keys"],
     expression=identity.stability_loss,
 )
