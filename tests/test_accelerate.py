@@ -202,7 +202,10 @@ def test_only_and_skip(only: Any, skip: Any, count: int) -> None:
         ({"only": "blocks.*"}, r"accelerate: only must hold kinds .*; 'blocks\.\*' is none"),
         ({"skip": ["MixFNN"]}, "accelerate: skip must hold kinds .*; 'MixFNN' is none"),
         ({"only": [3]}, "accelerate: only must hold strings, got 3"),
-        ({"backend": "cuda"}, "accelerate: backend must be None or one of triton, native, torch, reference; got 'cuda'"),
+        (
+            {"backend": "cuda"},
+            "accelerate: backend must be None or one of triton, native, torch, reference; got 'cuda'",
+        ),
     ],
 )
 def test_wrong_arguments_change_nothing(options: dict[str, Any], message: str) -> None:

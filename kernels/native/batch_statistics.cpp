@@ -19,8 +19,7 @@ struct Sums {
   explicit Sums(int64_t channels) : mean(channels), squares(channels) {}
 
   // The moments of `rows` more rows, themselves of mean `other_mean` and sum of squares about it `other_squares`.
-  template <typename Number>
-  void join(int64_t rows, const Number* other_mean, const Number* other_squares) {
+  void join(int64_t rows, const double* other_mean, const double* other_squares) {
     if (!rows) return;
     const double share = static_cast<double>(rows) / static_cast<double>(count + rows);
     for (std::size_t c = 0; c < mean.size(); ++c) {
@@ -32,8 +31,8 @@ struct Sums {
   }
 };
 
-// Means and squares about them of a block of rows.
-void block_moments(const float* x, int64_t rows, int64_t channels, float* mean, float* squares) {
+// Means, in two parts that are added up in double precision, and squares about them of a block of rows.
+void block_moments(const float* x, int64_t rows, int64_t channels, float* mean, float* rest_of_mean, float* squares) {
   const Tail tail(channels);
   const float share = 1.0f / static_cast<float>(rows);
   const auto column = [&](int64_t c, const auto& value) {
@@ -48,7 +47,8 @@ void block_moments(const float* x, int64_t rows, int64_t channels, float* mean, 
       square += centred * centred;
     }
     rest *= share;  // the rounding of the middle itself is taken out again
-    store(mean + c, middle + rest);
+    store(mean + c, middle);
+    store(rest_of_mean + c, rest);
     store(squares + c, square - rest * rest * static_cast<float>(rows));
   };
   for (int64_t c = 0; c < tail.whole; c += LANES) column(c, [](const float* p) { return load(p); });
@@ -60,12 +60,17 @@ void block_moments(const float* x, int64_t rows, int64_t channels, float* mean, 
 void batch_statistics(int64_t threads, const float* x, int64_t rows, int64_t channels, float* mean, float* var) {
   std::vector<Sums> parts(threads, Sums(channels));
   parallel(threads, [&](int64_t part) {
-    Scratch block_mean(padded(channels)), block_squares(padded(channels));
+    const Scratch block_mean(padded(channels)), block_rest(padded(channels)), block_squares(padded(channels));
+    std::vector<double> block_means(channels), block_sums(channels);
     const int64_t first = rows * part / threads, last = rows * (part + 1) / threads;
     for (int64_t row = first; row < last; row += BLOCK) {
       const int64_t some = std::min(BLOCK, last - row);
-      block_moments(x + row * channels, some, channels, block_mean, block_squares);
-      parts[part].join<float>(some, block_mean, block_squares);
+      block_moments(x + row * channels, some, channels, block_mean, block_rest, block_squares);
+      for (int64_t c = 0; c < channels; ++c) {
+        block_means[c] = static_cast<double>(block_mean[c]) + block_rest[c];
+        block_sums[c] = block_squares[c];
+      }
+      parts[part].join(some, block_means.data(), block_sums.data());
     }
   });
 

@@ -1,6 +1,6 @@
 // Every function of the library. `library.py` reads the names and kinds of arguments from here, so this is their only
 // statement: one function a line or several, arguments by name, of the kinds
-//   const float*, float*    float32, contiguous          const void*, void*    labels of `label_bytes` each, or int64
+//   const float*, float*    float32, contiguous          const void*, void*    labels of `label_bytes` each, int32, int64
 //   int64_t                 sizes, flags                 float                 numbers
 // Pointers may be null where a comment says so.
 #pragma once
@@ -95,5 +95,52 @@ void cross_scale_attention_backward(int64_t threads, const float* q, const float
                                     int64_t batch, int64_t heads, int64_t width, int64_t table, int64_t pad, float scale,
                                     float seam, const float* grad_y, float* d_q, float* d_k, float* d_v, float* d_bias,
                                     float* d_pad_k, float* d_pad_v);
+
+// Of logits (batch, height, width, clusters) with these strides, that of columns or that of clusters 1: labels (batch,
+// height, width), counts (batch), and the loss: of every pixel, or with null for `losses` its sum or mean.
+void clustering_loss_forward(int64_t threads, const float* logits, int64_t batch, int64_t height, int64_t width,
+                             int64_t clusters, int64_t image_stride, int64_t row_stride, int64_t column_stride,
+                             int64_t cluster_stride, int64_t mean, float* losses, float* loss, void* labels,
+                             int64_t label_bytes, void* label_count);
+
+// Gradient of the logits, with strides of its own, from that of the losses: `grad` of every pixel, or one number.
+void clustering_loss_backward(int64_t threads, const float* logits, int64_t batch, int64_t height, int64_t width,
+                              int64_t clusters, int64_t image_stride, int64_t row_stride, int64_t column_stride,
+                              int64_t cluster_stride, const void* labels, int64_t label_bytes, const float* grad,
+                              int64_t per_pixel, float divisor, float* d_logits, int64_t d_image_stride,
+                              int64_t d_row_stride, int64_t d_column_stride, int64_t d_cluster_stride);
+
+// clustering_loss of features (batch, pixels, channels) times weight (clusters, channels) plus bias, which may be null.
+void linear_clustering_loss_forward(int64_t threads, const float* features, int64_t batch, int64_t pixels,
+                                    int64_t channels, int64_t clusters, const float* weight, const float* bias,
+                                    int64_t mean, float* losses, float* loss, void* labels, int64_t label_bytes,
+                                    void* label_count);
+
+// Gradients of features, weight and bias (null without one), from that of the losses.
+void linear_clustering_loss_backward(int64_t threads, const float* features, int64_t batch, int64_t pixels,
+                                     int64_t channels, int64_t clusters, const float* weight, const float* bias,
+                                     const void* labels, int64_t label_bytes, const float* grad, int64_t per_pixel,
+                                     float divisor, float* d_features, float* d_weight, float* d_bias);
+
+// Of queries and keys (batch, patches, channels): the loss, and its gradients divided by 2 / (scale batch patches^2);
+// null for both where no gradient is wanted.
+void stability_loss(int64_t threads, const float* queries, const float* keys, int64_t batch, int64_t patches,
+                    int64_t channels, float scale, float* loss, float* d_queries, float* d_keys);
+
+// Of logits (batch, height, width, clusters), clusters neighbours, with these strides: embedded (2, batch, patches,
+// channels), queries and then keys. mean, rstd, gamma, beta (clusters); bias may be null.
+void patch_embedding_forward(int64_t threads, const float* logits, int64_t batch, int64_t height, int64_t width,
+                             int64_t clusters, int64_t image_stride, int64_t row_stride, int64_t column_stride,
+                             const float* mean, const float* rstd, const float* gamma, const float* beta,
+                             const float* weight, const float* bias, int64_t channels, int64_t patch, float* embedded);
+
+// Gradients of the logits, with strides of their own, and of weight, bias, gamma and beta, from `grad` of the embedded;
+// batch_stats: mean and rstd are those of these logits.
+void patch_embedding_backward(int64_t threads, const float* logits, int64_t batch, int64_t height, int64_t width,
+                              int64_t clusters, int64_t image_stride, int64_t row_stride, int64_t column_stride,
+                              const float* mean, const float* rstd, const float* gamma, const float* beta,
+                              const float* weight, int64_t channels, int64_t patch, int64_t batch_stats,
+                              const float* grad, float* d_logits, int64_t d_image_stride, int64_t d_row_stride,
+                              int64_t d_column_stride, float* d_weight, float* d_bias, float* d_gamma, float* d_beta);
 }
 #pragma GCC visibility pop

@@ -112,6 +112,59 @@ static INLINE float max(vec x) {  // of numbers: a NaN may be lost
   return lanes[0];
 }
 
+// 0, 1, 2, ...
+static INLINE ints lane_numbers() {
+  ints numbers;
+  for (int lane = 0; lane < LANES; ++lane) numbers[lane] = lane;
+  return numbers;
+}
+
+// Of a and b one behind the other, the elements that `from` numbers; a constant.
+template <typename Vector>
+static INLINE Vector shuffle(Vector a, Vector b, ints from) {
+#if defined(__clang__)
+  Vector result;
+  for (int lane = 0; lane < LANES; ++lane) result[lane] = from[lane] < LANES ? a[from[lane]] : b[from[lane] - LANES];
+  return result;
+#else
+  return __builtin_shuffle(a, b, from);
+#endif
+}
+
+// Reduces each of LANES values of vectors to one lane: lane i of rows[0] is that of rows[i]. A step pairs values STEP
+// apart: join(a, b, low, high) takes the elements `low` of both, one behind the other, together with the elements `high`.
+template <int STEP = 1, typename Value, typename Join>
+static INLINE void across(Value (&rows)[LANES], const Join& join) {
+  if constexpr (STEP < LANES) {
+    const ints lane = lane_numbers(), upper = (lane & STEP) != 0;
+    const ints low = upper ? lane - STEP + LANES : lane, high = upper ? lane + LANES : lane + STEP;
+    UNROLL for (int i = 0; i < LANES; i += 2 * STEP) rows[i] = join(rows[i], rows[i + STEP], low, high);
+    across<2 * STEP>(rows, join);
+  }
+}
+
+// Lane j of rows[i] becomes lane i of rows[j].
+template <int STEP = 1>
+static INLINE void transpose(vec (&rows)[LANES]) {
+  if constexpr (STEP < LANES) {
+    const ints lane = lane_numbers(), upper = (lane & STEP) != 0;
+    const ints low = upper ? lane - STEP + LANES : lane, high = upper ? lane + LANES : lane + STEP;
+    UNROLL for (int i = 0; i < LANES; ++i) {
+      if (i & STEP) continue;
+      const vec a = rows[i], b = rows[i + STEP];
+      rows[i] = shuffle(a, b, low);
+      rows[i + STEP] = shuffle(a, b, high);
+    }
+    transpose<2 * STEP>(rows);
+  }
+}
+
+// Sum of the lanes of each of LANES vectors.
+static INLINE vec sums_across(vec (&rows)[LANES]) {
+  across(rows, [](vec a, vec b, ints low, ints high) { return shuffle(a, b, low) + shuffle(a, b, high); });
+  return rows[0];
+}
+
 // e^x within 2 units of the last place; 0 where that is below the least normal number; inf and NaN as usual.
 static INLINE vec exp(vec x) {
   const vec bound = at_most(at_least(x, all(-87.33f)), all(88.73f));
@@ -136,6 +189,53 @@ static INLINE vec exp(vec x) {
   const vec second = reinterpret_cast<vec>((whole - half + 127) << 23);
   const vec result = p * first * second;
   return x < -87.33f ? zeros() : (x > 88.73f ? all(INFINITY) : result);
+}
+
+// e^x of x that is not above 0, in fewer steps: the power of 2 is one factor. 0 below the least normal number; NaN stays.
+static INLINE vec exp_below(vec x) {
+  const vec bound = at_least(x, all(-87.33f));
+  const vec magic = all(12582912.0f);
+  const vec shifted = bound * 1.44269504f + magic;
+  const vec n = shifted - magic;
+  vec r = bound - n * 0.693359375f;
+  r = r + n * 2.12194440e-4f;
+
+  vec p = all(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + (r + 1.0f);
+
+  const vec power = reinterpret_cast<vec>((reinterpret_cast<ints>(shifted) - (0x4B400000 - 127)) << 23);
+  return x < -87.33f ? zeros() : p * power;
+}
+
+// Natural logarithm of normal numbers above 0, within 2 units of the last place.
+static INLINE vec log(vec x) {
+  const ints bits = reinterpret_cast<ints>(x) + (0x3F800000 - 0x3F3504F3);  // m of x = m 2^n lies about 1
+  const vec n = __builtin_convertvector((bits >> 23) - 127, vec);
+  const vec f = reinterpret_cast<vec>((bits & 0x7FFFFF) + 0x3F3504F3) - 1.0f, square = f * f;
+
+  vec p = all(7.0376836292e-2f);
+  p = p * f - 1.1514610310e-1f;
+  p = p * f + 1.1676998740e-1f;
+  p = p * f - 1.2420140846e-1f;
+  p = p * f + 1.4249322787e-1f;
+  p = p * f - 1.6668057665e-1f;
+  p = p * f + 2.0000714765e-1f;
+  p = p * f - 2.4999993993e-1f;
+  p = p * f + 3.3333331174e-1f;
+
+  const vec rest = p * (f * square) - n * 2.12194440e-4f - square * 0.5f;
+  return f + rest + n * 0.693359375f;
+}
+
+// log(1 + x) of finite x that is not below 0: the rounding of 1 + x is divided out again (Kahan). NaN stays.
+static INLINE vec log1p(vec x) {
+  const vec above = x + 1.0f;
+  return above == 1.0f ? x : log(above) * (x / (above - 1.0f));
 }
 
 // erf(x) within a few units of the last place: a quotient of polynomials on [-4, 4], beyond which it is +-1.

@@ -12,7 +12,7 @@ from msformer_fast.dtypes import label_dtype, sum_dtype
 from msformer_fast.errors import InputError
 from msformer_fast.identities import clustering_loss as identity
 from msformer_fast.limits import CLUSTERING_LOSS_CLUSTERS
-from msformer_fast.ops.backend import choose, over_limit, runs_in_strips, why_not_torch, why_not_triton
+from msformer_fast.ops.backend import choose, over_limit, runs_in_strips, why_not_native, why_not_torch, why_not_triton
 from msformer_fast.ops.registration import register
 from msformer_fast.ops.shapes import Shapes
 from msformer_fast.reference.clustering_loss import clustering_loss as _reference
@@ -44,7 +44,7 @@ def clustering_loss(
         logits: (B, K, H, W) with ``cluster_dim=1`` or (B, H, W, K) with ``cluster_dim=-1``; any strides, K >= 2.
         cluster_dim: the axis of the clusters, 1 or -1.
         reduction: ``"mean"`` or ``"sum"`` over every pixel of the batch, or ``"none"``.
-        backend: ``"triton"``, ``"torch"``, ``"reference"`` or ``None`` for the fastest that can run.
+        backend: ``"triton"``, ``"native"``, ``"torch"``, ``"reference"`` or ``None`` for the fastest that can run.
 
     Returns:
         loss: scalar, or (B, H, W) for ``"none"``; float32 for half-precision logits, else the logits' dtype.
@@ -68,7 +68,11 @@ def clustering_loss(
     shapes("logits", logits, "B K H W" if cluster_dim == 1 else "B H W K")
     if shapes["K"] < 2:
         raise InputError(f"{OP}: logits must have at least 2 clusters, got {shapes['K']}")
-    refusals = {"triton": lambda: _why_not_triton(logits, shapes["K"]), "torch": lambda: why_not_torch(OP, logits)}
+    refusals = {
+        "triton": lambda: _why_not_triton(logits, shapes["K"]),
+        "native": lambda: why_not_native(OP, logits),
+        "torch": lambda: why_not_torch(OP, logits),
+    }
     chosen = choose(OP, backend, logits.device, refusals)
     if chosen == "reference":
         return Clustering(*_reference(logits, cluster_dim, reduction))
@@ -84,6 +88,10 @@ def _why_not_triton(logits: Tensor, clusters: int) -> str | None:
 def _forward(logits: Tensor, reduction: str, cluster_dim: int, backend: str) -> tuple[Tensor, ...]:
     if backend == "torch":
         return identity.clustering_loss_forward(logits, reduction, cluster_dim)
+    if backend == "native":
+        from msformer_fast.kernels.native import clustering_loss as native
+
+        return native.clustering_loss_forward(logits, reduction, cluster_dim)
     from msformer_fast.kernels.clustering_loss import clustering_loss_forward
 
     return clustering_loss_forward(logits, reduction, cluster_dim)
@@ -94,6 +102,10 @@ def _backward(
 ) -> Tensor:
     if backend == "torch":
         return identity.clustering_loss_backward(grad_loss, logits, labels, reduction, cluster_dim)
+    if backend == "native":
+        from msformer_fast.kernels.native import clustering_loss as native
+
+        return native.clustering_loss_backward(grad_loss, logits, labels, reduction, cluster_dim)
     from msformer_fast.kernels.clustering_loss import clustering_loss_backward
 
     return clustering_loss_backward(logits, grad_loss, reduction, cluster_dim)

@@ -94,12 +94,11 @@ def guided_score_map(
     logits = score_map(
         coarse, fine, up_weight, head_weight, coarse_norm=coarse_norm, fine_norm=fine_norm, backend=chosen
     ).permute(0, 3, 1, 2)
-    rest = None if chosen == "native" else chosen  # each as fast as it can on the CPU
-    loss, labels, label_count = clustering_loss(logits, backend=rest)
+    loss, labels, label_count = clustering_loss(logits, backend=chosen)
     queries, keys = patch_embedding(
-        logits, patch_weight, patch_bias, norm_weight, norm_bias, patch=patch, eps=eps, backend=rest
+        logits, patch_weight, patch_bias, norm_weight, norm_bias, patch=patch, eps=eps, backend=chosen
     )
-    mean, var = batch_statistics(logits.permute(0, 2, 3, 1), backend=rest)
+    mean, var = batch_statistics(logits.permute(0, 2, 3, 1), backend=chosen)
     return GuidedScores(logits, loss, queries, keys, labels, label_count, mean, var)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from msformer_fast.errors import InputError
 from msformer_fast.identities import linear_clustering_loss as identity
-from msformer_fast.ops.backend import choose, runs_in_strips, why_not_torch, why_not_triton
+from msformer_fast.ops.backend import choose, runs_in_strips, why_not_native, why_not_torch, why_not_triton
 from msformer_fast.ops.clustering_loss import REDUCTIONS, Clustering, empty_results
 from msformer_fast.ops.precision import cast_product, input_precision
 from msformer_fast.ops.registration import register
@@ -31,7 +31,7 @@ def linear_clustering_loss(
         features: (B, ..., D) with any axes of pixels between, or (N, D) as one image; floating point, any strides.
         weight: (K, D), K >= 2; bias: (K) or ``None``.
         reduction: ``"mean"`` or ``"sum"`` over every pixel of the batch, or ``"none"``.
-        backend: ``"triton"``, ``"torch"``, ``"reference"`` or ``None`` for the fastest that can run.
+        backend: ``"triton"``, ``"native"``, ``"torch"``, ``"reference"`` or ``None`` for the fastest that can run.
 
     Returns:
         loss: scalar, or (B, ...) for ``"none"``; labels (B, ...), label_count (B), as of :func:`clustering_loss`.
@@ -61,6 +61,7 @@ def linear_clustering_loss(
     features, weight, bias = cast_product(features), cast_product(weight), cast_product(bias)
     refusals = {
         "triton": lambda: why_not_triton(OP, features, weight, bias),
+        "native": lambda: why_not_native(OP, features, weight, bias),
         "torch": lambda: why_not_torch(OP, features, weight, bias),
     }
     chosen = choose(OP, backend, features.device, refusals)
@@ -86,6 +87,11 @@ def _forward(features: Tensor, weight: Tensor, bias: Tensor | None, reduction: s
     if backend == "torch":
         results = identity.linear_clustering_loss_forward(features, weight, bias, reduction)
         return *results, results[0].new_empty(0)
+    if backend == "native":
+        from msformer_fast.kernels.native import linear_clustering_loss as native
+
+        results = native.linear_clustering_loss_forward(features, weight, bias, reduction)
+        return *results, results[0].new_empty(0)
     from msformer_fast.kernels.linear_clustering_loss import linear_clustering_loss_forward
 
     return linear_clustering_loss_forward(features, weight, bias, reduction, input_precision(features.dtype))
@@ -103,6 +109,10 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     if backend == "torch":
         return identity.linear_clustering_loss_backward(grad_loss, features, weight, bias, labels, reduction)
+    if backend == "native":
+        from msformer_fast.kernels.native import linear_clustering_loss as native
+
+        return native.linear_clustering_loss_backward(grad_loss, features, weight, bias, labels, reduction)
     from msformer_fast.kernels.linear_clustering_loss import linear_clustering_loss_backward
 
     return linear_clustering_loss_backward(
@@ -113,7 +123,7 @@ def _backward(
 def _shapes(features: Tensor, weight: Tensor, reduction: str, backend: str) -> tuple[Tensor, ...]:
     pixels = features.shape[:-1]
     loss, labels, label_count = empty_results(features, pixels, weight.shape[0], reduction)
-    return loss, labels, label_count, loss.new_empty(0 if backend == "torch" else (2, *pixels))
+    return loss, labels, label_count, loss.new_empty((2, *pixels) if backend == "triton" else 0)
 
 
 def _gradient_shapes(features: Tensor, weight: Tensor) -> tuple[Tensor, ...]:

@@ -11,7 +11,7 @@ from msformer_fast.dtypes import sum_dtype
 from msformer_fast.errors import InputError
 from msformer_fast.identities import patch_embedding as identity
 from msformer_fast.limits import PATCH_EMBEDDING_CHANNELS, PATCH_EMBEDDING_CLUSTERS
-from msformer_fast.ops.backend import choose, over_limit, runs_in_strips, why_not_torch, why_not_triton
+from msformer_fast.ops.backend import choose, over_limit, runs_in_strips, why_not_native, why_not_torch, why_not_triton
 from msformer_fast.ops.batch_norm import statistics
 from msformer_fast.ops.precision import cast_product, input_precision
 from msformer_fast.ops.registration import register
@@ -58,7 +58,7 @@ def patch_embedding(
         training: normalise by the batch's own statistics.
         momentum: weight of this batch in the running statistics.
         eps: added to the variance.
-        backend: ``"triton"``, ``"torch"``, ``"reference"`` or ``None`` for the fastest that can run.
+        backend: ``"triton"``, ``"native"``, ``"torch"``, ``"reference"`` or ``None`` for the fastest that can run.
 
     Returns:
         queries and keys, both (B, T, C).
@@ -79,6 +79,7 @@ def patch_embedding(
     logits, weight, bias = cast_product(logits), cast_product(weight), cast_product(bias)
     refusals = {
         "triton": lambda: _why_not_triton(logits, weight, bias),
+        "native": lambda: why_not_native(OP, logits, weight, bias, norm_weight, norm_bias),
         "torch": lambda: why_not_torch(OP, logits, weight, bias),
     }
     chosen = choose(OP, backend, logits.device, refusals)
@@ -174,6 +175,10 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     if backend == "torch":
         return identity.patch_embedding_forward(logits, mean, rstd, gamma, beta, weight, bias, patch)
+    if backend == "native":
+        from msformer_fast.kernels.native import patch_embedding as native
+
+        return native.patch_embedding_forward(logits, mean, rstd, gamma, beta, weight, bias, patch)
     from msformer_fast.kernels.patch_embedding import patch_embedding_forward
 
     precision = input_precision(logits.dtype)
@@ -197,6 +202,10 @@ def _backward(
     given = grad_queries, grad_keys, logits, mean, rstd, gamma, beta, weight, patch
     if backend == "torch":
         return identity.patch_embedding_backward(*given, batch_stats=training)
+    if backend == "native":
+        from msformer_fast.kernels.native import patch_embedding as native
+
+        return native.patch_embedding_backward(*given, batch_stats=training)
     from msformer_fast.kernels.patch_embedding import patch_embedding_backward
 
     return patch_embedding_backward(*given, input_precision(logits.dtype), batch_stats=training)

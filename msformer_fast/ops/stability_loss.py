@@ -8,7 +8,8 @@ from msformer_fast.dtypes import sum_dtype
 from msformer_fast.errors import InputError
 from msformer_fast.identities import stability_loss as identity
 from msformer_fast.limits import STABILITY_LOSS_CHANNELS
-from msformer_fast.ops.backend import choose, over_limit, runs_in_strips, why_not_torch, why_not_triton
+from msformer_fast.ops.backend import choose, over_limit, runs_in_strips, why_not_native, why_not_torch, why_not_triton
+from msformer_fast.ops.memory import will_be_differentiated
 from msformer_fast.ops.precision import cast_product, input_precision
 from msformer_fast.ops.registration import register
 from msformer_fast.ops.shapes import Shapes
@@ -25,7 +26,7 @@ def stability_loss(queries: Tensor, keys: Tensor, *, scale: float = 8.0, backend
     Args:
         queries, keys: (B, T, C), floating point, any strides, T >= 1.
         scale: divisor of the scores. The authors use 8 whatever C is.
-        backend: ``"triton"``, ``"torch"``, ``"reference"`` or ``None`` for the fastest that can run.
+        backend: ``"triton"``, ``"native"``, ``"torch"``, ``"reference"`` or ``None`` for the fastest that can run.
 
     Returns:
         scalar; float32 for half precision, else the queries' dtype.
@@ -34,7 +35,9 @@ def stability_loss(queries: Tensor, keys: Tensor, *, scale: float = 8.0, backend
         InputError: a shape or an option that does not fit, named.
         BackendError: the backend asked for cannot run this call; the message says why.
 
-    The kernels' gradient cannot be differentiated again; that of the other backends can.
+    ``"native"`` makes both gradients with the loss where they will be asked for, and keeps them; the others keep two
+    numbers a patch and make the scores again. The gradient of ``"triton"`` cannot be differentiated again; that of the
+    other backends can.
 
     Source: MS-Former, intra-scale (spatial stability) loss.
     """
@@ -42,6 +45,7 @@ def stability_loss(queries: Tensor, keys: Tensor, *, scale: float = 8.0, backend
     queries, keys = cast_product(queries), cast_product(keys)
     refusals = {
         "triton": lambda: _why_not_triton(queries, keys),
+        "native": lambda: why_not_native(OP, queries, keys),
         "torch": lambda: why_not_torch(OP, queries, keys),
     }
     chosen = choose(OP, backend, queries.device, refusals)
@@ -49,6 +53,8 @@ def stability_loss(queries: Tensor, keys: Tensor, *, scale: float = 8.0, backend
         return _reference.stability_loss(queries, keys, scale)
     if chosen == "torch" and not runs_in_strips(queries):
         return identity.stability_loss(queries, keys, scale)
+    if chosen == "native":
+        return _registered_native(queries, keys, scale, will_be_differentiated(queries, keys), chosen)[0]
     return _registered(queries, keys, scale, chosen)[0]
 
 
@@ -104,6 +110,37 @@ _registered = register(
     outputs=("loss", "others", "diagonal"),
     shapes=_shapes,
     backward=_backward,
+    gradients=["queries", "keys"],
+    expression=identity.stability_loss,
+)
+
+
+def _native_forward(queries: Tensor, keys: Tensor, scale: float, keep: bool, backend: str) -> tuple[Tensor, Tensor]:
+    """The loss, and if they are kept both gradients but for a factor, (2, B, T, C)."""
+    from msformer_fast.kernels.native import stability_loss as native
+
+    return native.stability_loss_forward(queries, keys, scale, keep)
+
+
+def _native_backward(
+    grad_loss: Tensor, queries: Tensor, keys: Tensor, gradients: Tensor, scale: float, backend: str
+) -> tuple[Tensor, Tensor]:
+    from msformer_fast.kernels.native import stability_loss as native
+
+    return native.stability_loss_backward(grad_loss, queries, keys, gradients, scale)
+
+
+def _native_shapes(queries: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+    return queries.new_empty(()), queries.new_empty((2, *queries.shape) if keep else 0)
+
+
+#: An op of its own, for the other one's results are what saved graphs know.
+_registered_native = register(
+    f"{OP}_native",
+    forward=_native_forward,
+    outputs=("loss", "gradients"),
+    shapes=_native_shapes,
+    backward=_native_backward,
     gradients=["queries", "keys"],
     expression=identity.stability_loss,
 )

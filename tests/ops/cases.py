@@ -8,8 +8,13 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from msformer_fast import ops  # noqa: F401, for rows that call an op themselves
+from msformer_fast.kernels.native.library import why_not_built
 from tests.ops import draws
 from tests.ops.draws import Inputs, Sizes
+
+#: The CPU kernels, where they were compiled.
+NATIVE = ("native",) if why_not_built() is None else ()
+EVERY = ("triton", *NATIVE, "torch")
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class Op:
     other: tuple[Sizes, ...]
     differentiable: int = 1
     options: tuple[str, ...] = field(default=())
-    backends: tuple[str, ...] = ("triton", "native", "torch")
+    backends: tuple[str, ...] = ("triton", "torch")
     plain: tuple[str, ...] = ()
     of_rounded: tuple[int, ...] = ()
     luck: dict[str, float] = field(default_factory=dict)
@@ -68,6 +73,7 @@ OPS = {
                 "saturated": {"B": 1, "K": 33, "H": 5, "W": 9, "spread": 100.0},
                 "empty": {"B": 0, "K": 5, "H": 3, "W": 5, "reduction": "sum"},
             },
+            backends=EVERY,
             tiny={"B": 2, "K": 3, "H": 3, "W": 5, "ties": False},  # a tie has no derivative
             other=({"B": 3, "K": 3, "H": 7, "W": 9}, {"B": 4, "K": 3, "H": 5, "W": 11}),
             options=("reduction", "cluster_dim"),
@@ -81,6 +87,7 @@ OPS = {
                 "no bias": {"B": 2, "K": 7, "D": 20, "H": 3, "W": 5, "with_bias": False, "reduction": "sum"},
                 "wide": {"B": 1, "K": 200, "D": 130, "H": 3, "W": 11, "reduction": "none"},
             },
+            backends=EVERY,
             tiny={"B": 1, "K": 3, "D": 5, "H": 3, "W": 5},
             other=({"B": 2, "K": 3, "D": 5, "H": 7, "W": 9}, {"B": 3, "K": 3, "D": 5, "H": 5, "W": 11}),
             options=("reduction",),
@@ -95,6 +102,7 @@ OPS = {
                 "one patch": {"B": 3, "T": 1, "C": 12},
                 "wide": {"B": 1, "T": 9, "C": 256, "scale": 20.0},
             },
+            backends=EVERY,
             tiny={"B": 2, "T": 3, "C": 5},
             other=({"B": 3, "T": 5, "C": 5}, {"B": 4, "T": 7, "C": 5}),
             options=("scale",),
@@ -108,6 +116,7 @@ OPS = {
                 "patch 8": {"B": 1, "K": 20, "H": 17, "W": 9, "C": 100, "patch": 8},
                 "patch 3": {"B": 1, "K": 130, "H": 7, "W": 8, "C": 7, "patch": 3},
             },
+            backends=EVERY,
             tiny={"B": 1, "K": 3, "H": 5, "W": 7, "C": 4, "patch": 2},
             other=(
                 {"B": 2, "K": 3, "H": 7, "W": 9, "C": 4, "patch": 2},
@@ -135,6 +144,7 @@ OPS = {
                 },
                 "empty": {"B": 0, "H": 3, "W": 5, "C": 6},
             },
+            backends=EVERY,
             tiny={"B": 2, "H": 3, "W": 5, "C": 4},
             other=({"B": 3, "H": 7, "W": 9, "C": 4}, {"B": 4, "H": 5, "W": 11, "C": 4}),
             differentiable=2,
@@ -207,6 +217,7 @@ OPS = {
                 "wide": {"B": 1, "H": 12, "W": 13, "heads": 1, "d": 128, "window": 12, "table": False},
                 "empty": {"B": 0, "H": 5, "W": 4, "d": 8, "window": 2},
             },
+            backends=EVERY,
             tiny={
                 "B": 2,
                 "H": 5,
@@ -265,6 +276,7 @@ OPS = {
                 "one pixel": {"B": 3, "H": 1, "W": 1, "C": 6, "D": 10},
                 "empty": {"B": 0, "H": 3, "W": 5, "C": 6, "D": 10},
             },
+            backends=EVERY,
             tiny={"B": 2, "H": 3, "W": 5, "C": 4, "D": 6},
             other=({"B": 3, "H": 7, "W": 9, "C": 4, "D": 6}, {"B": 4, "H": 5, "W": 11, "C": 4, "D": 6}),
             options=("norm", "inner_norm", "inner_skip", "residual", "memory", "eps"),
@@ -281,6 +293,7 @@ OPS = {
                 "wide": {"B": 1, "H": 6, "W": 5, "C": 130, "K": 140},
                 "batch norm": {"B": 2, "H": 7, "W": 8, "C": 20, "K": 33, "batch_norm": True},
             },
+            backends=EVERY,
             tiny={"B": 2, "H": 3, "W": 5, "C": 4, "K": 3, "batch_norm": True},
             other=({"B": 3, "H": 7, "W": 9, "C": 4, "K": 3}, {"B": 4, "H": 5, "W": 11, "C": 4, "K": 3}),
             slow=("wide",),
@@ -302,7 +315,7 @@ OPS = {
             ),
             differentiable=4,
             options=("patch",),
-            backends=("triton", "native"),  # the others, "native" too, are the three ops, one after the other
+            backends=("triton", *NATIVE),  # the others, "native" too, are the three ops, one after the other
             slow=("paper", "wide"),
             of_rounded=(1,),
         ),

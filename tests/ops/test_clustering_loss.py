@@ -15,25 +15,26 @@ pytestmark = pytest.mark.usefixtures("strict_kernels")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 interpreted = pytest.mark.skipif(DEVICE != "cpu", reason="bytes are counted in the interpreter")
+every_kernel = pytest.mark.parametrize("backend", ["triton", *(["native"] if DEVICE == "cpu" else [])])
 
 
 def rand(*shape: int, scale: float = 3.0) -> Tensor:
     return scale * torch.randn(*shape, device=DEVICE)
 
 
-def both(logits: Tensor, cluster_dim: int = -1, grad: Tensor | None = None) -> list[tuple[Tensor, ...]]:
+def both(backend: str, logits: Tensor, cluster_dim: int = -1, grad: Tensor | None = None) -> list[tuple[Tensor, ...]]:
     """Loss of every pixel, labels, count and gradient: of the kernels, and of the reference in float64."""
     results = []
-    for backend, given in (("triton", logits), ("reference", logits.double())):
+    for name, given in ((backend, logits), ("reference", logits.double())):
         leaf = given.detach().requires_grad_()
-        loss, labels, count = ops.clustering_loss(leaf, cluster_dim=cluster_dim, reduction="none", backend=backend)
+        loss, labels, count = ops.clustering_loss(leaf, cluster_dim=cluster_dim, reduction="none", backend=name)
         weights = torch.ones_like(loss) if grad is None else grad.to(loss)
         results.append((loss, labels, count, torch.autograd.grad(loss, leaf, weights)[0]))
     return results
 
 
-def check(logits: Tensor, cluster_dim: int = -1, grad: Tensor | None = None) -> tuple[Tensor, ...]:
-    ours, truth = both(logits, cluster_dim, grad)
+def check(backend: str, logits: Tensor, cluster_dim: int = -1, grad: Tensor | None = None) -> tuple[Tensor, ...]:
+    ours, truth = both(backend, logits, cluster_dim, grad)
     torch.testing.assert_close(ours[0].double(), truth[0], rtol=1e-5, atol=1e-6)
     assert torch.equal(ours[1], truth[1])
     assert torch.equal(ours[2], truth[2])
@@ -41,20 +42,22 @@ def check(logits: Tensor, cluster_dim: int = -1, grad: Tensor | None = None) -> 
     return ours
 
 
-def test_the_first_of_equal_maxima_is_the_label() -> None:
-    check(torch.randint(0, 3, (2, 5, 6, 100), device=DEVICE).float())
-    loss, labels, count, _ = check(torch.zeros(1, 100, 5, 6, device=DEVICE), 1)
+@every_kernel
+def test_the_first_of_equal_maxima_is_the_label(backend: str) -> None:
+    check(backend, torch.randint(0, 3, (2, 5, 6, 100), device=DEVICE).float())
+    loss, labels, count, _ = check(backend, torch.zeros(1, 100, 5, 6, device=DEVICE), 1)
     assert count.tolist() == [1]
     assert not labels.any()
     torch.testing.assert_close(loss, torch.full_like(loss, 100.0).log())
 
 
+@every_kernel
 @pytest.mark.parametrize("gap", [15.0, 60.0, 1e4])
-def test_digits_are_kept_when_one_cluster_dominates(gap: float) -> None:
+def test_digits_are_kept_when_one_cluster_dominates(gap: float, backend: str) -> None:
     """A loss and gradients far below the rounding of 1; the reference in float64 loses them too, so by formula."""
     logits = rand(1, 5, 6, 7, scale=1.0)
     logits[..., 3] += gap
-    (loss, _, _, gradient), _ = both(logits)
+    (loss, _, _, gradient), _ = both(backend, logits)
     others = (logits.double() - logits.double()[..., 3:4]).exp()
     others[..., 3] = 0
     others = others.sum(-1)
@@ -64,10 +67,11 @@ def test_digits_are_kept_when_one_cluster_dominates(gap: float) -> None:
         assert (gradient[..., 3] < 0).all()
 
 
+@every_kernel
 @pytest.mark.parametrize("offset", [1e4, -1e4])
-def test_a_large_offset_changes_nothing(offset: float) -> None:
+def test_a_large_offset_changes_nothing(offset: float, backend: str) -> None:
     logits = (rand(1, 5, 6, 100) * 16).round() / 16  # exact beside the offset
-    plain, shifted = both(logits)[0], both(logits + offset)[0]
+    plain, shifted = both(backend, logits)[0], both(backend, logits + offset)[0]
     for ours, wanted in zip(shifted, plain, strict=True):
         assert torch.equal(ours, wanted)
 
@@ -85,24 +89,27 @@ LAYOUTS = {
 }
 
 
+@every_kernel
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_any_layout(layout: str) -> None:
+def test_any_layout(layout: str, backend: str) -> None:
     logits, cluster_dim = LAYOUTS[layout]()
-    check(logits, cluster_dim, rand(*logits.movedim(cluster_dim, -1).shape[:-1]))
+    check(backend, logits, cluster_dim, rand(*logits.movedim(cluster_dim, -1).shape[:-1]))
 
 
+@every_kernel
 @pytest.mark.parametrize("clusters", [2, 7, 130, 256, 257, 1000])
-def test_few_and_many_clusters(clusters: int) -> None:
-    labels = check(rand(3, 4, 7, clusters))[1]
+def test_few_and_many_clusters(clusters: int, backend: str) -> None:
+    labels = check(backend, rand(3, 4, 7, clusters))[1]
     assert labels.dtype == (torch.uint8 if clusters <= 256 else torch.int16)
-    check(rand(3, clusters, 4, 7), 1)
+    check(backend, rand(3, clusters, 4, 7), 1)
 
 
+@every_kernel
 @pytest.mark.parametrize("shape", [(0, 5, 6, 7), (2, 0, 6, 7)])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_the_sum_of_nothing_is_0_and_its_mean_nan(shape: tuple[int, ...], reduction: str) -> None:
+def test_the_sum_of_nothing_is_0_and_its_mean_nan(shape: tuple[int, ...], reduction: str, backend: str) -> None:
     logits = torch.zeros(shape, device=DEVICE, requires_grad=True)
-    loss, labels, count = ops.clustering_loss(logits, cluster_dim=-1, reduction=reduction, backend="triton")
+    loss, labels, count = ops.clustering_loss(logits, cluster_dim=-1, reduction=reduction, backend=backend)
     assert labels.shape == shape[:-1]
     assert count.tolist() == [0] * shape[0]
     if reduction == "none":
@@ -114,16 +121,23 @@ def test_the_sum_of_nothing_is_0_and_its_mean_nan(shape: tuple[int, ...], reduct
     assert logits.grad.shape == shape
 
 
-def test_what_is_not_finite_stays_in_its_pixel() -> None:
+@every_kernel
+def test_what_is_not_finite_stays_in_its_pixel(backend: str) -> None:
     nan, inf = float("nan"), float("inf")
     rows = [[nan, 1, 2], [2, nan, 1], [nan] * 3, [inf, 1, 2], [inf, inf, 1], [-inf] * 3, [1, -inf, 0], [3, 1, 2]]
     logits = torch.tensor(rows, device=DEVICE).view(1, 2, 4, 3)
-    (loss, labels, _, gradient), (true_loss, _, _, true_gradient) = both(logits)
+    (loss, labels, _, gradient), (true_loss, true_labels, _, true_gradient) = both(backend, logits)
     torch.testing.assert_close(loss.double(), true_loss, equal_nan=True)
     torch.testing.assert_close(gradient.double(), true_gradient, equal_nan=True, rtol=1e-5, atol=1e-6)
     assert int(loss.isnan().sum()) == 6
-    assert labels.flatten().tolist() == [2, 0, 0, 0, 0, 0, 0, 0]
-    assert ops.clustering_loss(logits, cluster_dim=-1, backend="triton")[0].isnan()
+    if backend == "triton":
+        assert labels.flatten().tolist() == [2, 0, 0, 0, 0, 0, 0, 0]
+    else:
+        assert torch.equal(labels, true_labels)
+    assert ops.clustering_loss(logits, cluster_dim=-1, backend=backend)[0].isnan()
+    planes = both(backend, logits.permute(0, 3, 1, 2).contiguous(), 1)[0]
+    torch.testing.assert_close(planes[0], loss, equal_nan=True)
+    assert torch.equal(planes[1], labels)
 
 
 def test_too_many_clusters_are_refused() -> None:
@@ -168,18 +182,19 @@ def test_the_fused_forward_reads_its_features_once() -> None:
     assert backward.unique_bytes_loaded + backward.bytes_stored <= 1.1 * (least["backward"] + extra)
 
 
-def test_fused_clusters_that_are_taken_out_and_ties() -> None:
+@every_kernel
+def test_fused_clusters_that_are_taken_out_and_ties(backend: str) -> None:
     """A bias of minus infinity takes clusters out, a whole block too; of equal weights the first is the label."""
     features, weight, bias = rand(1, 3, 5, 24, scale=1.0), rand(300, 24, scale=0.6), rand(300, scale=1.0)
     # Eighths, whose products and sums are exact: numpy's rounding depends on where in a block a row stands.
     features, weight, bias = (value.mul(8).round() / 8 for value in (features, weight, bias))
     bias[:130] = -float("inf")
     weight[215:], bias[215:] = weight[130:215], bias[130:215]
-    _, labels, count = ops.linear_clustering_loss(features, weight, bias, backend="triton")
+    _, labels, count = ops.linear_clustering_loss(features, weight, bias, backend=backend)
     assert 130 <= int(labels.min()) <= int(labels.max()) < 215
     assert count.tolist() == [labels.unique().numel()]
     features[0, 1, 2, 3] = float("nan")
-    loss = ops.linear_clustering_loss(features, weight, bias, reduction="none", backend="triton")[0]
+    loss = ops.linear_clustering_loss(features, weight, bias, reduction="none", backend=backend)[0]
     assert loss.isnan().nonzero().tolist() == [[0, 1, 2]]
 
 
@@ -215,7 +230,7 @@ def test_tf32_is_off_by_what_tf32_is_off_by() -> None:
 
 
 @pytest.mark.parametrize("pixels", [(40,), (2, 20), (2, 3, 2, 4)])
-@pytest.mark.parametrize("backend", ["triton", "reference"])
+@pytest.mark.parametrize("backend", ["triton", "native", "reference"])
 def test_fused_with_any_axes_of_pixels(pixels: tuple[int, ...], backend: str) -> None:
     features, weight = rand(*pixels, 24, scale=1.0).requires_grad_(), rand(20, 24, scale=0.6).requires_grad_()
     loss, labels, count = ops.linear_clustering_loss(features, weight, reduction="none", backend=backend)

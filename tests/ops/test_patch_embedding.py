@@ -16,6 +16,7 @@ pytest.importorskip("triton")
 pytestmark = pytest.mark.usefixtures("strict_kernels")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+every_kernel = pytest.mark.parametrize("backend", ["triton", *(["native"] if DEVICE == "cpu" else [])])
 interpreted = pytest.mark.skipif(DEVICE != "cpu", reason="counted, or in float64, in the interpreter")
 
 
@@ -23,50 +24,76 @@ def rand(*shape: int) -> Tensor:
     return torch.randn(*shape, device=DEVICE)
 
 
+@every_kernel
 @pytest.mark.parametrize("training", [True, False])
-def test_running_statistics(training: bool) -> None:
+def test_running_statistics(training: bool, backend: str) -> None:
     """Updated as batch norm does when training, used and left alone when not; gradients as the reference's."""
     logits, weight = rand(2, 5, 9, 10) + 3, rand(4, 5 * 16)
     results = {}
-    for backend in ("triton", "reference"):
+    for name in (backend, "reference"):
         leaf = logits.clone().requires_grad_()
         running = [torch.full((5,), 2.5, device=DEVICE), torch.full((5,), 1.5, device=DEVICE)]
         queries, keys = ops.patch_embedding(
-            leaf, weight, None, None, None, *running, patch=4, training=training, momentum=0.3, backend=backend
+            leaf, weight, None, None, None, *running, patch=4, training=training, momentum=0.3, backend=name
         )
         gradient = torch.autograd.grad((queries.square() + keys).sum(), leaf)[0]
-        results[backend] = (queries, keys, gradient, *running)
+        results[name] = (queries, keys, gradient, *running)
     for ours, theirs in zip(*results.values(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-    assert torch.equal(results["triton"][3], torch.full((5,), 2.5, device=DEVICE)) != training
+    assert torch.equal(results[backend][3], torch.full((5,), 2.5, device=DEVICE)) != training
 
 
+@every_kernel
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_statistics_keep_their_digits(channels_last: bool) -> None:
+def test_statistics_keep_their_digits(channels_last: bool, backend: str) -> None:
     """Channels far from 0 and nearly constant, where E[x^2] - E[x]^2 in float32 has none left."""
     spread = torch.logspace(-3, 1, 9, dtype=torch.float64)[:, None, None]
     logits = torch.randn(2, 9, 40, 33, dtype=torch.float64) * spread
     logits = (logits + torch.linspace(-900, 900, 9, dtype=torch.float64)[:, None, None]).float().to(DEVICE)
     if channels_last:
         logits = logits.contiguous(memory_format=torch.channels_last)
-    mean, var = torch.ops.msformer_fast.batch_statistics(logits, "triton")
+    mean, var = torch.ops.msformer_fast.batch_statistics(logits, backend)
     values = logits.double().transpose(0, 1).flatten(1)
     torch.testing.assert_close(mean.double(), values.mean(1), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(var.double(), values.var(1, correction=0), rtol=1e-4, atol=0)
 
 
-def test_every_patch_size_and_the_cropped_edge() -> None:
+SIZES = {
+    "triton": ((1, 3, 4), (2, 4, 6), (5, 9, 11)),
+    "native": ((1, 3, 4), (2, 4, 6), (5, 9, 11), (1, 19, 23), (9, 48, 37)),
+}
+
+
+@every_kernel
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_every_patch_size_and_the_cropped_edge(backend: str, channels_last: bool) -> None:
     """Pixels beyond the last patch get the batch norm's share of the gradient and no other."""
-    for patch, height, width in ((1, 3, 4), (2, 4, 6), (5, 9, 11)):
+    for patch, height, width in SIZES[backend]:
         results = []
-        for backend in ("triton", "reference"):
+        for name in (backend, "reference"):
             generator = torch.Generator().manual_seed(patch)
-            logits = torch.randn(1, 3, height, width, generator=generator).to(DEVICE).requires_grad_()
+            logits = torch.randn(2, 3, height, width, generator=generator).to(DEVICE)
+            logits = logits.contiguous(memory_format=torch.channels_last) if channels_last else logits
             weight = torch.randn(4, 3 * patch**2, generator=generator).to(DEVICE)
-            queries, keys = ops.patch_embedding(logits, weight, patch=patch, backend=backend)
+            queries, keys = ops.patch_embedding(logits.requires_grad_(), weight, patch=patch, backend=name)
             results.append((queries, keys, torch.autograd.grad((queries * keys).sum(), logits)[0]))
         for ours, theirs in zip(*results, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="on the CPU")
+@pytest.mark.parametrize("clusters", [5, 40, 1100])
+def test_a_map_that_is_cut_from_a_larger_one(clusters: int) -> None:
+    """Read in place: rows, columns and images with strides of their own."""
+    logits = rand(3, 12, 13, clusters + 3)[1:, 1:11, 2:13, 1:-2].permute(0, 3, 1, 2).requires_grad_()
+    weight = rand(3, 9 * clusters)
+    results = []
+    for backend, dtype in (("native", torch.float32), ("reference", torch.float64)):
+        queries, keys = ops.patch_embedding(logits.to(dtype), weight.to(dtype), patch=3, backend=backend)
+        results.append((queries, keys, torch.autograd.grad((queries.square() * keys).sum(), logits)[0]))
+    for ours, theirs in zip(*results, strict=True):
+        size = float(theirs.detach().abs().max())
+        torch.testing.assert_close(ours.double() / size, theirs.double() / size, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("clusters", "channels", "message"), [(1025, 2, "1024 clusters"), (2, 257, "256 channels")])

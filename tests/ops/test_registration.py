@@ -49,6 +49,8 @@ SCHEMAS = (
     "(Tensor, Tensor, Tensor, Tensor, Tensor[], Tensor[])",
     "stability_loss(Tensor, Tensor, float, str) -> (Tensor, Tensor, Tensor)",
     "stability_loss_backward(Tensor, Tensor, Tensor, Tensor, Tensor, float, str) -> (Tensor, Tensor)",
+    "stability_loss_native(Tensor, Tensor, float, bool, str) -> (Tensor, Tensor)",
+    "stability_loss_native_backward(Tensor, Tensor, Tensor, Tensor, float, str) -> (Tensor, Tensor)",
 )
 
 

@@ -13,6 +13,7 @@ pytest.importorskip("triton")
 pytestmark = pytest.mark.usefixtures("strict_kernels")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+every_kernel = pytest.mark.parametrize("backend", ["triton", *(["native"] if DEVICE == "cpu" else [])])
 interpreted = pytest.mark.skipif(DEVICE != "cpu", reason="bytes are counted in the interpreter")
 
 
@@ -26,8 +27,8 @@ def run(queries: Tensor, keys: Tensor, function) -> tuple[Tensor, Tensor, Tensor
     return loss, *torch.autograd.grad(loss, (queries, keys))
 
 
-def kernels(queries: Tensor, keys: Tensor, scale: float = 8.0) -> tuple[Tensor, Tensor, Tensor]:
-    return run(queries, keys, lambda q, k: ops.stability_loss(q, k, scale=scale, backend="triton"))
+def kernels(backend: str, queries: Tensor, keys: Tensor, scale: float = 8.0) -> tuple[Tensor, Tensor, Tensor]:
+    return run(queries, keys, lambda q, k: ops.stability_loss(q, k, scale=scale, backend=backend))
 
 
 def off_diagonal(queries: Tensor, keys: Tensor, scale: float = 8.0) -> Tensor:
@@ -43,14 +44,17 @@ def worst_row(value: Tensor, truth: Tensor) -> float:
     return float(((value.double() - truth).abs().amax(-1) / truth.abs().amax(-1)).max())
 
 
+@every_kernel
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("gap", [30.0, 50.0, 62.0])
-def test_saturated_rows_keep_their_digits(gap: float, dtype: torch.dtype) -> None:
+def test_saturated_rows_keep_their_digits(gap: float, dtype: torch.dtype, backend: str) -> None:
+    if backend == "native" and dtype != torch.float32:
+        pytest.skip("float32 alone")
     patches, channels = 40, 64
     aligned = torch.eye(patches, channels, dtype=torch.float64, device=DEVICE).expand(2, patches, channels)
     queries, keys = ((aligned * (8 * gap) ** 0.5 + 0.3 * rand(2, patches, channels)).to(dtype) for _ in "qk")
     truth = run(queries.double(), keys.double(), off_diagonal)
-    ours = kernels(queries, keys)
+    ours = kernels(backend, queries, keys)
     assert truth[0] < (1e-20 if gap > 60 else 1e-8)
     tolerance = 1e-4 if dtype == torch.float32 else 1e-2
     assert abs(float((ours[0].double() / truth[0]).detach()) - 1) < 1e-4
@@ -58,27 +62,30 @@ def test_saturated_rows_keep_their_digits(gap: float, dtype: torch.dtype) -> Non
     assert worst_row(ours[2], truth[2]) < tolerance
 
 
+@every_kernel
 @pytest.mark.parametrize("gap", [200.0, -200.0])
-def test_far_beyond_the_range_of_exp(gap: float) -> None:
+def test_far_beyond_the_range_of_exp(gap: float, backend: str) -> None:
     queries = torch.eye(20, 32, device=DEVICE)[None] * (8 * abs(gap)) ** 0.5
     keys = queries * (1 if gap > 0 else -1)
-    loss, d_queries, d_keys = kernels(queries, keys)
+    loss, d_queries, d_keys = kernels(backend, queries, keys)
     truth = run(queries.double(), keys.double(), lambda q, k: ops.stability_loss(q, k, backend="reference"))
     torch.testing.assert_close(loss.double(), truth[0], rtol=1e-6, atol=1e-30)
     torch.testing.assert_close(d_queries.double(), truth[1], rtol=1e-5, atol=1e-8)
     torch.testing.assert_close(d_keys.double(), truth[2], rtol=1e-5, atol=1e-8)
 
 
-def test_equal_patches_have_no_gradient() -> None:
+@every_kernel
+def test_equal_patches_have_no_gradient(backend: str) -> None:
     queries = rand(1, 1, 100).float().expand(1, 64, 100)
-    loss, d_queries, d_keys = kernels(queries, queries)
+    loss, d_queries, d_keys = kernels(backend, queries, queries)
     torch.testing.assert_close(loss, torch.full_like(loss, 2 / 64 * (1 - 1 / 64)))
     assert float(d_queries.abs().max()) < 1e-9
     assert float(d_keys.abs().max()) < 1e-9
 
 
-def test_the_mean_over_no_image_is_nan() -> None:
-    loss, d_queries, _ = kernels(torch.zeros(0, 9, 20, device=DEVICE), torch.zeros(0, 9, 20, device=DEVICE))
+@every_kernel
+def test_the_mean_over_no_image_is_nan(backend: str) -> None:
+    loss, d_queries, _ = kernels(backend, torch.zeros(0, 9, 20, device=DEVICE), torch.zeros(0, 9, 20, device=DEVICE))
     assert loss.isnan()
     assert d_queries.shape == (0, 9, 20)
 
@@ -98,6 +105,24 @@ def test_no_patches_squared_in_memory() -> None:
         loss = torch.ops.msformer_fast.stability_loss(queries, keys, 8.0, "triton")[0]
         torch.autograd.grad(loss, (queries, keys))
     assert max(sizes) == 3000 * 16
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="on the CPU")
+@pytest.mark.parametrize(("patches", "channels"), [(1, 5), (300, 300), (700, 3)])
+def test_gradients_that_were_not_kept_are_made_again(patches: int, channels: int) -> None:
+    """And sizes beyond a block of rows and a piece of keys, on the CPU."""
+    queries, keys = rand(2, patches, channels).float(), rand(2, patches, channels).float()
+    loss, d_queries, d_keys = kernels("native", queries, keys)
+    for keep in (False, True):
+        made, gradients = torch.ops.msformer_fast.stability_loss_native(queries, keys, 8.0, keep, "native")
+        again = torch.ops.msformer_fast.stability_loss_native_backward(
+            torch.ones(()), queries, keys, gradients, 8.0, "native"
+        )
+        for ours, wanted in zip((made, *again), (loss, d_queries, d_keys), strict=True):
+            assert torch.equal(ours, wanted)
+    truth = run(queries.double(), keys.double(), lambda q, k: ops.stability_loss(q, k, backend="reference"))
+    for ours, wanted in zip((loss, d_queries, d_keys), truth, strict=True):
+        torch.testing.assert_close(ours.double(), wanted, rtol=1e-4, atol=1e-5 * float(wanted.detach().abs().max()))
 
 
 def test_too_many_channels_are_refused() -> None:

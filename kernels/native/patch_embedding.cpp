@@ -1,0 +1,321 @@
+// Patches of a batch-normed score map, cut twice one diagonal step apart, times one weight; forward and backward.
+//
+//   y = (l - mean) rstd gamma + beta = z gamma + beta        embedded (patch, c) = sum over j of y_j W_cj + b_c
+//
+// Patches of P x P pixels from row and column 1 are the queries, from 0 the keys; a patch's numbers j run over (row,
+// column, cluster), which are also the columns of W (C, P P K). With g the gradient of what was embedded:
+//
+//   G = g^T z    db = sum of g    dW = G gamma + db beta    dgamma = sum of W G    dbeta = sum of W db
+//   dy = g W at the pixel's place in its patch of the queries, and in that of the keys
+//   dl = gamma rstd (dy - dbeta / n - z dgamma / n), with the last two where mean and rstd are the map's own
+//
+// The weight is the larger operand. It is walked through in chunks of a few pixels of a patch's row, for all patches, or
+// some hundred of them, at a time; no patch is kept. The forward reads it once, the backward once for its gradient and
+// once for the map's, where it goes over the map's pixels by their place in a grid of P x P: there each gradient is
+// written once. Sums of parts are added in their order.
+#include "native.h"
+#include "parallel.h"
+#include "products.h"
+#include "rows.h"
+
+namespace {
+
+constexpr int64_t CACHE = 128 * 1024;  // numbers that a part keeps in the second-level cache
+constexpr int64_t SOME = 128;          // most patches at a time
+constexpr int64_t EACH = 4;            // parts a thread
+
+struct Call {
+  const float* logits;
+  int64_t batch, height, width, clusters;
+  int64_t image, row, column;  // strides
+  int64_t channels, patch;
+  int64_t down, across, patches, all;  // patches of an image along its axes and together; of both windows of all images
+  int64_t length;                      // numbers of a patch
+
+  Call(const float* logits, int64_t batch, int64_t height, int64_t width, int64_t clusters, int64_t image, int64_t row,
+       int64_t column, int64_t channels, int64_t patch)
+      : logits(logits), batch(batch), height(height), width(width), clusters(clusters), image(image), row(row),
+        column(column), channels(channels), patch(patch), down((height - 1) / patch), across((width - 1) / patch),
+        patches(down * across), all(2 * batch * patches), length(patch * patch * clusters) {}
+
+  // First pixel of a patch by its number among queries and keys of all images.
+  const float* corner(int64_t number) const {
+    const int64_t window = number / (batch * patches), of_image = number % patches;
+    const int64_t start = window == 0, y = of_image / across * patch + start, x = of_image % across * patch + start;
+    return logits + number / patches % batch * image + y * row + x * column;
+  }
+};
+
+// Runs of `width` pixels of a patch's row, one behind the other: the last of a row may be shorter.
+struct Chunks {
+  int64_t clusters, patch, width, across, count;
+
+  // numbers: that the cache may hold beside each other for every number of a chunk
+  Chunks(const Call& call, int64_t numbers)
+      : clusters(call.clusters), patch(call.patch),
+        width(std::max<int64_t>(1, std::min(patch, CACHE / (numbers * clusters)))),
+        across((patch + width - 1) / width), count(patch * across) {}
+  int64_t y(int64_t chunk) const { return chunk / across; }
+  int64_t first(int64_t chunk) const { return chunk % across * width; }
+  int64_t pixels(int64_t chunk) const { return std::min(width, patch - first(chunk)); }
+  int64_t at(int64_t chunk) const { return (y(chunk) * patch + first(chunk)) * clusters; }  // among a patch's numbers
+  int64_t row() const { return padded(width * clusters) + LANES; }
+};
+
+// y = (l - mean) scale + shift
+struct Norm {
+  Row mean, scale, shift;
+  Norm(const Call& call, const float* mean, const float* rstd, const float* gamma, const float* beta)
+      : mean(mean, call.clusters, 0.0f), scale(rstd, call.clusters, 1.0f), shift(beta, call.clusters, 0.0f) {
+    for (int64_t k = 0; gamma && k < call.clusters; ++k) scale[k] *= gamma[k];
+  }
+  INLINE vec operator()(vec l, int64_t k) const { return (l - load(mean + k)) * load(scale + k) + load(shift + k); }
+};
+
+// Patches [first, first + n) at a chunk, normed, to rows.
+void gather(const Call& call, const Norm& norm, const Chunks& chunks, int64_t chunk, int64_t first, int64_t n, float* to) {
+  const Tail tail(call.clusters);
+  const int64_t row = chunks.row(), offset = chunks.y(chunk) * call.row + chunks.first(chunk) * call.column;
+  for (int64_t i = 0; i < n; ++i, to += row) {
+    const float* from = call.corner(first + i) + offset;
+    for (int64_t x = 0; x < chunks.pixels(chunk); ++x, from += call.column) {
+      float* pixel = to + x * call.clusters;  // the lanes behind it are the next pixel's, which comes later
+      for (int64_t k = 0; k < tail.whole; k += LANES) store(pixel + k, norm(load(from + k), k));
+      if (tail.rest) store(pixel + tail.whole, norm(tail.load(from + tail.whole), tail.whole));
+    }
+  }
+}
+
+// The same transposed: a row for each number of the chunk, of whole vectors of patches; the last lanes repeat the last.
+void gather_transposed(const Call& call, const Norm& norm, const Chunks& chunks, int64_t chunk, int64_t first, int64_t n,
+                       float* to, int64_t row) {
+  const Tail tail(call.clusters);
+  const int64_t offset = chunks.y(chunk) * call.row + chunks.first(chunk) * call.column;
+  for (int64_t i = 0; i < n; i += LANES) {
+    const float* corners[LANES];
+    for (int64_t lane = 0; lane < LANES; ++lane) corners[lane] = call.corner(first + std::min(i + lane, n - 1)) + offset;
+    for (int64_t x = 0; x < chunks.pixels(chunk); ++x) {
+      const auto move = [&](int64_t k, int rows, const auto& load_from) {
+        vec block[LANES];
+        UNROLL for (int lane = 0; lane < LANES; ++lane) block[lane] = norm(load_from(corners[lane] + x * call.column + k), k);
+        transpose(block);
+        for (int j = 0; j < rows; ++j) store(to + (x * call.clusters + k + j) * row + i, block[j]);
+      };
+      for (int64_t k = 0; k < tail.whole; k += LANES) move(k, LANES, [](const float* p) { return load(p); });
+      if (tail.rest) move(tail.whole, tail.rest, [&](const float* p) { return tail.load(p); });
+    }
+  }
+}
+
+}  // namespace
+
+void patch_embedding_forward(int64_t threads, const float* logits, int64_t batch, int64_t height, int64_t width,
+                             int64_t clusters, int64_t image_stride, int64_t row_stride, int64_t column_stride,
+                             const float* mean, const float* rstd, const float* gamma, const float* beta,
+                             const float* weight, const float* bias, int64_t channels, int64_t patch, float* embedded) {
+  const Call call(logits, batch, height, width, clusters, image_stride, row_stride, column_stride, channels, patch);
+  const Norm norm(call, mean, rstd, gamma, beta);
+  const int64_t some = std::min(SOME, call.all), row = padded(some), blocks = (call.all + SOME - 1) / SOME;
+  const Chunks chunks(call, row + LANES);
+  const int64_t steps = blocks * chunks.count, parts = std::min(steps, threads == 1 ? 1 : EACH * threads);
+
+  // A part takes steps that follow one another, all chunks of a block of patches and then the next block. Two parts
+  // share one block at most, so `block + part` numbers their sums (C, row).
+  const int64_t size = channels * row;
+  const Scratch partial((blocks + parts) * size);
+  const auto first_of = [&](int64_t part) { return steps * part / parts; };
+  parallel(threads, parts, [&](int64_t part) {
+    const Scratch y(chunks.width * clusters * row);
+    for (int64_t step = first_of(part); step < first_of(part + 1); ++step) {
+      const int64_t block = step / chunks.count, chunk = step % chunks.count;
+      const int64_t first = block * SOME, n = std::min(SOME, call.all - first);
+      gather_transposed(call, norm, chunks, chunk, first, n, y, row);
+      add_product(channels, n, chunks.pixels(chunk) * clusters, {weight + chunks.at(chunk), call.length, 1}, {y, row},
+                  partial + (block + part) * size, row);
+    }
+  });
+
+  for (int64_t part = 0; part < parts; ++part) {
+    for (int64_t block = first_of(part) / chunks.count; block * chunks.count < first_of(part + 1); ++block) {
+      const float* sums = partial + (block + part) * size;
+      const int64_t first = block * SOME, n = std::min(SOME, call.all - first);
+      const bool begins = first_of(part) <= block * chunks.count;
+      for (int64_t i = 0; i < n; ++i) {
+        float* to = embedded + (first + i) * channels;
+        for (int64_t c = 0; c < channels; ++c)
+          to[c] = sums[c * row + i] + (begins ? (bias ? bias[c] : 0.0f) : to[c]);
+      }
+    }
+  }
+}
+
+namespace {
+
+// Gradients of the weight; and, of this part's chunks, those of gamma and beta.
+void weight_gradients(const Call& call, const Norm& norm, const Chunks& chunks, int64_t first_chunk, int64_t last_chunk,
+                      const float* gamma, const float* beta, const float* weight, const float* grad, const float* d_bias,
+                      float* d_weight, float* d_gamma, float* d_beta) {
+  const int64_t row = chunks.row(), clusters = call.clusters, channels = call.channels;
+  const Scratch z(std::min(SOME, call.all) * row), g(channels * row);
+  const Scratch gammas(row), betas(row), gamma_sums(row), beta_sums(row);  // of the numbers of a chunk
+  for (int64_t j = 0; j < chunks.width * clusters; ++j) gammas[j] = gamma[j % clusters], betas[j] = beta[j % clusters];
+
+  for (int64_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
+    const int64_t numbers = chunks.pixels(chunk) * clusters;
+    const Tail tail(numbers);
+    clear(g, channels * row);
+    for (int64_t first = 0; first < call.all; first += SOME) {
+      const int64_t n = std::min(SOME, call.all - first);
+      gather(call, norm, chunks, chunk, first, n, z);
+      add_product(channels, numbers, n, {grad + first * channels, 1, channels}, {z, row}, g, row);  // [C, numbers]
+    }
+
+    clear(gamma_sums, row);
+    clear(beta_sums, row);
+    for (int64_t c = 0; c < channels; ++c) {
+      const float *w = weight + c * call.length + chunks.at(chunk), *g_row = g + c * row;
+      float* d_w = d_weight + c * call.length + chunks.at(chunk);
+      const auto add = [&](int64_t j, vec value) {
+        const vec slope = load(g_row + j);
+        store(gamma_sums + j, load(gamma_sums + j) + value * slope);
+        store(beta_sums + j, load(beta_sums + j) + value * d_bias[c]);
+        return slope * load(gammas + j) + load(betas + j) * d_bias[c];
+      };
+      for (int64_t j = 0; j < tail.whole; j += LANES) store(d_w + j, add(j, load(w + j)));
+      if (tail.rest) tail.store(d_w + tail.whole, add(tail.whole, tail.load(w + tail.whole)));
+    }
+    for (int64_t x = 0; x < chunks.pixels(chunk); ++x) {
+      add_to(d_gamma, gamma_sums + x * clusters, clusters);
+      add_to(d_beta, beta_sums + x * clusters, clusters);
+    }
+  }
+}
+
+// What becomes of dy: dl = dy scale - shift - (l - mean) slope.
+struct Through {
+  Row mean, scale, shift, slope;
+  bool batch_stats;
+
+  Through(const Call& call, const float* mean, const float* rstd, const float* gamma, const float* d_gamma,
+          const float* d_beta, bool batch_stats)
+      : mean(mean, call.clusters, 0.0f), scale(rstd, call.clusters, 0.0f), shift(nullptr, call.clusters, 0.0f),
+        slope(nullptr, call.clusters, 0.0f), batch_stats(batch_stats) {
+    const float share = 1.0f / static_cast<float>(std::max<int64_t>(1, call.batch * call.height * call.width));
+    for (int64_t k = 0; k < call.clusters; ++k) {
+      scale[k] *= gamma[k];
+      if (!batch_stats) continue;
+      shift[k] = d_beta[k] * share * scale[k];
+      slope[k] = d_gamma[k] * share * rstd[k] * scale[k];
+    }
+  }
+};
+
+// Gradients of the logits of one pixel; its dy is the sum of two rows, each of which may be null.
+INLINE void pixel_gradient(const Through& through, const Tail& tail, const float* l, const float* first,
+                           const float* second, float* d_l) {
+  const auto gradient = [&](int64_t k, const auto& load_from) {
+    vec dy = first ? load_from(first + k) : zeros();
+    if (second) dy += load_from(second + k);
+    const vec scaled = dy * load(through.scale + k);
+    if (!through.batch_stats) return scaled;
+    return scaled - load(through.shift + k) - (load_from(l + k) - load(through.mean + k)) * load(through.slope + k);
+  };
+  for (int64_t k = 0; k < tail.whole; k += LANES) store(d_l + k, gradient(k, [](const float* p) { return load(p); }));
+  if (tail.rest) tail.store(d_l + tail.whole, gradient(tail.whole, [&](const float* p) { return tail.load(p); }));
+}
+
+// Gradients of the logits of pixels that lie in some chunks of the P x P cells of the map's grid.
+void logits_gradients(const Call& call, const Through& through, const Chunks& chunks, int64_t first_chunk,
+                      int64_t last_chunk, const float* weight, const float* grad, float* d_logits, int64_t d_image,
+                      int64_t d_row, int64_t d_column) {
+  const int64_t row = chunks.row(), clusters = call.clusters, channels = call.channels, patch = call.patch;
+  const int64_t most = std::max<int64_t>(1, SOME / std::max<int64_t>(call.across, 1));  // rows of cells at a time
+  const Scratch key_weight(channels * row), query_weight(channels * row);
+  const Scratch key_slopes(most * call.across * row), query_slopes(most * call.across * row);
+  const Tail tail(clusters);
+
+  for (int64_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
+    const int64_t y = chunks.y(chunk), left = chunks.first(chunk), pixels = chunks.pixels(chunk);
+
+    // A pixel lies one up and one left in its patch of the queries: at a cell's edge, that is the cell before.
+    const int64_t above = (y + patch - 1) % patch;
+    for (int64_t c = 0; c < channels; ++c) {
+      const float* w = weight + c * call.length;
+      copy_row(w + chunks.at(chunk), pixels * clusters, key_weight + c * row);
+      for (int64_t x = 0; x < pixels; ++x) {
+        const int64_t before = (left + x + patch - 1) % patch;
+        copy_row(w + (above * patch + before) * clusters, clusters, query_weight + c * row + x * clusters);
+      }
+    }
+
+    const int64_t cells_down = (call.height - y + patch - 1) / patch, cells_across = (call.width - left + patch - 1) / patch;
+    for (int64_t image = 0; image < call.batch; ++image) {
+      for (int64_t cell = 0; cell < cells_down; cell += most) {
+        const int64_t end = std::min(cell + most, cells_down);
+        // Rows of patches that these rows of cells belong to, dy of their pixels in this chunk.
+        const auto slopes = [&](int64_t from, int64_t to, int64_t window, const float* w, float* out) {
+          const int64_t first = ((window * call.batch + image) * call.down + from) * call.across;
+          product((to - from) * call.across, pixels * clusters, channels, {grad + first * channels, channels, 1}, {w, row}, out, row);
+        };
+        const int64_t key_first = std::min(cell, call.down), key_last = std::min(end, call.down), up = y == 0;
+        const int64_t query_first = std::min(std::max<int64_t>(cell - up, 0), call.down), query_last = std::min(end - up, call.down);
+        if (key_first < key_last) slopes(key_first, key_last, 1, key_weight, key_slopes);
+        if (query_first < query_last) slopes(query_first, query_last, 0, query_weight, query_slopes);
+
+        for (int64_t i = cell; i < end; ++i) {
+          for (int64_t j = 0; j < cells_across; ++j) {
+            const int64_t at_y = i * patch + y, at_x = j * patch + left;
+            const float* l = call.logits + image * call.image + at_y * call.row + at_x * call.column;
+            float* d_l = d_logits + image * d_image + at_y * d_row + at_x * d_column;
+            for (int64_t x = 0; x < pixels && at_x + x < call.width; ++x) {
+              const int64_t query_i = i - up, query_j = j - (left + x == 0);
+              const bool key = i < key_last && j < call.across;
+              const bool query = query_i >= query_first && query_i < query_last && query_j >= 0 && query_j < call.across;
+              const float* of_key = key_slopes + ((i - key_first) * call.across + j) * row + x * clusters;
+              const float* of_query = query_slopes + ((query_i - query_first) * call.across + query_j) * row + x * clusters;
+              pixel_gradient(through, tail, l + x * call.column, key ? of_key : nullptr, query ? of_query : nullptr, d_l + x * d_column);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void patch_embedding_backward(int64_t threads, const float* logits, int64_t batch, int64_t height, int64_t width,
+                              int64_t clusters, int64_t image_stride, int64_t row_stride, int64_t column_stride,
+                              const float* mean, const float* rstd, const float* gamma, const float* beta,
+                              const float* weight, int64_t channels, int64_t patch, int64_t batch_stats,
+                              const float* grad, float* d_logits, int64_t d_image_stride, int64_t d_row_stride,
+                              int64_t d_column_stride, float* d_weight, float* d_bias, float* d_gamma, float* d_beta) {
+  const Call call(logits, batch, height, width, clusters, image_stride, row_stride, column_stride, channels, patch);
+  const auto parts_of = [&](int64_t count) { return std::min(count, threads == 1 ? 1 : EACH * threads); };
+
+  const Scratch sums(channels);
+  clear(d_bias, channels);
+  for (int64_t first = 0; first < call.all; first += SOME)
+    add_rows(grad + first * channels, channels, std::min(SOME, call.all - first), channels, sums, d_bias);
+
+  const Norm norm(call, mean, rstd, nullptr, nullptr);
+  const Chunks some(call, channels + std::min(SOME, call.all));
+  const int64_t parts = parts_of(some.count), k_row = padded(clusters);
+  const Scratch partial(parts * 2 * k_row);  // of a part: dgamma, dbeta
+  parallel(threads, parts, [&](int64_t part) {
+    float* affine = partial + part * 2 * k_row;
+    weight_gradients(call, norm, some, some.count * part / parts, some.count * (part + 1) / parts, gamma, beta, weight,
+                     grad, d_bias, d_weight, affine, affine + k_row);
+  });
+  for (int64_t part = 1; part < parts; ++part) add_to(partial, partial + part * 2 * k_row, 2 * k_row);
+  copy_row(partial, clusters, d_gamma);
+  copy_row(partial + k_row, clusters, d_beta);
+
+  const Through through(call, mean, rstd, gamma, d_gamma, d_beta, batch_stats);
+  const Chunks others(call, 2 * channels + std::min(2 * SOME, call.all));
+  const int64_t pieces = parts_of(others.count);
+  parallel(threads, pieces, [&](int64_t part) {
+    logits_gradients(call, through, others, others.count * part / pieces, others.count * (part + 1) / pieces, weight, grad,
+                     d_logits, d_image_stride, d_row_stride, d_column_stride);
+  });
+}
