@@ -22,6 +22,7 @@ namespace {
 
 constexpr int64_t CACHE = 128 * 1024;  // numbers that a part keeps in the second-level cache
 constexpr int64_t SOME = 128;          // most patches at a time
+constexpr int64_t DEPTH = 512;         // most numbers of a patch in one sum, beside which few terms round like few
 constexpr int64_t EACH = 4;            // parts a thread
 
 struct Call {
@@ -130,8 +131,13 @@ void patch_embedding_forward(int64_t threads, const float* logits, int64_t batch
       const int64_t block = step / chunks.count, chunk = step % chunks.count;
       const int64_t first = block * SOME, n = std::min(SOME, call.all - first);
       gather_transposed(call, norm, chunks, chunk, first, n, y, row);
-      add_product(channels, n, chunks.pixels(chunk) * clusters, {weight + chunks.at(chunk), call.length, 1}, {y, row},
-                  partial + (block + part) * size, row);
+
+      const int64_t numbers = chunks.pixels(chunk) * clusters;
+      for (int64_t j = 0; j < numbers; j += DEPTH) {
+        const float* w = weight + chunks.at(chunk) + j;
+        add_product(channels, n, std::min(DEPTH, numbers - j), {w, call.length, 1}, {y + j * row, row},
+                    partial + (block + part) * size, row);
+      }
     }
   });
 
@@ -154,7 +160,7 @@ namespace {
 // Gradients of the weight; and, of this part's chunks, those of gamma and beta.
 void weight_gradients(const Call& call, const Norm& norm, const Chunks& chunks, int64_t first_chunk, int64_t last_chunk,
                       const float* gamma, const float* beta, const float* weight, const float* grad, const float* d_bias,
-                      float* d_weight, float* d_gamma, float* d_beta) {
+                      float* d_weight, double* d_gamma, double* d_beta) {
   const int64_t row = chunks.row(), clusters = call.clusters, channels = call.channels;
   const Scratch z(std::min(SOME, call.all) * row), g(channels * row);
   const Scratch gammas(row), betas(row), gamma_sums(row), beta_sums(row);  // of the numbers of a chunk
@@ -185,8 +191,10 @@ void weight_gradients(const Call& call, const Norm& norm, const Chunks& chunks, 
       if (tail.rest) tail.store(d_w + tail.whole, add(tail.whole, tail.load(w + tail.whole)));
     }
     for (int64_t x = 0; x < chunks.pixels(chunk); ++x) {
-      add_to(d_gamma, gamma_sums + x * clusters, clusters);
-      add_to(d_beta, beta_sums + x * clusters, clusters);
+      for (int64_t k = 0; k < clusters; ++k) {
+        d_gamma[k] += gamma_sums[x * clusters + k];
+        d_beta[k] += beta_sums[x * clusters + k];
+      }
     }
   }
 }
@@ -300,16 +308,18 @@ void patch_embedding_backward(int64_t threads, const float* logits, int64_t batc
 
   const Norm norm(call, mean, rstd, nullptr, nullptr);
   const Chunks some(call, channels + std::min(SOME, call.all));
-  const int64_t parts = parts_of(some.count), k_row = padded(clusters);
-  const Scratch partial(parts * 2 * k_row);  // of a part: dgamma, dbeta
+  const int64_t parts = parts_of(some.count);
+  std::vector<double> partial(parts * 2 * clusters);  // of a part: dgamma, dbeta
   parallel(threads, parts, [&](int64_t part) {
-    float* affine = partial + part * 2 * k_row;
+    double* affine = partial.data() + part * 2 * clusters;
     weight_gradients(call, norm, some, some.count * part / parts, some.count * (part + 1) / parts, gamma, beta, weight,
-                     grad, d_bias, d_weight, affine, affine + k_row);
+                     grad, d_bias, d_weight, affine, affine + clusters);
   });
-  for (int64_t part = 1; part < parts; ++part) add_to(partial, partial + part * 2 * k_row, 2 * k_row);
-  copy_row(partial, clusters, d_gamma);
-  copy_row(partial + k_row, clusters, d_beta);
+  for (int64_t k = 0; k < 2 * clusters; ++k) {
+    double total = 0.0;
+    for (int64_t part = 0; part < parts; ++part) total += partial[part * 2 * clusters + k];
+    (k < clusters ? d_gamma[k] : d_beta[k - clusters]) = static_cast<float>(total);
+  }
 
   const Through through(call, mean, rstd, gamma, d_gamma, d_beta, batch_stats);
   const Chunks others(call, 2 * channels + std::min(2 * SOME, call.all));
