@@ -22,6 +22,7 @@ namespace {
 
 constexpr int64_t CACHE = 128 * 1024;  // numbers that a part keeps in the second-level cache
 constexpr int64_t SOME = 128;          // most patches at a time
+constexpr int64_t FEW = 16;            // patches for which columns of the weight are not worth a copy
 constexpr int64_t DEPTH = 512;         // most numbers of a patch in one sum, beside which few terms round like few
 constexpr int64_t EACH = 4;            // parts a thread
 
@@ -169,11 +170,13 @@ void weight_gradients(const Call& call, const Norm& norm, const Chunks& chunks, 
   for (int64_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
     const int64_t numbers = chunks.pixels(chunk) * clusters;
     const Tail tail(numbers);
-    clear(g, channels * row);
+    if (!call.all) clear(g, channels * row);
     for (int64_t first = 0; first < call.all; first += SOME) {
       const int64_t n = std::min(SOME, call.all - first);
+      const Left g_transposed = {grad + first * channels, 1, channels};
       gather(call, norm, chunks, chunk, first, n, z);
-      add_product(channels, numbers, n, {grad + first * channels, 1, channels}, {z, row}, g, row);  // [C, numbers]
+      if (!first) product(channels, numbers, n, g_transposed, {z, row}, g, row);  // [C, numbers]
+      if (first) add_product(channels, numbers, n, g_transposed, {z, row}, g, row);
     }
 
     clear(gamma_sums, row);
@@ -242,33 +245,41 @@ void logits_gradients(const Call& call, const Through& through, const Chunks& ch
   const Scratch key_slopes(most * call.across * row), query_slopes(most * call.across * row);
   const Tail tail(clusters);
 
+  // Columns of the weight, `n` from `first` on and then `m` from `second` on: as they lie where they are read about once
+  // and a whole vector behind them is still the weight's; else copied.
+  const bool once = std::min(call.patches, most * call.across) <= FEW;
+  const auto columns = [&](int64_t first, int64_t n, int64_t second, int64_t m, const Scratch& copy) -> Right {
+    if (once && !m && first + padded(n) <= call.length) return {weight + first, call.length};
+    for (int64_t c = 0; c < channels; ++c) {
+      copy_row(weight + c * call.length + first, n, copy + c * row);
+      copy_row(weight + c * call.length + second, m, copy + c * row + n);
+    }
+    return {copy, row};
+  };
+
   for (int64_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
     const int64_t y = chunks.y(chunk), left = chunks.first(chunk), pixels = chunks.pixels(chunk);
 
     // A pixel lies one up and one left in its patch of the queries: at a cell's edge, that is the cell before.
-    const int64_t above = (y + patch - 1) % patch;
-    for (int64_t c = 0; c < channels; ++c) {
-      const float* w = weight + c * call.length;
-      copy_row(w + chunks.at(chunk), pixels * clusters, key_weight + c * row);
-      for (int64_t x = 0; x < pixels; ++x) {
-        const int64_t before = (left + x + patch - 1) % patch;
-        copy_row(w + (above * patch + before) * clusters, clusters, query_weight + c * row + x * clusters);
-      }
-    }
+    const int64_t above = (y + patch - 1) % patch, before = (left + patch - 1) % patch;
+    const Right key_columns = columns(chunks.at(chunk), pixels * clusters, 0, 0, key_weight);
+    const Right query_columns = left ? columns((above * patch + before) * clusters, pixels * clusters, 0, 0, query_weight)
+                                     : columns((above * patch + before) * clusters, clusters, above * patch * clusters,
+                                               (pixels - 1) * clusters, query_weight);
 
     const int64_t cells_down = (call.height - y + patch - 1) / patch, cells_across = (call.width - left + patch - 1) / patch;
     for (int64_t image = 0; image < call.batch; ++image) {
       for (int64_t cell = 0; cell < cells_down; cell += most) {
         const int64_t end = std::min(cell + most, cells_down);
         // Rows of patches that these rows of cells belong to, dy of their pixels in this chunk.
-        const auto slopes = [&](int64_t from, int64_t to, int64_t window, const float* w, float* out) {
+        const auto slopes = [&](int64_t from, int64_t to, int64_t window, Right w, float* out) {
           const int64_t first = ((window * call.batch + image) * call.down + from) * call.across;
-          product((to - from) * call.across, pixels * clusters, channels, {grad + first * channels, channels, 1}, {w, row}, out, row);
+          product((to - from) * call.across, pixels * clusters, channels, {grad + first * channels, channels, 1}, w, out, row);
         };
         const int64_t key_first = std::min(cell, call.down), key_last = std::min(end, call.down), up = y == 0;
         const int64_t query_first = std::min(std::max<int64_t>(cell - up, 0), call.down), query_last = std::min(end - up, call.down);
-        if (key_first < key_last) slopes(key_first, key_last, 1, key_weight, key_slopes);
-        if (query_first < query_last) slopes(query_first, query_last, 0, query_weight, query_slopes);
+        if (key_first < key_last) slopes(key_first, key_last, 1, key_columns, key_slopes);
+        if (query_first < query_last) slopes(query_first, query_last, 0, query_columns, query_slopes);
 
         for (int64_t i = cell; i < end; ++i) {
           for (int64_t j = 0; j < cells_across; ++j) {
