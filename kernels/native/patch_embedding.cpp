@@ -22,6 +22,8 @@ namespace {
 
 constexpr int64_t CACHE = 128 * 1024;  // numbers that a part keeps in the second-level cache
 constexpr int64_t SOME = 128;          // most patches at a time
+constexpr int64_t FEW = 16;            // patches for which columns of the weight are not worth a copy
+constexpr int64_t DEPTH = 512;         // most numbers of a patch in one sum, beside which few terms round like few
 constexpr int64_t EACH = 4;            // parts a thread
 
 struct Call {
@@ -130,8 +132,13 @@ void patch_embedding_forward(int64_t threads, const float* logits, int64_t batch
       const int64_t block = step / chunks.count, chunk = step % chunks.count;
       const int64_t first = block * SOME, n = std::min(SOME, call.all - first);
       gather_transposed(call, norm, chunks, chunk, first, n, y, row);
-      add_product(channels, n, chunks.pixels(chunk) * clusters, {weight + chunks.at(chunk), call.length, 1}, {y, row},
-                  partial + (block + part) * size, row);
+
+      const int64_t numbers = chunks.pixels(chunk) * clusters;
+      for (int64_t j = 0; j < numbers; j += DEPTH) {
+        const float* w = weight + chunks.at(chunk) + j;
+        add_product(channels, n, std::min(DEPTH, numbers - j), {w, call.length, 1}, {y + j * row, row},
+                    partial + (block + part) * size, row);
+      }
     }
   });
 
@@ -154,7 +161,7 @@ namespace {
 // Gradients of the weight; and, of this part's chunks, those of gamma and beta.
 void weight_gradients(const Call& call, const Norm& norm, const Chunks& chunks, int64_t first_chunk, int64_t last_chunk,
                       const float* gamma, const float* beta, const float* weight, const float* grad, const float* d_bias,
-                      float* d_weight, float* d_gamma, float* d_beta) {
+                      float* d_weight, double* d_gamma, double* d_beta) {
   const int64_t row = chunks.row(), clusters = call.clusters, channels = call.channels;
   const Scratch z(std::min(SOME, call.all) * row), g(channels * row);
   const Scratch gammas(row), betas(row), gamma_sums(row), beta_sums(row);  // of the numbers of a chunk
@@ -163,11 +170,13 @@ void weight_gradients(const Call& call, const Norm& norm, const Chunks& chunks, 
   for (int64_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
     const int64_t numbers = chunks.pixels(chunk) * clusters;
     const Tail tail(numbers);
-    clear(g, channels * row);
+    if (!call.all) clear(g, channels * row);
     for (int64_t first = 0; first < call.all; first += SOME) {
       const int64_t n = std::min(SOME, call.all - first);
+      const Left g_transposed = {grad + first * channels, 1, channels};
       gather(call, norm, chunks, chunk, first, n, z);
-      add_product(channels, numbers, n, {grad + first * channels, 1, channels}, {z, row}, g, row);  // [C, numbers]
+      if (!first) product(channels, numbers, n, g_transposed, {z, row}, g, row);  // [C, numbers]
+      if (first) add_product(channels, numbers, n, g_transposed, {z, row}, g, row);
     }
 
     clear(gamma_sums, row);
@@ -185,8 +194,10 @@ void weight_gradients(const Call& call, const Norm& norm, const Chunks& chunks, 
       if (tail.rest) tail.store(d_w + tail.whole, add(tail.whole, tail.load(w + tail.whole)));
     }
     for (int64_t x = 0; x < chunks.pixels(chunk); ++x) {
-      add_to(d_gamma, gamma_sums + x * clusters, clusters);
-      add_to(d_beta, beta_sums + x * clusters, clusters);
+      for (int64_t k = 0; k < clusters; ++k) {
+        d_gamma[k] += gamma_sums[x * clusters + k];
+        d_beta[k] += beta_sums[x * clusters + k];
+      }
     }
   }
 }
@@ -234,33 +245,41 @@ void logits_gradients(const Call& call, const Through& through, const Chunks& ch
   const Scratch key_slopes(most * call.across * row), query_slopes(most * call.across * row);
   const Tail tail(clusters);
 
+  // Columns of the weight, `n` from `first` on and then `m` from `second` on: as they lie where they are read about once
+  // and a whole vector behind them is still the weight's; else copied.
+  const bool once = std::min(call.patches, most * call.across) <= FEW;
+  const auto columns = [&](int64_t first, int64_t n, int64_t second, int64_t m, const Scratch& copy) -> Right {
+    if (once && !m && first + padded(n) <= call.length) return {weight + first, call.length};
+    for (int64_t c = 0; c < channels; ++c) {
+      copy_row(weight + c * call.length + first, n, copy + c * row);
+      copy_row(weight + c * call.length + second, m, copy + c * row + n);
+    }
+    return {copy, row};
+  };
+
   for (int64_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
     const int64_t y = chunks.y(chunk), left = chunks.first(chunk), pixels = chunks.pixels(chunk);
 
     // A pixel lies one up and one left in its patch of the queries: at a cell's edge, that is the cell before.
-    const int64_t above = (y + patch - 1) % patch;
-    for (int64_t c = 0; c < channels; ++c) {
-      const float* w = weight + c * call.length;
-      copy_row(w + chunks.at(chunk), pixels * clusters, key_weight + c * row);
-      for (int64_t x = 0; x < pixels; ++x) {
-        const int64_t before = (left + x + patch - 1) % patch;
-        copy_row(w + (above * patch + before) * clusters, clusters, query_weight + c * row + x * clusters);
-      }
-    }
+    const int64_t above = (y + patch - 1) % patch, before = (left + patch - 1) % patch;
+    const Right key_columns = columns(chunks.at(chunk), pixels * clusters, 0, 0, key_weight);
+    const Right query_columns = left ? columns((above * patch + before) * clusters, pixels * clusters, 0, 0, query_weight)
+                                     : columns((above * patch + before) * clusters, clusters, above * patch * clusters,
+                                               (pixels - 1) * clusters, query_weight);
 
     const int64_t cells_down = (call.height - y + patch - 1) / patch, cells_across = (call.width - left + patch - 1) / patch;
     for (int64_t image = 0; image < call.batch; ++image) {
       for (int64_t cell = 0; cell < cells_down; cell += most) {
         const int64_t end = std::min(cell + most, cells_down);
         // Rows of patches that these rows of cells belong to, dy of their pixels in this chunk.
-        const auto slopes = [&](int64_t from, int64_t to, int64_t window, const float* w, float* out) {
+        const auto slopes = [&](int64_t from, int64_t to, int64_t window, Right w, float* out) {
           const int64_t first = ((window * call.batch + image) * call.down + from) * call.across;
-          product((to - from) * call.across, pixels * clusters, channels, {grad + first * channels, channels, 1}, {w, row}, out, row);
+          product((to - from) * call.across, pixels * clusters, channels, {grad + first * channels, channels, 1}, w, out, row);
         };
         const int64_t key_first = std::min(cell, call.down), key_last = std::min(end, call.down), up = y == 0;
         const int64_t query_first = std::min(std::max<int64_t>(cell - up, 0), call.down), query_last = std::min(end - up, call.down);
-        if (key_first < key_last) slopes(key_first, key_last, 1, key_weight, key_slopes);
-        if (query_first < query_last) slopes(query_first, query_last, 0, query_weight, query_slopes);
+        if (key_first < key_last) slopes(key_first, key_last, 1, key_columns, key_slopes);
+        if (query_first < query_last) slopes(query_first, query_last, 0, query_columns, query_slopes);
 
         for (int64_t i = cell; i < end; ++i) {
           for (int64_t j = 0; j < cells_across; ++j) {
@@ -300,16 +319,18 @@ void patch_embedding_backward(int64_t threads, const float* logits, int64_t batc
 
   const Norm norm(call, mean, rstd, nullptr, nullptr);
   const Chunks some(call, channels + std::min(SOME, call.all));
-  const int64_t parts = parts_of(some.count), k_row = padded(clusters);
-  const Scratch partial(parts * 2 * k_row);  // of a part: dgamma, dbeta
+  const int64_t parts = parts_of(some.count);
+  std::vector<double> partial(parts * 2 * clusters);  // of a part: dgamma, dbeta
   parallel(threads, parts, [&](int64_t part) {
-    float* affine = partial + part * 2 * k_row;
+    double* affine = partial.data() + part * 2 * clusters;
     weight_gradients(call, norm, some, some.count * part / parts, some.count * (part + 1) / parts, gamma, beta, weight,
-                     grad, d_bias, d_weight, affine, affine + k_row);
+                     grad, d_bias, d_weight, affine, affine + clusters);
   });
-  for (int64_t part = 1; part < parts; ++part) add_to(partial, partial + part * 2 * k_row, 2 * k_row);
-  copy_row(partial, clusters, d_gamma);
-  copy_row(partial + k_row, clusters, d_beta);
+  for (int64_t k = 0; k < 2 * clusters; ++k) {
+    double total = 0.0;
+    for (int64_t part = 0; part < parts; ++part) total += partial[part * 2 * clusters + k];
+    (k < clusters ? d_gamma[k] : d_beta[k - clusters]) = static_cast<float>(total);
+  }
 
   const Through through(call, mean, rstd, gamma, d_gamma, d_beta, batch_stats);
   const Chunks others(call, 2 * channels + std::min(2 * SOME, call.all));
