@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from msformer_fast import MSFormer, ops, self_guiding_losses
+from msformer_fast import BackendError, MSFormer, ops, self_guiding_losses
 from msformer_fast.kernels.native import FOLDER, library, library_path
 from tests.conftest import ROOT
 from tests.ops import test_contract as contract
@@ -143,16 +143,14 @@ def test_the_default_on_the_cpu_in_float32_alone() -> None:
             names.add(node.name() if node is not None else "")
             stack += [below for below, _ in (node.next_functions if node is not None else ())]
         assert any("msformer_fast" in name for name in names), names
-    double = MSFormer(3, 8, 6, depth=1, patch=8, seed=0).double()
-    assert self_guiding_losses(double(image.double())).total.dtype == torch.float64
+    model = MSFormer(3, 8, 6, depth=1, patch=8, seed=0)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.isfinite(self_guiding_losses(model(image), backend=None).total)
+        assert torch.isfinite(self_guiding_losses(model(image)).total)
+    assert self_guiding_losses(model.double()(image.double())).total.dtype == torch.float64
 
 
 def test_what_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     x, rest = torch.rand(1, 5, 4, 8), [torch.rand(8, 8), None] * 4
-    from msformer_fast import BackendError
-
     with pytest.raises(BackendError, match=r'"native" takes float32; got torch\.float64'):
         ops.efficient_attention(x.double(), *[None if r is None else r.double() for r in rest], backend="native")
     with (
