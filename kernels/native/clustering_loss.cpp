@@ -30,9 +30,9 @@ int64_t block_of(int64_t clusters) {
   return std::min<int64_t>(1024, std::max<int64_t>(1, CACHE / (2 * clusters) / LANES) * LANES);
 }
 
-// each(pixel, a function that loads there, one that stores there) for vectors of `n` neighbouring pixels.
+// each(pixel, a function that loads there, one that stores there) for the vectors of neighbouring pixels.
 template <typename Each>
-INLINE void vectors_of(int64_t n, const Tail& tail, const Each& each) {
+INLINE void vectors_of(const Tail& tail, const Each& each) {
   for (int64_t p = 0; p < tail.whole; p += LANES)
     each(p, [](const float* from) { return load(from); }, [](float* to, vec x) { store(to, x); });
   if (tail.rest)
@@ -47,7 +47,7 @@ void forward_block(const float* x, int64_t stride, int64_t n, int64_t clusters, 
   for (int64_t p = 0; p < padded(n); ++p) top[p] = -INFINITY, losses[p] = 0.0f, labels[p] = 0;
 
   for (int64_t k = 0; k < clusters; ++k) {
-    vectors_of(n, tail, [&](int64_t p, const auto& load_x, const auto&) {
+    vectors_of(tail, [&](int64_t p, const auto& load_x, const auto&) {
       const vec score = load_x(x + k * stride + p), before = load(top + p);
       const ints larger = score > before, number = ints{} + static_cast<int32_t>(k);
       store(top + p, larger ? score : before);
@@ -55,7 +55,7 @@ void forward_block(const float* x, int64_t stride, int64_t n, int64_t clusters, 
     });
   }
   for (int64_t k = 0; k < clusters; ++k) {
-    vectors_of(n, tail, [&](int64_t p, const auto& load_x, const auto&) {
+    vectors_of(tail, [&](int64_t p, const auto& load_x, const auto&) {
       const vec power = exp_below(load_x(x + k * stride + p) - load(top + p));
       store(losses + p, load(losses + p) + (load_ints(labels + p) == static_cast<int32_t>(k) ? zeros() : power));
     });
@@ -78,7 +78,7 @@ void backward_block(const float* x, int64_t stride, int64_t n, int64_t clusters,
   }
 
   for (int64_t k = 0; k < clusters; ++k) {
-    vectors_of(n, tail, [&](int64_t p, const auto& load_x, const auto& store_x) {
+    vectors_of(tail, [&](int64_t p, const auto& load_x, const auto& store_x) {
       const vec all_powers = exp_below(load_x(x + k * stride + p) - load(top + p));
       const vec power = load_ints(labels + p) == static_cast<int32_t>(k) ? zeros() : all_powers;
       store_x(out + k * out_stride + p, power);
@@ -89,7 +89,7 @@ void backward_block(const float* x, int64_t stride, int64_t n, int64_t clusters,
   float* factors = top;
   for (int64_t p = 0; p < n; ++p) factors[p] = slopes[p] / (1.0f + others[p]);
   for (int64_t k = 0; k < clusters; ++k) {
-    vectors_of(n, tail, [&](int64_t p, const auto& load_x, const auto& store_x) {
+    vectors_of(tail, [&](int64_t p, const auto& load_x, const auto& store_x) {
       store_x(out + k * out_stride + p, load_x(out + k * out_stride + p) * load(factors + p));
     });
   }

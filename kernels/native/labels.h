@@ -50,7 +50,8 @@ struct Found {
       int32_t count = 0;
       for (int64_t k = 0; k < clusters; ++k) {
         uint8_t occurs = 0;
-        for (int64_t piece = 0; piece < parts.pieces; ++piece) occurs |= present[(image * parts.pieces + piece) * clusters + k];
+        for (int64_t piece = 0; piece < parts.pieces; ++piece)
+          occurs |= present[(image * parts.pieces + piece) * clusters + k];
         count += occurs;
       }
       static_cast<int32_t*>(label_count)[image] = count;

@@ -99,7 +99,8 @@ void gather_transposed(const Call& call, const Norm& norm, const Chunks& chunks,
     for (int64_t x = 0; x < chunks.pixels(chunk); ++x) {
       const auto move = [&](int64_t k, int rows, const auto& load_from) {
         vec block[LANES];
-        UNROLL for (int lane = 0; lane < LANES; ++lane) block[lane] = norm(load_from(corners[lane] + x * call.column + k), k);
+        UNROLL for (int lane = 0; lane < LANES; ++lane)
+          block[lane] = norm(load_from(corners[lane] + x * call.column + k), k);
         transpose(block);
         for (int j = 0; j < rows; ++j) store(to + (x * call.clusters + k + j) * row + i, block[j]);
       };
@@ -274,10 +275,12 @@ void logits_gradients(const Call& call, const Through& through, const Chunks& ch
         // Rows of patches that these rows of cells belong to, dy of their pixels in this chunk.
         const auto slopes = [&](int64_t from, int64_t to, int64_t window, Right w, float* out) {
           const int64_t first = ((window * call.batch + image) * call.down + from) * call.across;
-          product((to - from) * call.across, pixels * clusters, channels, {grad + first * channels, channels, 1}, w, out, row);
+          const Left some = {grad + first * channels, channels, 1};
+          product((to - from) * call.across, pixels * clusters, channels, some, w, out, row);
         };
         const int64_t key_first = std::min(cell, call.down), key_last = std::min(end, call.down), up = y == 0;
-        const int64_t query_first = std::min(std::max<int64_t>(cell - up, 0), call.down), query_last = std::min(end - up, call.down);
+        const int64_t query_first = std::min(std::max<int64_t>(cell - up, 0), call.down);
+        const int64_t query_last = std::min(end - up, call.down);
         if (key_first < key_last) slopes(key_first, key_last, 1, key_columns, key_slopes);
         if (query_first < query_last) slopes(query_first, query_last, 0, query_columns, query_slopes);
 
@@ -290,9 +293,10 @@ void logits_gradients(const Call& call, const Through& through, const Chunks& ch
               const int64_t query_i = i - up, query_j = j - (left + x == 0);
               const bool key = i < key_last && j < call.across;
               const bool query = query_i >= query_first && query_i < query_last && query_j >= 0 && query_j < call.across;
-              const float* of_key = key_slopes + ((i - key_first) * call.across + j) * row + x * clusters;
-              const float* of_query = query_slopes + ((query_i - query_first) * call.across + query_j) * row + x * clusters;
-              pixel_gradient(through, tail, l + x * call.column, key ? of_key : nullptr, query ? of_query : nullptr, d_l + x * d_column);
+              const int64_t of_key = ((i - key_first) * call.across + j) * row + x * clusters;
+              const int64_t of_query = ((query_i - query_first) * call.across + query_j) * row + x * clusters;
+              pixel_gradient(through, tail, l + x * call.column, key ? key_slopes + of_key : nullptr,
+                             query ? query_slopes + of_query : nullptr, d_l + x * d_column);
             }
           }
         }
