@@ -19,6 +19,7 @@ from msformer_fast.nn.overlap_embedding import OverlapEmbedding
 from msformer_fast.nn.patch_embedding import embed_patches, normed_windows
 from msformer_fast.nn.score_map import compose_scores
 from msformer_fast.ops import Clustering, Patches
+from msformer_fast.ops.backend import native_by_default, why_not_native
 from msformer_fast.ops.memory import check_memory
 
 #: How the two branches see each other before the head: not at all, or window by window.
@@ -179,11 +180,16 @@ class MSFormer(Fused):
 
     def _folds(self, image: Tensor) -> bool:
         """Whether kernels will run, every batch norm can be applied by what reads it, and nobody looks on."""
-        kernels = self.backend == "triton" or (self.backend is None and image.device.type == "cuda")
+        kernels = self.backend in ("triton", "native") or (self.backend is None and self._takes_kernels(image))
         if self.cross or not kernels:
             return False
         norms = (self.patch_embed_s.norm, self.patch_embed_l.norm, *self.bn2_s, *self.bn2_l, self.bn3)
         return can_fold(norms) and self._may_bypass()
+
+    def _takes_kernels(self, image: Tensor) -> bool:
+        if image.device.type == "cpu":
+            return native_by_default() and why_not_native("MSFormer", image, self.linear_up.weight) is None
+        return image.device.type == "cuda"
 
     def _forward_folded(self, image: Tensor, stability: bool) -> Scores:
         """The same with no pass for any batch norm; the clustering loss is from the pass that makes the logits."""

@@ -12,6 +12,7 @@
 //   dp = n dgathered^T       keys: p (dp - balance), balance the sum of gathered dgathered
 //   dn = (queries' logits) Wq + (keys) Wk + p dgathered
 #include "native.h"
+#include "normed_map.h"
 #include "norms.h"
 #include "parallel.h"
 #include "products.h"
@@ -40,18 +41,22 @@ struct Parts {
   }
 };
 
-struct Normed {
-  const float* x;
-  int64_t channels, row;
+// The tokens (count, channels), through the batch norm, and then through the LayerNorm.
+struct Tokens {
+  Map map;
   bool norm;
   float eps;
   Row weight, bias;
 
-  Normed(const float* x, int64_t channels, const float* weight, const float* bias, bool norm, float eps)
-      : x(x), channels(channels), row(padded(channels)), norm(norm), eps(eps), weight(weight, channels, 1.0f),
+  Tokens(const float* x, int64_t count, int64_t channels, const float* batch_norm, const float* weight,
+         const float* bias, bool norm, float eps)
+      : map(x, count, channels, batch_norm), norm(norm), eps(eps), weight(weight, channels, 1.0f),
         bias(bias, channels, 0.0f) {}
-  void block(int64_t first, int64_t tokens, float* n) const {
-    layer_norm(x + first * channels, channels, tokens, channels, norm, weight, bias, eps, n, row);
+  // n of a block; the tokens before the LayerNorm, made in scratch (tokens, row) where there is a batch norm.
+  Left block(int64_t first, int64_t tokens, float* scratch, float* n) const {
+    const Left x = map.read(first, tokens, true, scratch);
+    layer_norm(x.p, x.row, tokens, map.channels, norm, weight, bias, eps, n, map.row);
+    return x;
   }
 };
 
@@ -122,8 +127,9 @@ void raise(const float* k, int64_t tokens, int64_t keys, int64_t k_row, int64_t 
 
 void efficient_attention_gather(int64_t threads, const float* x, int64_t batch, int64_t tokens, int64_t channels,
                                 int64_t keys, const float* key_weight, const float* norm_weight,
-                                const float* norm_bias, int64_t norm, float eps, float* log_sum, float* gathered) {
-  const Normed normed(x, channels, norm_weight, norm_bias, norm, eps);
+                                const float* norm_bias, const float* batch_norm, int64_t norm, float eps,
+                                float* log_sum, float* gathered) {
+  const Tokens all(x, batch * tokens, channels, batch_norm, norm_weight, norm_bias, norm, eps);
   const Packed to_keys(key_weight, channels, keys, 1, channels);  // (C, Ck)
   const Parts parts(threads, batch, tokens);
   const int64_t c_row = padded(channels), k_row = padded(keys), size = keys * c_row + 2 * k_row;
@@ -132,10 +138,10 @@ void efficient_attention_gather(int64_t threads, const float* x, int64_t batch, 
   parallel(threads, parts.count(), [&](int64_t part) {
     float *sums = partial + part * size, *maximum = sums + keys * c_row, *total = maximum + k_row;
     for (int64_t j = 0; j < k_row; ++j) maximum[j] = -INFINITY;
-    const Scratch n(BLOCK * c_row), k(BLOCK * k_row);
+    const Scratch scratch(BLOCK * c_row), n(BLOCK * c_row), k(BLOCK * k_row);
 
     parts.of(part, [&](int64_t first, int64_t some) {
-      normed.block(first, some, n);                                                  // [some, C]
+      all.block(first, some, scratch, n);                                            // [some, C]
       product(some, keys, channels, {n, c_row, 1}, to_keys, k, k_row);               // [some, Ck]
 
       raise(k, some, keys, k_row, c_row, maximum, total, sums);
@@ -177,8 +183,9 @@ void efficient_attention_gather(int64_t threads, const float* x, int64_t batch, 
 void efficient_attention_attend(int64_t threads, const float* x, int64_t batch, int64_t tokens, int64_t channels,
                                 int64_t keys, int64_t heads, const float* query_weight, const float* query_bias,
                                 const float* reprojection_bias, const float* norm_weight, const float* norm_bias,
-                                int64_t norm, int64_t residual, float eps, const float* folded, float* y) {
-  const Normed normed(x, channels, norm_weight, norm_bias, norm, eps);
+                                const float* batch_norm, int64_t norm, int64_t residual, float eps, const float* folded,
+                                float* y) {
+  const Tokens all(x, batch * tokens, channels, batch_norm, norm_weight, norm_bias, norm, eps);
   const Packed to_queries(query_weight, channels, keys, 1, channels);  // (C, Ck)
   const Row queries_bias(query_bias, keys, 0.0f), last_bias(reprojection_bias, channels, 0.0f);
   const Parts parts(threads, batch, tokens);
@@ -186,16 +193,17 @@ void efficient_attention_attend(int64_t threads, const float* x, int64_t batch, 
 
   parallel(threads, parts.count(), [&](int64_t part) {
     const Packed attend(folded + parts.image(part) * keys * channels, keys, channels, channels, 1);  // (Ck, C)
-    const Scratch n(BLOCK * c_row), q(BLOCK * k_row), out(BLOCK * c_row);
+    const Scratch scratch(BLOCK * c_row), n(BLOCK * c_row), q(BLOCK * k_row), out(BLOCK * c_row);
     parts.of(part, [&](int64_t first, int64_t some) {
-      normed.block(first, some, n);                                                                 // [some, C]
+      const Left here = all.block(first, some, scratch, n);                                         // [some, C]
       product_plus(some, keys, channels, {n, c_row, 1}, to_queries, queries_bias, q, k_row);        // [some, Ck]
       softmax(q, some, k_row, heads, keys / heads);
       product_plus(some, channels, keys, {q, k_row, 1}, attend, last_bias, out, c_row);             // [some, C]
 
       for (int64_t i = 0; i < some; ++i) {
-        const int64_t at = (first + i) * channels;
-        for (int64_t c = 0; c < channels; ++c) y[at + c] = out[i * c_row + c] + (residual ? x[at + c] : 0.0f);
+        const float *attended = out + i * c_row, *token = here.p + i * here.row;
+        float* to = y + (first + i) * channels;
+        for (int64_t c = 0; c < channels; ++c) to[c] = residual ? attended[c] + token[c] : attended[c];
       }
     });
   });
@@ -204,10 +212,10 @@ void efficient_attention_attend(int64_t threads, const float* x, int64_t batch, 
 void efficient_attention_queries_backward(int64_t threads, const float* x, int64_t batch, int64_t tokens,
                                           int64_t channels, int64_t keys, int64_t heads, const float* query_weight,
                                           const float* query_bias, const float* norm_weight, const float* norm_bias,
-                                          int64_t norm, float eps, const float* folded, const float* grad_y, float* d_n,
-                                          float* d_folded, float* d_query_weight, float* d_query_bias,
-                                          float* d_reprojection_bias) {
-  const Normed normed(x, channels, norm_weight, norm_bias, norm, eps);
+                                          const float* batch_norm, int64_t norm, float eps, const float* folded,
+                                          const float* grad_y, float* d_n, float* d_folded, float* d_query_weight,
+                                          float* d_query_bias, float* d_reprojection_bias) {
+  const Tokens all(x, batch * tokens, channels, batch_norm, norm_weight, norm_bias, norm, eps);
   const Packed to_queries(query_weight, channels, keys, 1, channels);    // (C, Ck)
   const Packed from_queries(query_weight, keys, channels, channels, 1);  // (Ck, C)
   const Row queries_bias(query_bias, keys, 0.0f);
@@ -220,11 +228,11 @@ void efficient_attention_queries_backward(int64_t threads, const float* x, int64
     float *d_m = partial + part * size, *d_weight = d_m + matrix, *d_bias = d_weight + matrix, *d_last = d_bias + k_row;
     const Packed attend_back(folded + parts.image(part) * keys * channels, channels, keys, 1, channels);  // (C, Ck)
     const Scratch n(BLOCK * c_row), q(BLOCK * k_row), dy(BLOCK * c_row), dq(BLOCK * k_row), d_block(BLOCK * c_row);
-    const Scratch sums(std::max(c_row, k_row));
+    const Scratch scratch(BLOCK * c_row), sums(std::max(c_row, k_row));
 
     parts.of(part, [&](int64_t first, int64_t some) {
       copy_rows(grad_y + first * channels, channels, some, channels, dy, c_row);
-      normed.block(first, some, n);
+      all.block(first, some, scratch, n);
       product_plus(some, keys, channels, {n, c_row, 1}, to_queries, queries_bias, q, k_row);        // [some, Ck]
       softmax(q, some, k_row, heads, keys / heads);
 
@@ -257,16 +265,16 @@ void efficient_attention_queries_backward(int64_t threads, const float* x, int64
 
 void efficient_attention_keys_backward(int64_t threads, const float* x, int64_t batch, int64_t tokens, int64_t channels,
                                        int64_t keys, const float* key_weight, const float* norm_weight,
-                                       const float* norm_bias, int64_t norm, float eps, const float* log_sum,
-                                       const float* gathered, const float* d_gathered, const float* balance,
-                                       const float* grad_y, float* d_x, float* d_key_weight, float* d_norm_weight,
-                                       float* d_norm_bias) {
-  const Normed normed(x, channels, norm_weight, norm_bias, norm, eps);
+                                       const float* norm_bias, const float* batch_norm, int64_t norm, float eps,
+                                       const float* log_sum, const float* gathered, const float* d_gathered,
+                                       const float* balance, const float* grad_y, float* d_x, float* d_key_weight,
+                                       float* d_norm_weight, float* d_norm_bias, float* d_batch_norm) {
+  const Tokens all(x, batch * tokens, channels, batch_norm, norm_weight, norm_bias, norm, eps);
   const Packed to_keys(key_weight, channels, keys, 1, channels);    // (C, Ck)
   const Packed from_keys(key_weight, keys, channels, channels, 1);  // (Ck, C)
   const Parts parts(threads, batch, tokens);
-  const int64_t c_row = padded(channels), k_row = padded(keys), matrix = keys * c_row, size = matrix + 2 * c_row;
-  const Scratch partial(std::max<int64_t>(parts.count(), 1) * size);  // of a part: dWk, gradients of the norm's weight and bias
+  const int64_t c_row = padded(channels), k_row = padded(keys), matrix = keys * c_row, size = matrix + 4 * c_row;
+  const Scratch partial(std::max<int64_t>(parts.count(), 1) * size);  // of a part: dWk, gradients of the norms' vectors
 
   parallel(threads, parts.count(), [&](int64_t part) {
     float *d_weight = partial + part * size, *d_affine = d_weight + matrix;
@@ -275,13 +283,13 @@ void efficient_attention_keys_backward(int64_t threads, const float* x, int64_t 
     const Packed gather_back(of_image, channels, keys, 1, channels);   // (C, Ck)
     const Packed gather(of_image, keys, channels, channels, 1);        // (Ck, C)
     const Row logarithm(log_sum + image * keys, keys, 0.0f), rest(balance + image * keys, keys, 0.0f);
-    const Scratch n(BLOCK * c_row), p(BLOCK * k_row), dk(BLOCK * k_row), dn(BLOCK * c_row), sums(2 * c_row);
-    const Scratch excess(k_row);
+    const Scratch n(BLOCK * c_row), p(BLOCK * k_row), dk(BLOCK * k_row), dn(BLOCK * c_row), sums(4 * c_row);
+    const Scratch excess(k_row), scratch(BLOCK * c_row);
 
     parts.of(part, [&](int64_t first, int64_t some) {
       float* d_here = d_x + first * channels;
       copy_rows(d_here, channels, some, channels, dn, c_row);
-      normed.block(first, some, n);
+      const Left here = all.block(first, some, scratch, n);
       product(some, keys, channels, {n, c_row, 1}, to_keys, p, k_row);                     // [some, Ck]
       product(some, keys, channels, {n, c_row, 1}, gather_back, dk, k_row);                // [some, Ck]
       for (int64_t i = 0; i < some; ++i) {
@@ -298,10 +306,11 @@ void efficient_attention_keys_backward(int64_t threads, const float* x, int64_t 
       add_product(some, channels, keys, {dk, k_row, 1}, from_keys, dn, c_row);             // [some, C]
       add_product(some, channels, keys, {p, k_row, 1}, gather, dn, c_row);
 
-      clear(sums, 2 * c_row);
-      layer_norm_backward(x + first * channels, channels, dn, c_row, some, channels, norm, normed.weight, eps,
-                          grad_y ? grad_y + first * channels : nullptr, d_here, sums, sums + c_row);
-      add_to(d_affine, sums, 2 * c_row);
+      clear(sums, 4 * c_row);
+      layer_norm_backward(here.p, here.row, dn, c_row, some, channels, norm, all.weight, eps,
+                          grad_y ? grad_y + first * channels : nullptr, d_here, channels, sums, sums + c_row);
+      if (batch_norm) all.map.sum(first, some, d_here, sums + 2 * c_row, sums + 3 * c_row);
+      add_to(d_affine, sums, 4 * c_row);
     });
 
     // dk sums to 0 over positions but for the rounding of r, which every position has in common.
@@ -315,4 +324,16 @@ void efficient_attention_keys_backward(int64_t threads, const float* x, int64_t 
   copy_rows(partial, c_row, keys, channels, d_key_weight, channels);
   copy_row(partial + matrix, channels, d_norm_weight);
   copy_row(partial + matrix + c_row, channels, d_norm_bias);
+  if (!batch_norm) return;
+
+  // Through the batch norm, whose sums are known now.
+  float* d_batch = partial + matrix + 2 * c_row;
+  all.map.hand_out(d_batch, d_batch_norm);
+  parallel(threads, parts.count(), [&](int64_t part) {
+    const Scratch dz(BLOCK * c_row);
+    parts.of(part, [&](int64_t first, int64_t some) {
+      copy_rows(d_x + first * channels, channels, some, channels, dz, c_row);
+      all.map.write(first, some, dz, d_batch, d_batch + c_row, d_x);
+    });
+  });
 }

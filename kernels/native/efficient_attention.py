@@ -16,10 +16,11 @@ from msformer_fast.identities.efficient_attention import (
 )
 from msformer_fast.identities.parameters import contiguous_all, empty_like_all
 from msformer_fast.kernels.native.library import run
+from msformer_fast.kernels.native.normed_map import MapNorm
 
 
 def efficient_attention_forward(
-    x: Tensor, parameters: Parameters, options: Options
+    x: Tensor, parameters: Parameters, options: Options, batch_norm: MapNorm | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The result (B, H, W, C), the context, and what the backward reads: log_sum (B, Ck), gathered (B, Ck, C)."""
     x, p = x.contiguous(), contiguous_all(parameters)
@@ -27,7 +28,7 @@ def efficient_attention_forward(
     gathered = x.new_empty(*log_sum.shape, x.shape[-1])
     run(
         "efficient_attention_gather",
-        **_tokens(x, p, options),
+        **_tokens(x, p, options, batch_norm),
         key_weight=p.key_weight,
         log_sum=log_sum,
         gathered=gathered,
@@ -37,7 +38,7 @@ def efficient_attention_forward(
     y = torch.empty_like(x)
     run(
         "efficient_attention_attend",
-        **_tokens(x, p, options), **_queries(p, options), reprojection_bias=p.reprojection_bias,
+        **_tokens(x, p, options, batch_norm), **_queries(p, options), reprojection_bias=p.reprojection_bias,
         residual=options.residual, folded=folded_of(context, p.reprojection_weight).contiguous(), y=y,
     )  # fmt: skip
     return y, context, log_sum, gathered
@@ -49,16 +50,19 @@ def efficient_attention_backward(
     x: Tensor,
     parameters: Parameters,
     options: Options,
+    batch_norm: MapNorm | None,
     log_sum: Tensor,
     gathered: Tensor,
-) -> tuple[Tensor, Parameters]:
-    """Gradients of ``x`` and of every parameter, contiguous. The keys' bias has none but zero."""
+) -> tuple[Tensor, Parameters, Tensor | None]:
+    """Gradients of ``x``, of every parameter, and of the batch norm's weight and bias (2, C); contiguous. That of the
+    keys' bias is zero."""
     x, grad_y, p = x.contiguous(), grad_y.contiguous(), contiguous_all(parameters)
-    tokens, queries = _tokens(x, p, options), _queries(p, options)
+    tokens, queries = _tokens(x, p, options, batch_norm), _queries(p, options)
     gradients = empty_like_all(p)
     if gradients.key_bias is not None:
         gradients.key_bias.zero_()
 
+    d_batch_norm = None if batch_norm is None else x.new_empty(2, x.shape[-1])
     d_x, d_folded = torch.empty_like(x), torch.empty_like(gathered)
     folded = folded_of(context_of(gathered, p, options.heads), p.reprojection_weight).contiguous()
     names = "query_weight", "query_bias", "reprojection_bias"
@@ -75,17 +79,17 @@ def efficient_attention_backward(
         **tokens, key_weight=p.key_weight, log_sum=log_sum, gathered=gathered,
         d_gathered=small.d_gathered.contiguous(),
         balance=small.balance, grad_y=grad_y if options.residual else None, d_x=d_x,
-        **{f"d_{name}": getattr(gradients, name) for name in names},
+        d_batch_norm=d_batch_norm, **{f"d_{name}": getattr(gradients, name) for name in names},
     )  # fmt: skip
-    return d_x, cast(Any, gradients)._replace(**small.parameters)
+    return d_x, cast(Any, gradients)._replace(**small.parameters), d_batch_norm
 
 
-def _tokens(x: Tensor, p: Parameters, options: Options) -> dict[str, Any]:
+def _tokens(x: Tensor, p: Parameters, options: Options, batch_norm: MapNorm | None) -> dict[str, Any]:
     """What every kernel takes to make the normed tokens."""
     batch, height, width, channels = x.shape
     sizes = {"batch": batch, "tokens": height * width, "channels": channels, "keys": p.key_weight.shape[0]}
     norm = {"norm_weight": p.norm_weight, "norm_bias": p.norm_bias, "norm": options.norm, "eps": options.eps}
-    return {"x": x, **sizes, **norm}
+    return {"x": x, **sizes, **norm, "batch_norm": None if batch_norm is None else batch_norm.vectors}
 
 
 def _queries(p: Parameters, options: Options) -> dict[str, Any]:

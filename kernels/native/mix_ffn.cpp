@@ -348,7 +348,7 @@ void mix_ffn_backward(int64_t threads, const float* t, int64_t batch, int64_t he
         product(columns, channels, hidden, {du, d_row, 1}, fc1_back, d_tokens, c_row);
         clear(row_norm, 2 * c_row);
         layer_norm_backward(tokens_in, channels, d_tokens, c_row, columns, channels, norm, call.norm_weight, eps,
-                            residual ? grad_y + (tokens_in - t) : nullptr, d_t + (tokens_in - t), row_norm,
+                            residual ? grad_y + (tokens_in - t) : nullptr, d_t + (tokens_in - t), channels, row_norm,
                             row_norm + c_row);
         add_to(at.norm_weight(sums), row_norm, 2 * c_row);
       };

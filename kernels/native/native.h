@@ -35,34 +35,37 @@ void mix_ffn_backward(int64_t threads, const float* t, int64_t batch, int64_t he
                       float* d_fc2_bias, float* d_norm_weight, float* d_norm_bias, float* d_inner_norm_weight,
                       float* d_inner_norm_bias);
 
-// Of x (batch, tokens, channels): log_sum (batch, keys), gathered (batch, keys, channels).
+// Of x (batch, tokens, channels): log_sum (batch, keys), gathered (batch, keys, channels). batch_norm: null, or (4,
+// channels) as the score map's.
 void efficient_attention_gather(int64_t threads, const float* x, int64_t batch, int64_t tokens, int64_t channels,
                                 int64_t keys, const float* key_weight, const float* norm_weight,
-                                const float* norm_bias, int64_t norm, float eps, float* log_sum, float* gathered);
+                                const float* norm_bias, const float* batch_norm, int64_t norm, float eps,
+                                float* log_sum, float* gathered);
 
 // y (batch, tokens, channels) of x and folded (batch, keys, channels).
 void efficient_attention_attend(int64_t threads, const float* x, int64_t batch, int64_t tokens, int64_t channels,
                                 int64_t keys, int64_t heads, const float* query_weight, const float* query_bias,
                                 const float* reprojection_bias, const float* norm_weight, const float* norm_bias,
-                                int64_t norm, int64_t residual, float eps, const float* folded, float* y);
+                                const float* batch_norm, int64_t norm, int64_t residual, float eps, const float* folded,
+                                float* y);
 
 // Gradients through the queries: d_n (batch, tokens, channels) of the normed tokens, d_folded (batch, keys, channels),
 // and those of weights.
 void efficient_attention_queries_backward(int64_t threads, const float* x, int64_t batch, int64_t tokens,
                                           int64_t channels, int64_t keys, int64_t heads, const float* query_weight,
                                           const float* query_bias, const float* norm_weight, const float* norm_bias,
-                                          int64_t norm, float eps, const float* folded, const float* grad_y, float* d_n,
-                                          float* d_folded, float* d_query_weight, float* d_query_bias,
-                                          float* d_reprojection_bias);
+                                          const float* batch_norm, int64_t norm, float eps, const float* folded,
+                                          const float* grad_y, float* d_n, float* d_folded, float* d_query_weight,
+                                          float* d_query_bias, float* d_reprojection_bias);
 
 // Gradients through the keys, from d_gathered (batch, keys, channels) and balance (batch, keys), the sums of gathered
 // times d_gathered; then of x, in the place of d_n. grad_y is null without a residual.
 void efficient_attention_keys_backward(int64_t threads, const float* x, int64_t batch, int64_t tokens, int64_t channels,
                                        int64_t keys, const float* key_weight, const float* norm_weight,
-                                       const float* norm_bias, int64_t norm, float eps, const float* log_sum,
-                                       const float* gathered, const float* d_gathered, const float* balance,
-                                       const float* grad_y, float* d_x, float* d_key_weight, float* d_norm_weight,
-                                       float* d_norm_bias);
+                                       const float* norm_bias, const float* batch_norm, int64_t norm, float eps,
+                                       const float* log_sum, const float* gathered, const float* d_gathered,
+                                       const float* balance, const float* grad_y, float* d_x, float* d_key_weight,
+                                       float* d_norm_weight, float* d_norm_bias, float* d_batch_norm);
 
 // logits (batch, height, width, clusters) of coarse (batch, ceil(height / 2), ceil(width / 2), channels) and fine (batch,
 // height, width, channels). folded (4, clusters, channels): weights from a token to its pixels (p1, p2); fine_weight

@@ -49,13 +49,13 @@ static inline void layer_norm(const float* x, int64_t x_row, int64_t rows, int64
   }
 }
 
-// dx = extra + (gradient of the norm at x, of dy); extra may be null. dy: rows of whole vectors. dweight and dbias, of
-// whole vectors, are added to.
+// dx = extra + (gradient of the norm at x, of dy); extra, which may be null, has the strides of dx. dy: rows of whole
+// vectors. dweight and dbias, of whole vectors, are added to.
 static inline void layer_norm_backward(const float* x, int64_t x_row, const float* dy, int64_t dy_row, int64_t rows,
                                        int64_t n, bool norm, const float* weight, float eps, const float* extra,
-                                       float* dx, float* dweight, float* dbias) {
+                                       float* dx, int64_t dx_row, float* dweight, float* dbias) {
   const Tail tail(n);
-  for (int64_t row = 0; row < rows; ++row, x += x_row, dy += dy_row, dx += x_row) {
+  for (int64_t row = 0; row < rows; ++row, x += x_row, dy += dy_row, dx += dx_row) {
     Moments m = {0.0f, 1.0f};
     vec total = zeros(), product = zeros();
     const auto add_up = [&](int64_t j, vec value) {
@@ -87,6 +87,6 @@ static inline void layer_norm_backward(const float* x, int64_t x_row, const floa
       const vec d = gradient(j, tail.load(x + j));
       tail.store(dx + j, extra ? d + tail.load(extra + j) : d);
     }
-    if (extra) extra += x_row;
+    if (extra) extra += dx_row;
   }
 }

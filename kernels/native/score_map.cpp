@@ -8,13 +8,10 @@
 //
 // A block of coarse tokens and the pixels that they fill pass through all products while they are in the cache: neither
 // an upsampled nor a concatenated map is ever made. A batch norm n = z gamma + beta, z = (x - mean) rstd, is applied
-// where a map is read. Its gradient needs sums over the whole map before the first gradient of a pixel,
-//
-//   dgamma = sum of dn z,  dbeta = sum of dn,  dx = gamma rstd (dn - dbeta / count - z dgamma / count)
-//
-// and these are small sums of those for the weights, sum of g z^T and sum of g, which are then made in a pass of their
-// own. Sums over pixels: of a block first, then of a part, then of all parts in their order.
+// where a map is read (normed_map.h). The sums that its gradient needs are small sums of those for the weights, sum of
+// g z^T and sum of g, which are then made in a pass of their own. Sums over pixels: of a block first, then of a part, then of all parts in their order.
 #include "native.h"
+#include "normed_map.h"
 #include "parallel.h"
 #include "products.h"
 #include "rows.h"
@@ -55,55 +52,6 @@ struct Blocks {
       }
     }
   }
-};
-
-// A map (count, channels), read through a batch norm where there is one: vectors (4, channels), mean, rstd, gamma, beta.
-struct Map {
-  const float* x;
-  int64_t count, channels, row;
-  bool norm;
-  Row mean, rstd, gamma, beta;
-
-  Map(const float* x, int64_t count, int64_t channels, const float* vectors)
-      : x(x), count(count), channels(channels), row(padded(channels)), norm(vectors),
-        mean(vectors, channels, 0.0f), rstd(vector(vectors, 1), channels, 1.0f),
-        gamma(vector(vectors, 2), channels, 1.0f), beta(vector(vectors, 3), channels, 0.0f) {}
-
-  // `tokens` rows of z, or with `affine` of z gamma + beta; made in scratch (tokens, row) where there is a batch norm.
-  Left read(int64_t first, int64_t tokens, bool affine, float* scratch) const {
-    const float* from = x + first * channels;
-    if (!norm) return {from, channels, 1};
-    const Tail tail(channels);
-    for (int64_t i = 0; i < tokens; ++i) {
-      const auto one = [&](int64_t c, vec value) {
-        const vec z = (value - load(mean + c)) * load(rstd + c);
-        store(scratch + i * row + c, affine ? z * load(gamma + c) + load(beta + c) : z);
-      };
-      for (int64_t c = 0; c < tail.whole; c += LANES) one(c, load(from + i * channels + c));
-      if (tail.rest) one(tail.whole, tail.load(from + i * channels + tail.whole));
-    }
-    return {scratch, row, 1};
-  }
-
-  // dx of `tokens` rows from dn (tokens, row); dgamma and dbeta divided by the count.
-  void write(int64_t first, int64_t tokens, const float* dn, const float* mean_dgamma, const float* mean_dbeta,
-             float* dx) const {
-    if (!norm) return copy_rows(dn, row, tokens, channels, dx + first * channels, channels);
-    const Tail tail(channels);
-    for (int64_t i = 0; i < tokens; ++i) {
-      const int64_t at = (first + i) * channels;
-      const auto one = [&](int64_t c, vec value) {
-        const vec z = (value - load(mean + c)) * load(rstd + c);
-        const vec rest = load(dn + i * row + c) - load(mean_dbeta + c) - z * load(mean_dgamma + c);
-        return rest * load(gamma + c) * load(rstd + c);
-      };
-      for (int64_t c = 0; c < tail.whole; c += LANES) store(dx + at + c, one(c, load(x + at + c)));
-      if (tail.rest) tail.store(dx + at + tail.whole, one(tail.whole, tail.load(x + at + tail.whole)));
-    }
-  }
-
- private:
-  const float* vector(const float* vectors, int64_t i) const { return vectors ? vectors + i * channels : nullptr; }
 };
 
 }  // namespace
@@ -249,12 +197,7 @@ void score_map_backward(int64_t threads, const float* coarse, const float* fine,
   finish(at.fine(partial), of_all, fine_map, fine_weight, clusters, k_row, d_fine_weight, fine_sums, fine_sums + c_row);
   if (!norms) return;
 
-  const auto hand_out = [&](const Map& map, float* sums, float* d_norm) {
-    if (!map.norm) return;
-    copy_rows(sums, c_row, 2, channels, d_norm, channels);
-    for (int64_t c = 0; c < 2 * c_row; ++c) sums[c] /= static_cast<float>(std::max<int64_t>(map.count, 1));
-  };
-  hand_out(coarse_map, coarse_sums, d_coarse_norm);
-  hand_out(fine_map, fine_sums, d_fine_norm);
+  coarse_map.hand_out(coarse_sums, d_coarse_norm);
+  fine_map.hand_out(fine_sums, d_fine_norm);
   walk(false, true);
 }

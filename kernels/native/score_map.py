@@ -9,20 +9,7 @@ from torch import Tensor
 
 from msformer_fast.identities.score_map import folded_of, weight_gradients
 from msformer_fast.kernels.native.library import run
-
-
-class MapNorm(NamedTuple):
-    """A batch norm through which a map is read.
-
-    Attributes:
-        vectors: (4, C), mean, 1 / standard deviation, weight and bias.
-    """
-
-    vectors: Tensor
-
-    @classmethod
-    def of(cls, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float) -> MapNorm:
-        return cls(torch.stack([mean.float(), (var + eps).rsqrt().float(), weight, bias]))
+from msformer_fast.kernels.native.normed_map import MapNorm
 
 
 class Gradients(NamedTuple):

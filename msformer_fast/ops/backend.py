@@ -39,8 +39,9 @@ def choose(op: str, backend: str | None, device: torch.device, why_not: Mapping[
     Args:
         op: name of the op, for messages.
         backend: one of :data:`BACKENDS`, or ``None`` for the fastest that can run. On the CPU ``None`` never takes
-            ``"triton"``, whose interpreter is for tests, and elsewhere never ``"native"``; for ``torch.onnx.export``,
-            which knows PyTorch's operators alone, it takes ``"reference"``.
+            ``"triton"``, whose interpreter is for tests, and elsewhere never ``"native"``; for ``torch.export`` not
+            ``"native"`` either, and for ``torch.onnx.export``, which knows PyTorch's operators alone, it takes
+            ``"reference"``.
         device: of the op's tensors.
         why_not: for each backend but ``"reference"`` (which always can) a function that gives its refusal in
             one sentence, or ``None`` if it can run. A backend without one is not built.
@@ -53,6 +54,8 @@ def choose(op: str, backend: str | None, device: torch.device, why_not: Mapping[
         if exporting_to_onnx():
             return "reference"
         for name in _ON_CPU if device.type == "cpu" else _ON_OTHERS:
+            if name == "native" and not native_by_default():
+                continue
             refusal = _refusal(op, name, why_not)
             if refusal is None:
                 return name
@@ -63,6 +66,12 @@ def choose(op: str, backend: str | None, device: torch.device, why_not: Mapping[
     if refusal is not None:
         raise BackendError(refusal)
     return backend
+
+
+def native_by_default() -> bool:
+    """Whether ``None`` may take the CPU's kernels: not in a graph that is exported, for it may run where none were
+    compiled."""
+    return not (exporting_to_onnx() or torch.compiler.is_exporting())
 
 
 def why_not_triton(op: str, *tensors: Tensor | None) -> str | None:

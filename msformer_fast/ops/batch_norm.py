@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,9 @@ from msformer_fast.ops.backend import choose, runs_in_strips, why_not_native, wh
 from msformer_fast.ops.registration import register
 from msformer_fast.ops.shapes import Shapes
 from msformer_fast.reference.batch_statistics import batch_statistics as _reference
+
+if TYPE_CHECKING:
+    from msformer_fast.kernels.native.normed_map import MapNorm
 
 OP = "batch_statistics"
 
@@ -57,12 +60,26 @@ def check_batch_norm(shapes: Shapes, name: str, norm: BatchNorm | None) -> None:
         shapes(f"{name}.{field}", getattr(norm, field), "C")
 
 
+def native_norm(norm: BatchNorm | None) -> MapNorm | None:
+    """A batch norm as the CPU kernels' launchers take it."""
+    from msformer_fast.kernels.native.normed_map import MapNorm
+
+    return None if norm is None else MapNorm.of(*norm)
+
+
+def norm_gradients(found: tuple[Tensor, Tensor] | Tensor | None, norm: BatchNorm | None) -> list[Tensor]:
+    """Of a batch norm's weight and bias, in their dtypes; copies, as a registered op's results may not alias."""
+    if found is None or norm is None:
+        return []
+    return [found[0].to(norm.weight.dtype, copy=True), found[1].to(norm.bias.dtype, copy=True)]
+
+
 def batch_statistics(x: Tensor, *, backend: str | None = None) -> BatchStatistics:
     """Mean and biased variance of every channel of ``x`` (B, H, W, C) over batch and pixels, without a gradient.
 
     Args:
         x: floating point, any strides.
-        backend: ``"triton"``, ``"torch"``, ``"reference"`` or ``None`` for the fastest that can run.
+        backend: ``"triton"``, ``"native"``, ``"torch"``, ``"reference"`` or ``None`` for the fastest that can run.
 
     Returns:
         mean and variance, (C) each, float32 or better; zeros of an empty batch.

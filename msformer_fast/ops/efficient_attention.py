@@ -13,7 +13,7 @@ from msformer_fast.identities import efficient_attention as identity
 from msformer_fast.identities.efficient_attention import Options, Parameters, Saved
 from msformer_fast.limits import EFFICIENT_ATTENTION_CHANNELS
 from msformer_fast.ops.backend import choose, over_limit, runs_in_strips, why_not_native, why_not_torch, why_not_triton
-from msformer_fast.ops.batch_norm import BatchNorm, check_batch_norm
+from msformer_fast.ops.batch_norm import BatchNorm, check_batch_norm, native_norm, norm_gradients
 from msformer_fast.ops.memory import check_memory, is_kept, lean
 from msformer_fast.ops.precision import autocast_dtype, input_precision
 from msformer_fast.ops.registration import contiguous_like, register
@@ -132,7 +132,7 @@ def efficient_attention(
         "torch": lambda: why_not_torch(OP, x, *parameters),
     }
     chosen = choose(OP, backend, x.device, refusals)
-    if chosen == "triton":
+    if chosen in ("triton", "native"):
         y, context, *_ = _registered(x, parameters, options, batch_norm, _products_dtype(x), False, chosen)
         return Attended(y, context)
     x = x if batch_norm is None else batch_norm.apply(x)
@@ -140,7 +140,7 @@ def efficient_attention(
         return Attended(*_reference(x, *parameters, *options))
     if chosen == "torch" and not runs_in_strips(x):
         return Attended(*lean(memory, identity.efficient_attention, x, parameters, options))
-    keep = chosen == "torch" and is_kept(memory, x, *parameters)
+    keep = is_kept(memory, x, *parameters)
     y, context, *_ = _registered(x, parameters, options, None, x.dtype, keep, chosen)
     return Attended(y, context)
 
@@ -191,7 +191,7 @@ def _forward(
     if backend == "native":
         from msformer_fast.kernels.native import efficient_attention as native
 
-        made = native.efficient_attention_forward(x, parameters, options)
+        made = native.efficient_attention_forward(x, parameters, options, native_norm(batch_norm))
         return *made, *(x.new_empty(0) for _ in range(3))
     from msformer_fast.kernels.efficient_attention import efficient_attention_forward
 
@@ -224,8 +224,10 @@ def _backward(
         if backend == "native":
             from msformer_fast.kernels.native import efficient_attention as native
 
-            d_x, found = native.efficient_attention_backward(grad_y, grad_context, x, parameters, options, *kept[:2])
-            return d_x, [*found]
+            d_x, found, d_batch_norm = native.efficient_attention_backward(
+                grad_y, grad_context, x, parameters, options, native_norm(batch_norm), *kept[:2]
+            )
+            return d_x, [*found, *norm_gradients(d_batch_norm, batch_norm)]
         saved = Saved(*kept[:4])
         d_x, of_identity = identity.efficient_attention_backward(grad_y, grad_context, x, parameters, options, saved)
         return d_x, [*of_identity]
@@ -268,6 +270,12 @@ def _gradient_shapes(x: Tensor, parameters: Parameters, batch_norm: BatchNorm | 
     return contiguous_like(x), [contiguous_like(value) for value in given if value is not None]
 
 
+def _expression(
+    x: Tensor, parameters: Parameters, options: Options, batch_norm: BatchNorm | None
+) -> tuple[Tensor, Tensor]:
+    return identity.efficient_attention(x if batch_norm is None else batch_norm.apply(x), parameters, options)
+
+
 _registered = register(
     OP,
     forward=_forward,
@@ -276,5 +284,5 @@ _registered = register(
     backward=_backward,
     gradients=["x", "parameters batch_norm"],
     gradient_shapes=_gradient_shapes,
-    expression=identity.efficient_attention,
+    expression=_expression,
 )

@@ -10,12 +10,12 @@ from torch import Tensor
 from msformer_fast.dtypes import label_dtype, sum_dtype
 from msformer_fast.limits import GUIDED_SCORE_MAP_CLUSTERS, SCORE_MAP_CHANNELS
 from msformer_fast.ops.backend import choose, over_limit, why_not_native, why_not_torch
-from msformer_fast.ops.batch_norm import BatchNorm, batch_statistics
+from msformer_fast.ops.batch_norm import BatchNorm, batch_statistics, norm_gradients
 from msformer_fast.ops.clustering_loss import clustering_loss
 from msformer_fast.ops.patch_embedding import check_patches, patch_embedding
 from msformer_fast.ops.precision import cast_product, input_precision
 from msformer_fast.ops.registration import contiguous_like, register
-from msformer_fast.ops.score_map import check_shapes, map_norm, norm_gradients, norms_like, score_map, why_not
+from msformer_fast.ops.score_map import check_shapes, map_norm, norms_like, score_map, why_not
 
 OP = "guided_score_map"
 

@@ -11,14 +11,13 @@ from msformer_fast.errors import InputError
 from msformer_fast.identities import score_map as identity
 from msformer_fast.limits import SCORE_MAP_CHANNELS
 from msformer_fast.ops.backend import choose, over_limit, runs_in_strips, why_not_native, why_not_torch, why_not_triton
-from msformer_fast.ops.batch_norm import BatchNorm, check_batch_norm
+from msformer_fast.ops.batch_norm import BatchNorm, check_batch_norm, native_norm, norm_gradients
 from msformer_fast.ops.precision import cast_product, input_precision
 from msformer_fast.ops.registration import contiguous_like, register
 from msformer_fast.ops.shapes import Shapes
 from msformer_fast.reference.score_map import score_map as _reference
 
 if TYPE_CHECKING:
-    from msformer_fast.kernels.native.score_map import MapNorm as NativeNorm
     from msformer_fast.kernels.score_map import MapNorm
 
 OP = "score_map"
@@ -130,20 +129,6 @@ def map_norm(norm: BatchNorm | None) -> MapNorm | None:
     return None if norm is None else MapNorm.of(*norm)
 
 
-def _native_norm(norm: BatchNorm | None) -> NativeNorm | None:
-    """A batch norm as the CPU kernels' launchers take it."""
-    from msformer_fast.kernels.native.score_map import MapNorm
-
-    return None if norm is None else MapNorm.of(*norm)
-
-
-def norm_gradients(found: tuple[Tensor, Tensor] | Tensor | None, norm: BatchNorm | None) -> list[Tensor]:
-    """Of a batch norm's weight and bias, in their dtypes; copies, as a registered op's results may not alias."""
-    if found is None or norm is None:
-        return []
-    return [found[0].to(norm.weight.dtype, copy=True), found[1].to(norm.bias.dtype, copy=True)]
-
-
 def _forward(
     coarse: Tensor,
     fine: Tensor,
@@ -158,7 +143,7 @@ def _forward(
     if backend == "native":
         from msformer_fast.kernels.native import score_map as native
 
-        norms_read = _native_norm(coarse_norm), _native_norm(fine_norm)
+        norms_read = native_norm(coarse_norm), native_norm(fine_norm)
         return native.score_map_forward(coarse, fine, up_weight, head_weight, *norms_read)
     from msformer_fast.kernels.score_map import score_map_forward
 
@@ -183,7 +168,7 @@ def _backward(
     if backend == "native":
         from msformer_fast.kernels.native import score_map as native
 
-        made = native.score_map_backward(*given, _native_norm(coarse_norm), _native_norm(fine_norm))
+        made = native.score_map_backward(*given, native_norm(coarse_norm), native_norm(fine_norm))
         return *made[:4], norm_gradients(made.coarse_norm, coarse_norm), norm_gradients(made.fine_norm, fine_norm)
     from msformer_fast.kernels.score_map import score_map_backward
 
