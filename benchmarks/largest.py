@@ -119,9 +119,7 @@ def peak_of(
         stack.enter_context(mock.patch("torch.nn.init.trunc_normal_", lambda tensor, **_: tensor))  # looks at its draws
         stack.enter_context(FakeTensorMode())
         live = stack.enter_context(LiveBytes())
-        # One fused update on a card, as the loop takes; neither kind of update makes memory of its own.
         how: dict[str, Any] = {"memory": memory, "depth": depth, "patch": patch, "cross_scale": cross_scale}
-        how["fused"] = device == "cuda" or None
         step = training_step(backend, side, channels, clusters or channels, **how)
         step()  # makes the momentum
         held = live.now

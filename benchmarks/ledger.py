@@ -163,7 +163,7 @@ def operators(backend: str, side: int, channels: int, *, inside: bool = False) -
         inside: those in the bodies of the registered ops too.
     """
     with without_launches(), FakeTensorMode():
-        step = training_step(backend, side, channels, channels, fused=True)
+        step = training_step(backend, side, channels, channels)
         step()
         with AtenTraffic(inside) as counted:
             step()

@@ -167,8 +167,7 @@ def _captured(model: nn.Module, image: Tensor, backend: str) -> Subject:
 
 def _optimizer(model: nn.Module, image: Tensor) -> torch.optim.Optimizer:
     """As the self-guided loop makes it."""
-    fused = True if image.device.type == "cuda" else None
-    return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=fused)
+    return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
 
 
 def _found(model: nn.Module, total: Tensor) -> dict[str, Tensor]:

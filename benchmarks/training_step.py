@@ -19,17 +19,16 @@ def training_step(
     depth: int = 2,
     patch: int = 32,
     device: str = "cpu",
-    fused: bool | None = None,
     cross_scale: str = "none",
 ) -> Callable[[], None]:
     """Forward, losses, backward and update of a fresh network on one random square image; the first call makes the
-    optimiser's buffers. ``fused`` is the optimiser's."""
+    optimiser's buffers."""
     with torch.device(device):
         model = MSFormer(
             3, channels, clusters, depth, patch, seed=0, memory=memory, backend=backend, cross_scale=cross_scale
         )
         image = torch.rand(1, 3, side, side)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=fused)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
 
     def step() -> None:
         self_guiding_losses(model(image), backend=backend).total.backward()

@@ -101,8 +101,8 @@ def self_guide(
         raise InputError(f"self_guide: keep_scores must be 0 or more, got {keep_scores}")
     device = device_of(image)
     captured = captures(capture, model, device, max_iterations)
-    # Fused, a step reads each parameter, gradient and buffer once; off a GPU it rounds differently for little gain.
-    fused = True if image.device.type == "cuda" else None
+    # Fused, a step reads each parameter, gradient and buffer once.
+    fused = True if image.device.type in ("cuda", "cpu") else None
     optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=momentum, fused=fused)
     runner = Runner(
         _Step(model, image, weights, optimizer, keep_scores, device.overlaps),

@@ -11,6 +11,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from msformer_fast import InputError, LossWeights, MSFormer, consistency_loss, self_guiding_losses
+from msformer_fast.kernels.native.library import why_not_built
 
 from .conftest import GOLDEN
 
@@ -105,7 +106,8 @@ def test_compiled_through_the_kernels_it_equals_eager() -> None:
         (lambda model: setattr(model.bn3, "momentum", None), False),
         (lambda model: setattr(model.bn3, "momentum", 0.3), False),
         (lambda model: setattr(model, "bn3", torch.nn.SyncBatchNorm(7)), False),
-        (lambda model: setattr(model, "backend", None), False),
+        (lambda model: setattr(model, "backend", "torch"), False),
+        (lambda model: setattr(model, "backend", None), why_not_built() is None),
         (lambda model: model.bn2_s[0].register_forward_hook(lambda *given: None), False),
     ],
 )

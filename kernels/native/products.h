@@ -32,13 +32,21 @@ struct Left {
   int64_t row, depth;  // strides
 };
 
-// Panels of a right operand: as even as can be, none wider than what leaves registers for enough rows.
+// Panels of a right operand: as even as can be, none wider than what leaves registers for enough rows. Where half a
+// vector or less is left over, it is a narrower panel of its own, the edge.
 constexpr int WIDEST = REGISTERS == 32 ? 5 : 3;
 constexpr int ROWS_OF[] = {0, REGISTERS == 32 ? 14 : 8, REGISTERS == 32 ? 12 : 6, REGISTERS == 32 ? 8 : 4, 6, 5};
 
 struct Panels {
-  int64_t vectors, count;
-  explicit Panels(int64_t columns) : vectors(padded(columns) / LANES), count((vectors + WIDEST - 1) / WIDEST) {}
+  int64_t vectors, count;  // whole vectors, in so many panels
+  int edge;                // lanes of the edge; 0 without one
+
+  explicit Panels(int64_t columns) {
+    const int rest = static_cast<int>(columns % LANES);
+    edge = rest && rest <= LANES / 2 ? (rest <= 4 ? 4 : 8) : 0;
+    vectors = edge ? columns / LANES : padded(columns) / LANES;
+    count = (vectors + WIDEST - 1) / WIDEST;
+  }
   INLINE int64_t first(int64_t panel) const { return panel * vectors / count; }
 };
 
@@ -54,10 +62,13 @@ class Packed {
       : memory_(depth * padded(columns)) {
     const Panels panels(columns);
     float* to = memory_;
-    for (int64_t panel = 0; panel < panels.count; ++panel)
+    const auto pack = [&](int64_t first, int64_t last) {
       for (int64_t k = 0; k < depth; ++k)
-        for (int64_t j = panels.first(panel) * LANES; j < panels.first(panel + 1) * LANES; ++j)
-          *to++ = j < columns ? p[k * depth_stride + j * column_stride] : 0.0f;
+        for (int64_t j = first; j < last; ++j) *to++ = j < columns ? p[k * depth_stride + j * column_stride] : 0.0f;
+    };
+    for (int64_t panel = 0; panel < panels.count; ++panel)
+      pack(panels.first(panel) * LANES, panels.first(panel + 1) * LANES);
+    pack(panels.vectors * LANES, panels.vectors * LANES + panels.edge);
   }
   operator Right() const { return {memory_, 0}; }
 
@@ -69,48 +80,63 @@ class Packed {
 // many products rounds like a sum of few numbers.
 enum class Start { zero, bias, sum };
 
-template <int ROWS, int VECTORS, Start START>
+// N lanes of a vector: all, or those of the edge.
+template <int N>
+struct Lanes {
+  typedef float type __attribute__((vector_size(N * 4)));
+  typedef float loose __attribute__((vector_size(N * 4), aligned(4), may_alias));
+  static INLINE type load(const float* p) { return *reinterpret_cast<const loose*>(p); }
+  static INLINE void store(float* p, type x) { *reinterpret_cast<loose*>(p) = x; }
+};
+
+template <int N, int ROWS, int VECTORS, Start START>
 static INLINE void tile(int64_t depth, Left a, const float* b, int64_t b_row, float* c, int64_t c_row, const float* bias) {
-  vec sums[ROWS][VECTORS];
+  typedef typename Lanes<N>::type vec_n;
+  vec_n sums[ROWS][VECTORS];
   UNROLL for (int i = 0; i < ROWS; ++i) {
     UNROLL for (int j = 0; j < VECTORS; ++j) {
-      sums[i][j] = START == Start::bias ? load(bias + j * LANES) : zeros();
+      sums[i][j] = START == Start::bias ? Lanes<N>::load(bias + j * N) : vec_n{};
     }
   }
   for (int64_t k = 0; k < depth; ++k) {
-    vec row[VECTORS];
-    UNROLL for (int j = 0; j < VECTORS; ++j) row[j] = load(b + k * b_row + j * LANES);
+    vec_n row[VECTORS];
+    UNROLL for (int j = 0; j < VECTORS; ++j) row[j] = Lanes<N>::load(b + k * b_row + j * N);
     UNROLL for (int i = 0; i < ROWS; ++i) {
-      const vec factor = all(a.p[i * a.row + k * a.depth]);
+      const vec_n factor = a.p[i * a.row + k * a.depth] - vec_n{};
       UNROLL for (int j = 0; j < VECTORS; ++j) sums[i][j] += factor * row[j];
     }
   }
   UNROLL for (int i = 0; i < ROWS; ++i) {
     UNROLL for (int j = 0; j < VECTORS; ++j) {
-      float* to = c + i * c_row + j * LANES;
-      store(to, START == Start::sum ? load(to) + sums[i][j] : sums[i][j]);
+      float* to = c + i * c_row + j * N;
+      Lanes<N>::store(to, START == Start::sum ? Lanes<N>::load(to) + sums[i][j] : sums[i][j]);
+      if (N < LANES && START != Start::sum) std::memset(to + N, 0, (LANES - N) * sizeof(float));
     }
   }
 }
 
-template <int VECTORS, Start START>
+template <int N, int VECTORS, Start START>
 static void panel(int64_t rows, int64_t depth, Left a, const float* b, int64_t b_row, float* c, int64_t c_row, const float* bias) {
   constexpr int ROWS = ROWS_OF[VECTORS];
+  const auto from = [&](int64_t i) -> Left { return {a.p + i * a.row, a.row, a.depth}; };
   int64_t i = 0;
-  for (; i + ROWS <= rows; i += ROWS) tile<ROWS, VECTORS, START>(depth, {a.p + i * a.row, a.row, a.depth}, b, b_row, c + i * c_row, c_row, bias);
-  for (; i + 4 <= rows; i += 4) tile<4, VECTORS, START>(depth, {a.p + i * a.row, a.row, a.depth}, b, b_row, c + i * c_row, c_row, bias);
-  for (; i + 2 <= rows; i += 2) tile<2, VECTORS, START>(depth, {a.p + i * a.row, a.row, a.depth}, b, b_row, c + i * c_row, c_row, bias);
-  for (; i < rows; ++i) tile<1, VECTORS, START>(depth, {a.p + i * a.row, a.row, a.depth}, b, b_row, c + i * c_row, c_row, bias);
+  for (; i + ROWS <= rows; i += ROWS) tile<N, ROWS, VECTORS, START>(depth, from(i), b, b_row, c + i * c_row, c_row, bias);
+  for (; i + 4 <= rows; i += 4) tile<N, 4, VECTORS, START>(depth, from(i), b, b_row, c + i * c_row, c_row, bias);
+  for (; i + 2 <= rows; i += 2) tile<N, 2, VECTORS, START>(depth, from(i), b, b_row, c + i * c_row, c_row, bias);
+  for (; i < rows; ++i) tile<N, 1, VECTORS, START>(depth, from(i), b, b_row, c + i * c_row, c_row, bias);
 }
 
+// A panel of so many vectors, or the edge, of so many lanes.
 template <Start START>
-static void panel_of(int64_t vectors, int64_t rows, int64_t depth, Left a, const float* b, int64_t b_row, float* c, int64_t c_row, const float* bias) {
-  if (vectors == 1) panel<1, START>(rows, depth, a, b, b_row, c, c_row, bias);
-  if (vectors == 2) panel<2, START>(rows, depth, a, b, b_row, c, c_row, bias);
-  if (vectors == 3) panel<3, START>(rows, depth, a, b, b_row, c, c_row, bias);
+static void panel_of(int64_t vectors, int edge, int64_t rows, int64_t depth, Left a, const float* b, int64_t b_row, float* c, int64_t c_row, const float* bias) {
+  if (edge == 4) return panel<4, 1, START>(rows, depth, a, b, b_row, c, c_row, bias);
+  if (edge == 8) return panel<std::min(8, LANES), 1, START>(rows, depth, a, b, b_row, c, c_row, bias);
+  if (vectors == 1) panel<LANES, 1, START>(rows, depth, a, b, b_row, c, c_row, bias);
+  if (vectors == 2) panel<LANES, 2, START>(rows, depth, a, b, b_row, c, c_row, bias);
+  if (vectors == 3) panel<LANES, 3, START>(rows, depth, a, b, b_row, c, c_row, bias);
   if constexpr (WIDEST == 5) {
-    if (vectors == 4) panel<4, START>(rows, depth, a, b, b_row, c, c_row, bias);
-    if (vectors == 5) panel<5, START>(rows, depth, a, b, b_row, c, c_row, bias);
+    if (vectors == 4) panel<LANES, 4, START>(rows, depth, a, b, b_row, c, c_row, bias);
+    if (vectors == 5) panel<LANES, 5, START>(rows, depth, a, b, b_row, c, c_row, bias);
   }
 }
 
@@ -120,21 +146,21 @@ constexpr int64_t DEEPEST = 32;
 template <Start START>
 static void product_from(int64_t rows, int64_t columns, int64_t depth, Left a, Right b, float* c, int64_t c_row, const float* bias) {
   const Panels panels(columns);
-  for (int64_t p = 0; p < panels.count; ++p) {
-    const int64_t first = panels.first(p), vectors = panels.first(p + 1) - first, at = first * LANES;
-    const float* from = b.p + (b.row ? at : at * depth);
-    const int64_t b_row = b.row ? b.row : vectors * LANES;
-    const float* row = bias ? bias + at : nullptr;
+  const auto walk = [&](int64_t at, int64_t vectors, int edge) {
+    const float *from = b.p + (b.row ? at : at * depth), *row = bias ? bias + at : nullptr;
+    const int64_t b_row = b.row ? b.row : edge ? edge : vectors * LANES;
     for (int64_t k = 0; k == 0 || k < depth; k += DEEPEST) {
       const int64_t terms = std::min(DEEPEST, depth - k);
       const Left here = {a.p + k * a.depth, a.row, a.depth};
       if (k == 0) {
-        panel_of<START>(vectors, rows, terms, here, from, b_row, c + at, c_row, row);
+        panel_of<START>(vectors, edge, rows, terms, here, from, b_row, c + at, c_row, row);
       } else {
-        panel_of<Start::sum>(vectors, rows, terms, here, from + k * b_row, b_row, c + at, c_row, nullptr);
+        panel_of<Start::sum>(vectors, edge, rows, terms, here, from + k * b_row, b_row, c + at, c_row, nullptr);
       }
     }
-  }
+  };
+  for (int64_t p = 0; p < panels.count; ++p) walk(panels.first(p) * LANES, panels.first(p + 1) - panels.first(p), 0);
+  if (panels.edge) walk(panels.vectors * LANES, 1, panels.edge);
 }
 
 // c = a b
