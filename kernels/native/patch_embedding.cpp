@@ -13,6 +13,7 @@
 // some hundred of them, at a time; no patch is kept. The forward reads it once, the backward once for its gradient and
 // once for the map's, where it goes over the map's pixels by their place in a grid of P x P: there each gradient is
 // written once. Sums of parts are added in their order.
+#include "dots.h"
 #include "native.h"
 #include "parallel.h"
 #include "products.h"
@@ -110,6 +111,29 @@ void gather_transposed(const Call& call, const Norm& norm, const Chunks& chunks,
   }
 }
 
+// embedded of few patches: the weight's rows are read as they lie.
+void embed_few(const Call& call, const Norm& norm, int64_t threads, const float* weight, const float* bias,
+               float* embedded) {
+  const int64_t n = call.all, channels = call.channels, size = channels * n * LANES;
+  const Chunks chunks(call, CACHE / 1024);
+  const int64_t parts = std::min(chunks.count, threads == 1 ? 1 : EACH * threads);
+  const Scratch partial(parts * size);  // of a part, (C, n) vectors
+
+  parallel(threads, parts, [&](int64_t part) {
+    const Scratch y(n * chunks.row());
+    for (int64_t chunk = chunks.count * part / parts; chunk < chunks.count * (part + 1) / parts; ++chunk) {
+      gather(call, norm, chunks, chunk, 0, n, y);
+      add_dots(channels, n, chunks.pixels(chunk) * call.clusters, weight + chunks.at(chunk), call.length, y,
+               chunks.row(), partial + part * size, n * LANES);
+    }
+  });
+
+  for (int64_t part = 1; part < parts; ++part) add_to(partial, partial + part * size, size);
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t c = 0; c < channels; ++c)
+      embedded[i * channels + c] = sum(load(partial + (c * n + i) * LANES)) + (bias ? bias[c] : 0.0f);
+}
+
 }  // namespace
 
 void patch_embedding_forward(int64_t threads, const float* logits, int64_t batch, int64_t height, int64_t width,
@@ -118,6 +142,7 @@ void patch_embedding_forward(int64_t threads, const float* logits, int64_t batch
                              const float* weight, const float* bias, int64_t channels, int64_t patch, float* embedded) {
   const Call call(logits, batch, height, width, clusters, image_stride, row_stride, column_stride, channels, patch);
   const Norm norm(call, mean, rstd, gamma, beta);
+  if (call.all <= FEW) return embed_few(call, norm, threads, weight, bias, embedded);
   const int64_t some = std::min(SOME, call.all), row = padded(some), blocks = (call.all + SOME - 1) / SOME;
   const Chunks chunks(call, row + LANES);
   const int64_t steps = blocks * chunks.count, parts = std::min(steps, threads == 1 ? 1 : EACH * threads);

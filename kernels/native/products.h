@@ -80,6 +80,9 @@ class Packed {
 // many products rounds like a sum of few numbers.
 enum class Start { zero, bias, sum };
 
+// Terms that are summed one after the other: longer sums are put together of such, which round less.
+constexpr int64_t DEEPEST = 32;
+
 // N lanes of a vector: all, or those of the edge.
 template <int N>
 struct Lanes {
@@ -92,25 +95,28 @@ struct Lanes {
 template <int N, int ROWS, int VECTORS, Start START>
 static INLINE void tile(int64_t depth, Left a, const float* b, int64_t b_row, float* c, int64_t c_row, const float* bias) {
   typedef typename Lanes<N>::type vec_n;
-  vec_n sums[ROWS][VECTORS];
-  UNROLL for (int i = 0; i < ROWS; ++i) {
-    UNROLL for (int j = 0; j < VECTORS; ++j) {
-      sums[i][j] = START == Start::bias ? Lanes<N>::load(bias + j * N) : vec_n{};
-    }
-  }
-  for (int64_t k = 0; k < depth; ++k) {
-    vec_n row[VECTORS];
-    UNROLL for (int j = 0; j < VECTORS; ++j) row[j] = Lanes<N>::load(b + k * b_row + j * N);
+  for (int64_t first = 0; first == 0 || first < depth; first += DEEPEST) {
+    const bool add = START == Start::sum || first > 0;
+    vec_n sums[ROWS][VECTORS];
     UNROLL for (int i = 0; i < ROWS; ++i) {
-      const vec_n factor = a.p[i * a.row + k * a.depth] - vec_n{};
-      UNROLL for (int j = 0; j < VECTORS; ++j) sums[i][j] += factor * row[j];
+      UNROLL for (int j = 0; j < VECTORS; ++j) {
+        sums[i][j] = START == Start::bias && !add ? Lanes<N>::load(bias + j * N) : vec_n{};
+      }
     }
-  }
-  UNROLL for (int i = 0; i < ROWS; ++i) {
-    UNROLL for (int j = 0; j < VECTORS; ++j) {
-      float* to = c + i * c_row + j * N;
-      Lanes<N>::store(to, START == Start::sum ? Lanes<N>::load(to) + sums[i][j] : sums[i][j]);
-      if (N < LANES && START != Start::sum) std::memset(to + N, 0, (LANES - N) * sizeof(float));
+    for (int64_t k = first; k < std::min(first + DEEPEST, depth); ++k) {
+      vec_n row[VECTORS];
+      UNROLL for (int j = 0; j < VECTORS; ++j) row[j] = Lanes<N>::load(b + k * b_row + j * N);
+      UNROLL for (int i = 0; i < ROWS; ++i) {
+        const vec_n factor = a.p[i * a.row + k * a.depth] - vec_n{};
+        UNROLL for (int j = 0; j < VECTORS; ++j) sums[i][j] += factor * row[j];
+      }
+    }
+    UNROLL for (int i = 0; i < ROWS; ++i) {
+      UNROLL for (int j = 0; j < VECTORS; ++j) {
+        float* to = c + i * c_row + j * N;
+        Lanes<N>::store(to, add ? Lanes<N>::load(to) + sums[i][j] : sums[i][j]);
+        if (N < LANES && !add) std::memset(to + N, 0, (LANES - N) * sizeof(float));
+      }
     }
   }
 }
@@ -140,24 +146,13 @@ static void panel_of(int64_t vectors, int edge, int64_t rows, int64_t depth, Lef
   }
 }
 
-// Terms that are summed one after the other: longer sums are put together of such, which round less.
-constexpr int64_t DEEPEST = 32;
-
 template <Start START>
 static void product_from(int64_t rows, int64_t columns, int64_t depth, Left a, Right b, float* c, int64_t c_row, const float* bias) {
   const Panels panels(columns);
   const auto walk = [&](int64_t at, int64_t vectors, int edge) {
     const float *from = b.p + (b.row ? at : at * depth), *row = bias ? bias + at : nullptr;
     const int64_t b_row = b.row ? b.row : edge ? edge : vectors * LANES;
-    for (int64_t k = 0; k == 0 || k < depth; k += DEEPEST) {
-      const int64_t terms = std::min(DEEPEST, depth - k);
-      const Left here = {a.p + k * a.depth, a.row, a.depth};
-      if (k == 0) {
-        panel_of<START>(vectors, edge, rows, terms, here, from, b_row, c + at, c_row, row);
-      } else {
-        panel_of<Start::sum>(vectors, edge, rows, terms, here, from + k * b_row, b_row, c + at, c_row, nullptr);
-      }
-    }
+    panel_of<START>(vectors, edge, rows, depth, a, from, b_row, c + at, c_row, row);
   };
   for (int64_t p = 0; p < panels.count; ++p) walk(panels.first(p) * LANES, panels.first(p + 1) - panels.first(p), 0);
   if (panels.edge) walk(panels.vectors * LANES, 1, panels.edge);
