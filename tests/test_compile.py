@@ -180,12 +180,13 @@ def inductor_errors(call: Callable[..., Tensor], *inputs: Tensor, dynamic: bool 
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, wanted, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loss", "batch", "patches", "dtype", "dynamic"),
     [
         (identity, 2, 37, torch.float32, None),
         *(
-            pytest.param(loss, batch, patches, dtype, dynamic, marks=pytest.mark.slow)
+            (loss, batch, patches, dtype, dynamic)
             for loss in (identity, reference)
             for batch, patches, dtype, dynamic in (
                 (1, 2, torch.float64, None),

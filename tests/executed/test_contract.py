@@ -46,7 +46,11 @@ QUICK = {
 }
 
 
-@pytest.mark.parametrize("op", KERNELS)
+#: Kernels that ``guided_score_map`` launches too.
+IN_ANOTHER = ("patch_embedding", "score_map")
+
+
+@pytest.mark.parametrize("op", [pytest.param(op, marks=[pytest.mark.slow] * (op in IN_ANOTHER)) for op in KERNELS])
 def test_each_op_once(op: str) -> None:
     variant = QUICK.get(op, next(iter(OPS[op].sizes)))
     run_as_ptx(*(f"{ERRORS}[torch.{dtype}-{op}-triton-{variant}]" for dtype in ("float32", "bfloat16")), "--run-slow")

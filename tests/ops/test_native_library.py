@@ -50,6 +50,8 @@ def threads() -> Iterator[None]:
 @pytest.mark.parametrize("variant", NEEDS)
 def test_every_instruction_set_computes_the_same(variant: str, op: Op, monkeypatch: pytest.MonkeyPatch) -> None:
     here = torch.backends.cpu.get_cpu_capability()
+    if variant == library.variant():
+        pytest.skip("the library that the contract runs with")
     if not library_path(variant).is_file() or (NEEDS[variant] and here not in NEEDS[variant]):
         pytest.skip(f"no library for {variant}, or the processor cannot run it")
     monkeypatch.setattr(library, "variant", lambda: variant)
@@ -61,7 +63,7 @@ def test_every_instruction_set_computes_the_same(variant: str, op: Op, monkeypat
 @every_op
 def test_any_number_of_threads(op: Op) -> None:
     """Right for any, and equal to the bit for two runs with the same."""
-    for count in (1, 2, 3, 5):
+    for count in (2, 5):
         torch.set_num_threads(count)
         for name, sizes in op.sizes.items():
             contract.test_error_is_no_larger_than_pytorchs(op, "native", name, torch.float32)
