@@ -29,12 +29,14 @@ from msformer_fast.cohort.memory import (
     step_bytes,
 )
 from msformer_fast.images import fit_size
+from msformer_fast.kernels.native import is_compiled
 from tests.conftest import SEED
 
 MODES = [
     ("reference", "fast", "cpu"),
     ("torch", "fast", "cpu"),
     ("torch", "lean", "cpu"),
+    ("native", "fast", "cpu"),
     ("triton", "fast", "cuda"),
     ("triton", "lean", "cuda"),
 ]
@@ -43,11 +45,13 @@ MEGABYTE = 10**6
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads resident memory as Linux counts it")
 
 
-def needs_triton(backend: str) -> None:
+def needs_kernels(backend: str) -> None:
     if backend == "triton" and (
         importlib.util.find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") != "1"
     ):
         pytest.skip("the launchers run on CPU tensors in Triton's interpreter alone")
+    if backend == "native" and not is_compiled():
+        pytest.skip("the CPU kernels are not compiled")
 
 
 def assert_close(predicted: int, exact: int, side: int) -> None:
@@ -97,7 +101,7 @@ def live_peak(height: int, width: int, cross_scale: str = "none", **sizes: Any) 
     ids=lambda mode: "-".join(mode),
 )
 def test_a_step_is_predicted(mode: tuple[str, str, str]) -> None:
-    needs_triton(mode[0])
+    needs_kernels(mode[0])
     for sizes in drawn(2, "few", most=700):
         hold_to_the_count(mode, *sizes)
 
@@ -105,7 +109,7 @@ def test_a_step_is_predicted(mode: tuple[str, str, str]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: "-".join(mode))
 def test_steps_are_predicted(mode: tuple[str, str, str]) -> None:
-    needs_triton(mode[0])
+    needs_kernels(mode[0])
     for sizes in drawn(20, "many"):
         hold_to_the_count(mode, *sizes)
     corners = [(side, c, k, d) for side, d in ((129, 1), (1025, 1), (600, 3)) for c in (8, 130) for k in (8, 130)]
@@ -145,12 +149,14 @@ def test_the_backend_is_the_one_that_would_run() -> None:
     def of(**settings: Any) -> int:
         return step_bytes(200, 200, **settings)
 
-    assert of() == of(backend="torch") == of(memory="fast", device="cpu")
+    on_cpu = "native" if is_compiled() else "torch"
+    assert of() == of(backend=on_cpu) == of(memory="fast", device="cpu")
+    assert of(backend="native", memory="lean") == of(backend="native") < of(backend="torch", memory="lean")
     assert of(device="cuda") == of(device="cuda:0") == of(backend="triton", device="cuda")
     assert of(device="cuda", channels=300) == of(backend="torch", device="cuda", channels=300)
-    assert of(backend="reference", memory="lean") == of(backend="reference") > of() > of(memory="lean")
+    assert of(backend="reference", memory="lean") == of(backend="reference") > of() >= of(memory="lean")
     assert of(cross_scale="window") > of()
-    with pytest.raises(InputError, match=r"^backend and memory: got 'torch' and 'none'; accepted are [^\n]*$"):
+    with pytest.raises(InputError, match=r"^backend and memory: got '(native|torch)' and 'none'; accepted are [^\n]*$"):
         of(memory="none")
     settings = {"backend": None, "device": None}
     double = predicted_bytes((300, 300), (200, 200), {**settings, "dtype": "float64"})
