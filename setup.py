@@ -3,6 +3,7 @@
 ``MSFORMER_FAST_NATIVE=0`` leaves them out, which makes a wheel for every platform.
 """
 
+import copy
 import os
 import platform
 import sys
@@ -57,14 +58,15 @@ class BuildLibraries(build_ext):
     def get_export_symbols(self, ext: Extension) -> list[str]:
         return []
 
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.parallel = self.parallel or True  # on all cores, unless --parallel says how many
+
     def build_extension(self, ext: Extension) -> None:
         # Objects of each variant in a folder of its own: they have the same names.
-        kept = self.build_temp
-        self.build_temp = os.path.join(kept, ext.name)
-        try:
-            super().build_extension(ext)
-        finally:
-            self.build_temp = kept
+        own = copy.copy(self)
+        own.build_temp = os.path.join(self.build_temp, ext.name)
+        build_ext.build_extension(own, ext)
 
 
 class Wheel(bdist_wheel):

@@ -48,16 +48,20 @@ SIZE = {2: Dim("height", min=9, max=4096), 3: Dim("width", min=9, max=4096)}
     ],
 )
 def test_exported_with_any_size(memory: str, training: bool, strict: bool) -> None:
-    """To the bit: outputs, running statistics and, through the exported program, every gradient."""
-    model = mf.MSFormer(3, 4, 6, depth=1, patch=8, seed=0, memory=memory).train(training)
+    """To the bit: outputs, running statistics and, through the exported program, every gradient. By default it holds
+    ``"torch"``, which runs anywhere."""
+    model, torchs = (
+        mf.MSFormer(3, 4, 6, depth=1, patch=8, seed=0, memory=memory, backend=backend).train(training)
+        for backend in (None, "torch")
+    )
     program = export(model, (torch.rand(1, 3, 19, 22),), dynamic_shapes={"image": SIZE}, strict=strict)
     for size in ((19, 22), (33, 25), (16, 40)):
-        image, eager, exported = torch.rand(1, 3, *size), copy.deepcopy(model), copy.deepcopy(program).module()
+        image, eager, exported = torch.rand(1, 3, *size), copy.deepcopy(torchs), copy.deepcopy(program).module()
         wanted, found = eager(image), exported(image)
         for mine, truth in zip(found[:5], wanted[:5], strict=True):
             assert torch.equal(mine, truth)
-        mf.self_guiding_losses(wanted).total.backward()
-        mf.self_guiding_losses(mf.model.Scores(*found)).total.backward()
+        mf.self_guiding_losses(wanted, backend="torch").total.backward()
+        mf.self_guiding_losses(mf.model.Scores(*found), backend="torch").total.backward()
         state, parameters = exported.state_dict(), dict(exported.named_parameters())
         for name, value in eager.state_dict().items():
             # Strict export leaves out what evaluation does not read.
@@ -67,16 +71,18 @@ def test_exported_with_any_size(memory: str, training: bool, strict: bool) -> No
 
 
 def test_exported_with_any_batch_its_losses_and_a_file(tmp_path: Path) -> None:
-    model = mf.MSFormer(3, 4, 6, depth=1, patch=8, seed=0).eval()
+    model, torchs = (
+        mf.MSFormer(3, 4, 6, depth=1, patch=8, seed=0, backend=backend).eval() for backend in (None, "torch")
+    )
     shapes = {"image": {0: Dim("batch", min=2), **SIZE}}
     image = torch.rand(5, 3, 33, 16)
     torch.export.save(export(_Outputs(model), (torch.rand(2, 3, 19, 22),), dynamic_shapes=shapes), tmp_path / "net.pt2")
     found = torch.export.load(tmp_path / "net.pt2").module()(image)
-    for mine, truth in zip(found, model(image)[:5], strict=True):
+    for mine, truth in zip(found, torchs(image)[:5], strict=True):
         assert torch.equal(mine, truth)
     step = Step(backend=None).eval()
     exported = export(step, (torch.rand(2, 3, 19, 22),), dynamic_shapes=shapes).module()
-    assert torch.equal(exported(image), step(image))
+    assert torch.equal(exported(image), Step(backend="torch").eval()(image))
 
 
 #: Whose sizes an exported program does not leave open: windows ask what divides and what is even, which explicit

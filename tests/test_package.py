@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -48,12 +49,23 @@ def test_wheel_holds_every_package(built: Path) -> None:
     assert not [name for name in names if name.startswith(("kernels/", "tests/", "benchmarks/"))]
 
 
+def test_the_cpu_kernels_in_a_wheel(built: Path) -> None:
+    """For this platform and every Python; without them for every platform."""
+    (wheel,) = built.glob("*.whl")
+    libraries = {name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")}
+    compiled = {f"msformer_fast/kernels/native/{path.name}" for path in (ROOT / "kernels" / "native").glob("*.so")}
+    assert libraries == compiled
+    assert re.search(r"-py3-none-(any|linux_\w+)\.whl$", wheel.name)
+    assert wheel.name.endswith("-any.whl") == (not libraries)
+
+
 def test_sdist_can_be_tested(built: Path) -> None:
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert not [name for name in names if name.startswith(("msformer_fast/kernels", "msformer_fast/benchmarks"))]
     assert {"docs/demo.png", "benchmarks/compiled/stability_loss.csv"} <= names
+    assert {"kernels/native/native.h", "kernels/native/mix_ffn.cpp"} <= names
     assert {"README.md", "LICENSE", "tests/conftest.py", "tests/golden/dim8_img65.npz", "kernels/__init__.py"} <= names
 
 

@@ -51,7 +51,7 @@ def test_volumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_smaller_size_is_named_and_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (path,) = write_images(tmp_path, 1, height=300, width=400)
-    words = ["--size", "257", "--channels", "100", "--clusters", "100", "--max-memory", "0.6"]
+    words = ["--size", "257", "--channels", "100", "--clusters", "100", "--max-memory", "0.3"]
     err = refused(capsys, path, tmp_path / "out", *words)
     assert "size 257 would take" in err and "fits" in err
 

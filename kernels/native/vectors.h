@@ -165,51 +165,44 @@ static INLINE vec sums_across(vec (&rows)[LANES]) {
   return rows[0];
 }
 
+// e^x = p 2^n, with p about 1 and n an integer.
+struct Power {
+  vec p;
+  ints n;
+
+  explicit INLINE Power(vec x) {  // -87.33 <= x <= 88.73
+    const vec magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, in the low bits
+    const vec shifted = x * 1.44269504f + magic;
+    const vec whole = shifted - magic;
+    vec r = x - whole * 0.693359375f;  // log(2) in two parts
+    r = r + whole * 2.12194440e-4f;
+
+    p = all(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + (r + 1.0f);
+    n = reinterpret_cast<ints>(shifted) - 0x4B400000;
+  }
+};
+
+// 2^n
+static INLINE vec power_of_2(ints n) { return reinterpret_cast<vec>((n + 127) << 23); }
+
 // e^x within 2 units of the last place; 0 where that is below the least normal number; inf and NaN as usual.
 static INLINE vec exp(vec x) {
-  const vec bound = at_most(at_least(x, all(-87.33f)), all(88.73f));
-  const vec magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, in the low bits
-  const vec shifted = bound * 1.44269504f + magic;
-  const vec n = shifted - magic;
-  vec r = bound - n * 0.693359375f;  // log(2) in two parts
-  r = r + n * 2.12194440e-4f;
-
-  vec p = all(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + (r + 1.0f);
-
-  // 2^n in two factors, for n may be 128.
-  const ints whole = reinterpret_cast<ints>(shifted) - 0x4B400000;
-  const ints half = whole >> 1;
-  const vec first = reinterpret_cast<vec>((half + 127) << 23);
-  const vec second = reinterpret_cast<vec>((whole - half + 127) << 23);
-  const vec result = p * first * second;
+  const Power power(at_most(at_least(x, all(-87.33f)), all(88.73f)));
+  const ints half = power.n >> 1;  // two factors, for n may be 128
+  const vec result = power.p * power_of_2(half) * power_of_2(power.n - half);
   return x < -87.33f ? zeros() : (x > 88.73f ? all(INFINITY) : result);
 }
 
 // e^x of x that is not above 0, in fewer steps: the power of 2 is one factor. 0 below the least normal number; NaN stays.
 static INLINE vec exp_below(vec x) {
-  const vec bound = at_least(x, all(-87.33f));
-  const vec magic = all(12582912.0f);
-  const vec shifted = bound * 1.44269504f + magic;
-  const vec n = shifted - magic;
-  vec r = bound - n * 0.693359375f;
-  r = r + n * 2.12194440e-4f;
-
-  vec p = all(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + (r + 1.0f);
-
-  const vec power = reinterpret_cast<vec>((reinterpret_cast<ints>(shifted) - (0x4B400000 - 127)) << 23);
-  return x < -87.33f ? zeros() : p * power;
+  const Power power(at_least(x, all(-87.33f)));
+  return x < -87.33f ? zeros() : power.p * power_of_2(power.n);
 }
 
 // Natural logarithm of normal numbers above 0, within 2 units of the last place.

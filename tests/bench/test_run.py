@@ -16,10 +16,14 @@ from msformer_fast.benchmarks.case import Case
 from msformer_fast.benchmarks.clock import Ceilings, Clock
 from msformer_fast.benchmarks.records import Results, Row
 from msformer_fast.benchmarks.run import Runner
+from msformer_fast.kernels.native.library import why_not_built
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CASE = Case.of("clustering_loss", {"side": 9, "channels": 5})
+
+#: Who runs on the CPU of this machine.
+OWN = {"reference", "torch"} | ({"native"} if why_not_built() is None else set())
 
 
 def wrong(inputs: dict[str, Tensor], s: Any) -> tuple[Tensor, ...]:
@@ -40,7 +44,7 @@ def run(*, only: list[str] | None = None, ceilings: Ceilings | None = None, **ri
 
 def test_wrong_and_broken_providers_have_no_row() -> None:
     results = run(wrong=wrong, broken=broken, right=clustering_loss.cross_entropy)
-    assert {row.provider for row in results.rows} == {"reference", "torch", "right"}
+    assert {row.provider for row in results.rows} == {*OWN, "right"}
     reasons = {refused.provider: refused.reason for refused in results.refused}
     assert reasons["wrong"].startswith("wrong: output 0 is off by 1.0e-02, more than")
     assert reasons["broken"] == "RuntimeError: no such thing on this machine"
@@ -107,7 +111,7 @@ def test_a_part_that_fails_costs_its_provider_the_row_alone() -> None:
         return clustering_loss.cross_entropy(inputs, s)
 
     results = run(late=late)
-    assert {row.provider for row in results.rows} == {"reference", "torch"}
+    assert {row.provider for row in results.rows} == OWN
     assert [r.reason for r in results.refused if r.provider == "late"] == ["RuntimeError: out of memory"]
 
 
