@@ -296,10 +296,10 @@ def test_too_large_for_the_memory(tmp_path: Path) -> None:
     """Refused with the number, or done smaller and said so, before anything is taken."""
     (path,) = write_images(tmp_path, 1, height=300, width=400)
     big = SETTINGS | {"size": 257, "channels": 100, "clusters": 100}
-    task = Task(str(path), "x", str(tmp_path), big, Options(), 400 * 10**6)
+    task = Task(str(path), "x", str(tmp_path), big, Options(), 300 * 10**6)
     line = run_task(task)
     assert line["status"] == "failed"
-    assert "GB of memory and 0.4 GB are there; size " in line["reason"]
+    assert "GB of memory and 0.3 GB are there; size " in line["reason"]
     line = run_task(replace(task, options=Options(too_large="resize")))
     assert line["status"] == "done"
     assert "done at size" in line["resized"]
