@@ -198,7 +198,7 @@ def _takes_part(name: str, only: tuple[str, ...], dry: bool) -> list[str]:
     whole = name not in OPS
     if dry and whole:
         return ["reference", "torch"]
-    left_out = ("native", "compiled", *(("torch",) if whole else ("torch-lean",)))
+    left_out = ("native", "compiled", "torch" if whole else "torch-lean")
     names = bench_of(name).providers()
     return [each for each in names if each in only or not (only or any(word in each for word in left_out))]
 

@@ -106,7 +106,7 @@ void clustering_loss_forward(int64_t threads, const float* logits, int64_t batch
   const Parts parts(threads, batch, height * width, SHORT);
   const bool rows = cluster_stride == 1;
   const int64_t block = rows ? LANES : block_of(clusters);
-  Found found(parts, clusters);
+  Found found(parts, clusters, losses, labels, label_bytes);
 
   parallel(threads, parts.count(), [&](int64_t part) {
     const int64_t image = parts.image(part);
@@ -125,9 +125,7 @@ void clustering_loss_forward(int64_t threads, const float* logits, int64_t batch
       }
 
       const int64_t at = (image * height + row) * width + column;
-      store_labels(some_labels.data(), n, labels, at, label_bytes);
-      if (losses) std::memcpy(losses + at, some_losses, n * sizeof(float));
-      found.add(part, some_losses, some_labels.data(), n);
+      found.put(part, at, some_losses, some_labels.data(), n);
     });
   });
   found.finish(mean, loss, label_count);
@@ -140,6 +138,7 @@ void clustering_loss_backward(int64_t threads, const float* logits, int64_t batc
                               int64_t d_row_stride, int64_t d_column_stride, int64_t d_cluster_stride) {
   const Map<const float> map{logits, image_stride, row_stride, column_stride, cluster_stride};
   const Map<float> d_map{d_logits, d_image_stride, d_row_stride, d_column_stride, d_cluster_stride};
+  const Given given{labels, label_bytes, grad, per_pixel != 0, divisor};
   const Parts parts(threads, batch, height * width, SHORT);
   const bool rows = cluster_stride == 1;
   const int64_t block = rows ? LANES : block_of(clusters);
@@ -152,8 +151,7 @@ void clustering_loss_backward(int64_t threads, const float* logits, int64_t batc
 
     parts.of(part, width, block, [&](int64_t row, int64_t column, int64_t n) {
       const int64_t at = (image * height + row) * width + column;
-      load_labels(labels, at, label_bytes, n, some_labels.data());
-      for (int64_t p = 0; p < n; ++p) slopes[p] = grad[per_pixel ? at + p : 0] / divisor;
+      given.read(at, n, some_labels.data(), slopes);
 
       const float* x = map.at(image, row, column);
       float* out = d_map.at(image, row, column);

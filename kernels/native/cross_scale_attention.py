@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from msformer_fast.kernels.native.library import run
+from msformer_fast.kernels.native.strides import contiguous
 from msformer_fast.windows import Axis, Roll, Windows
 
 #: A seam that no row lies past.
@@ -91,10 +92,9 @@ def _shared(
     """Arguments that both kernels take."""
     q, k, v = _pointers([value.contiguous() for value in maps])
     batch, (heads, width) = q.shape[0], q.shape[-2:]
-    vectors = {"bias": bias, "pad_k": pad_k, "pad_v": pad_v}
     return {
         **{"q": q, "k": k, "v": v},
-        **{name: None if value is None else value.contiguous() for name, value in vectors.items()},
+        **{"bias": contiguous(bias), "pad_k": contiguous(pad_k), "pad_v": contiguous(pad_v)},
         **{"places": torch.tensor(_places(maps)), "batch": batch, "heads": heads, "width": width},
         "geometry": torch.tensor(_axis(windows, windows.y) + _axis(windows, windows.x)),
         **{"table": bias is not None and bias.ndim == 2, "pad": windows.pads, "scale": scale, "seam": seam},

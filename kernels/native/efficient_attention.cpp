@@ -15,31 +15,14 @@
 #include "normed_map.h"
 #include "norms.h"
 #include "parallel.h"
+#include "parts.h"
 #include "products.h"
 #include "rows.h"
 
 namespace {
 
-constexpr int64_t BLOCK = 64;     // tokens
-constexpr int64_t SHORT = 4;      // fewest blocks that are worth a part
-
-// Tokens of every image dealt to parts, the same number for each image.
-struct Parts {
-  int64_t batch, tokens, pieces;
-  Parts(int64_t threads, int64_t batch, int64_t tokens)
-      : batch(batch), tokens(tokens),
-        pieces(std::max<int64_t>(1, std::min((threads + batch - 1) / std::max<int64_t>(batch, 1), tokens / (SHORT * BLOCK)))) {}
-  int64_t count() const { return batch * pieces; }
-  int64_t image(int64_t part) const { return part / pieces; }
-
-  // walk(first token of all images, number) for every block of a part.
-  template <typename Walk>
-  void of(int64_t part, const Walk& walk) const {
-    const int64_t piece = part % pieces, begin = image(part) * tokens;
-    const int64_t last = begin + tokens * (piece + 1) / pieces;
-    for (int64_t at = begin + tokens * piece / pieces; at < last; at += BLOCK) walk(at, std::min(BLOCK, last - at));
-  }
-};
+constexpr int64_t BLOCK = 64;         // tokens
+constexpr int64_t SHORT = 4 * BLOCK;  // fewest tokens that are worth a part
 
 // The tokens (count, channels), through the batch norm, and then through the LayerNorm.
 struct Tokens {
@@ -131,7 +114,7 @@ void efficient_attention_gather(int64_t threads, const float* x, int64_t batch, 
                                 float* log_sum, float* gathered) {
   const Tokens all(x, batch * tokens, channels, batch_norm, norm_weight, norm_bias, norm, eps);
   const Packed to_keys(key_weight, channels, keys, 1, channels);  // (C, Ck)
-  const Parts parts(threads, batch, tokens);
+  const Parts parts(threads, batch, tokens, SHORT, 1);
   const int64_t c_row = padded(channels), k_row = padded(keys), size = keys * c_row + 2 * k_row;
   const Scratch partial(std::max<int64_t>(parts.count(), 1) * size);  // of a part: sums of p n, maxima, sums of p
 
@@ -140,7 +123,7 @@ void efficient_attention_gather(int64_t threads, const float* x, int64_t batch, 
     for (int64_t j = 0; j < k_row; ++j) maximum[j] = -INFINITY;
     const Scratch scratch(BLOCK * c_row), n(BLOCK * c_row), k(BLOCK * k_row);
 
-    parts.of(part, [&](int64_t first, int64_t some) {
+    parts.of(part, BLOCK, [&](int64_t first, int64_t some) {
       all.block(first, some, scratch, n);                                            // [some, C]
       product(some, keys, channels, {n, c_row, 1}, to_keys, k, k_row);               // [some, Ck]
 
@@ -188,13 +171,13 @@ void efficient_attention_attend(int64_t threads, const float* x, int64_t batch, 
   const Tokens all(x, batch * tokens, channels, batch_norm, norm_weight, norm_bias, norm, eps);
   const Packed to_queries(query_weight, channels, keys, 1, channels);  // (C, Ck)
   const Row queries_bias(query_bias, keys, 0.0f), last_bias(reprojection_bias, channels, 0.0f);
-  const Parts parts(threads, batch, tokens);
+  const Parts parts(threads, batch, tokens, SHORT, 1);
   const int64_t c_row = padded(channels), k_row = padded(keys);
 
   parallel(threads, parts.count(), [&](int64_t part) {
     const Packed attend(folded + parts.image(part) * keys * channels, keys, channels, channels, 1);  // (Ck, C)
     const Scratch scratch(BLOCK * c_row), n(BLOCK * c_row), q(BLOCK * k_row), out(BLOCK * c_row);
-    parts.of(part, [&](int64_t first, int64_t some) {
+    parts.of(part, BLOCK, [&](int64_t first, int64_t some) {
       const Left here = all.block(first, some, scratch, n);                                         // [some, C]
       product_plus(some, keys, channels, {n, c_row, 1}, to_queries, queries_bias, q, k_row);        // [some, Ck]
       softmax(q, some, k_row, heads, keys / heads);
@@ -219,7 +202,7 @@ void efficient_attention_queries_backward(int64_t threads, const float* x, int64
   const Packed to_queries(query_weight, channels, keys, 1, channels);    // (C, Ck)
   const Packed from_queries(query_weight, keys, channels, channels, 1);  // (Ck, C)
   const Row queries_bias(query_bias, keys, 0.0f);
-  const Parts parts(threads, batch, tokens);
+  const Parts parts(threads, batch, tokens, SHORT, 1);
   const int64_t c_row = padded(channels), k_row = padded(keys), matrix = keys * c_row;
   const int64_t size = 2 * matrix + k_row + c_row;
   const Scratch partial(std::max<int64_t>(parts.count(), 1) * size);  // of a part: dM, dWq, dbq, dbr
@@ -230,7 +213,7 @@ void efficient_attention_queries_backward(int64_t threads, const float* x, int64
     const Scratch n(BLOCK * c_row), q(BLOCK * k_row), dy(BLOCK * c_row), dq(BLOCK * k_row), d_block(BLOCK * c_row);
     const Scratch scratch(BLOCK * c_row), sums(std::max(c_row, k_row));
 
-    parts.of(part, [&](int64_t first, int64_t some) {
+    parts.of(part, BLOCK, [&](int64_t first, int64_t some) {
       copy_rows(grad_y + first * channels, channels, some, channels, dy, c_row);
       all.block(first, some, scratch, n);
       product_plus(some, keys, channels, {n, c_row, 1}, to_queries, queries_bias, q, k_row);        // [some, Ck]
@@ -272,7 +255,7 @@ void efficient_attention_keys_backward(int64_t threads, const float* x, int64_t 
   const Tokens all(x, batch * tokens, channels, batch_norm, norm_weight, norm_bias, norm, eps);
   const Packed to_keys(key_weight, channels, keys, 1, channels);    // (C, Ck)
   const Packed from_keys(key_weight, keys, channels, channels, 1);  // (Ck, C)
-  const Parts parts(threads, batch, tokens);
+  const Parts parts(threads, batch, tokens, SHORT, 1);
   const int64_t c_row = padded(channels), k_row = padded(keys), matrix = keys * c_row, size = matrix + 4 * c_row;
   const Scratch partial(std::max<int64_t>(parts.count(), 1) * size);  // of a part: dWk, gradients of the norms' vectors
 
@@ -286,7 +269,7 @@ void efficient_attention_keys_backward(int64_t threads, const float* x, int64_t 
     const Scratch n(BLOCK * c_row), p(BLOCK * k_row), dk(BLOCK * k_row), dn(BLOCK * c_row), sums(4 * c_row);
     const Scratch excess(k_row), scratch(BLOCK * c_row);
 
-    parts.of(part, [&](int64_t first, int64_t some) {
+    parts.of(part, BLOCK, [&](int64_t first, int64_t some) {
       float* d_here = d_x + first * channels;
       copy_rows(d_here, channels, some, channels, dn, c_row);
       const Left here = all.block(first, some, scratch, n);
@@ -331,7 +314,7 @@ void efficient_attention_keys_backward(int64_t threads, const float* x, int64_t 
   all.map.hand_out(d_batch, d_batch_norm);
   parallel(threads, parts.count(), [&](int64_t part) {
     const Scratch dz(BLOCK * c_row);
-    parts.of(part, [&](int64_t first, int64_t some) {
+    parts.of(part, BLOCK, [&](int64_t first, int64_t some) {
       copy_rows(d_x + first * channels, channels, some, channels, dz, c_row);
       all.map.write(first, some, dz, d_batch, d_batch + c_row, d_x);
     });

@@ -16,11 +16,10 @@ from msformer_fast.identities.efficient_attention import (
 )
 from msformer_fast.identities.parameters import contiguous_all, empty_like_all
 from msformer_fast.kernels.native.library import run
-from msformer_fast.kernels.native.normed_map import MapNorm
 
 
 def efficient_attention_forward(
-    x: Tensor, parameters: Parameters, options: Options, batch_norm: MapNorm | None
+    x: Tensor, parameters: Parameters, options: Options, batch_norm: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The result (B, H, W, C), the context, and what the backward reads: log_sum (B, Ck), gathered (B, Ck, C)."""
     x, p = x.contiguous(), contiguous_all(parameters)
@@ -50,7 +49,7 @@ def efficient_attention_backward(
     x: Tensor,
     parameters: Parameters,
     options: Options,
-    batch_norm: MapNorm | None,
+    batch_norm: Tensor | None,
     log_sum: Tensor,
     gathered: Tensor,
 ) -> tuple[Tensor, Parameters, Tensor | None]:
@@ -64,7 +63,8 @@ def efficient_attention_backward(
 
     d_batch_norm = None if batch_norm is None else x.new_empty(2, x.shape[-1])
     d_x, d_folded = torch.empty_like(x), torch.empty_like(gathered)
-    folded = folded_of(context_of(gathered, p, options.heads), p.reprojection_weight).contiguous()
+    context = context_of(gathered, p, options.heads)
+    folded = folded_of(context, p.reprojection_weight).contiguous()
     names = "query_weight", "query_bias", "reprojection_bias"
     run(
         "efficient_attention_queries_backward",
@@ -72,7 +72,7 @@ def efficient_attention_backward(
         **{f"d_{name}": getattr(gradients, name) for name in names},
     )  # fmt: skip
 
-    small = small_gradients(d_folded, grad_context, gathered, p, options.heads)
+    small = small_gradients(d_folded, grad_context, gathered, context, p)
     names = "key_weight", "norm_weight", "norm_bias"
     run(
         "efficient_attention_keys_backward",
@@ -84,12 +84,12 @@ def efficient_attention_backward(
     return d_x, cast(Any, gradients)._replace(**small.parameters), d_batch_norm
 
 
-def _tokens(x: Tensor, p: Parameters, options: Options, batch_norm: MapNorm | None) -> dict[str, Any]:
+def _tokens(x: Tensor, p: Parameters, options: Options, batch_norm: Tensor | None) -> dict[str, Any]:
     """What every kernel takes to make the normed tokens."""
     batch, height, width, channels = x.shape
     sizes = {"batch": batch, "tokens": height * width, "channels": channels, "keys": p.key_weight.shape[0]}
     norm = {"norm_weight": p.norm_weight, "norm_bias": p.norm_bias, "norm": options.norm, "eps": options.eps}
-    return {"x": x, **sizes, **norm, "batch_norm": None if batch_norm is None else batch_norm.vectors}
+    return {"x": x, **sizes, **norm, "batch_norm": batch_norm}
 
 
 def _queries(p: Parameters, options: Options) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-// Labels in memory, which labels occur, and the sum of losses.
+// Losses, labels and gradients of pixels in memory, and what all pixels make together: the sum of losses, the labels that
+// occur.
 #pragma once
 
 #include <cstdint>
@@ -23,27 +24,49 @@ static inline void load_labels(const void* from, int64_t at, int64_t bytes, int6
     labels[i] = bytes == 1 ? static_cast<const uint8_t*>(from)[at + i] : static_cast<const int16_t*>(from)[at + i];
 }
 
-// What the parts of a clustering loss find: the sum of their losses, and which labels occur.
+// What a backward is given of each pixel: its label, and the gradient of its loss, its own or one number for all.
+struct Given {
+  const void* labels;
+  int64_t label_bytes;
+  const float* grad;
+  bool per_pixel;
+  float divisor;
+
+  void read(int64_t at, int64_t n, int32_t* some_labels, float* slopes) const {
+    load_labels(labels, at, label_bytes, n, some_labels);
+    for (int64_t p = 0; p < n; ++p) slopes[p] = grad[per_pixel ? at + p : 0] / divisor;
+  }
+};
+
+// What a forward finds: each pixel's label, and loss where it is wanted; of the parts the sum of their losses, and which
+// labels occur.
 struct Found {
   const Parts& parts;
   int64_t clusters;
-  std::vector<double> losses;
+  float* losses;  // of every pixel, or null
+  void* labels;
+  int64_t label_bytes;
+  std::vector<double> sums;
   std::vector<uint8_t> present;  // [parts, clusters]
 
-  Found(const Parts& parts, int64_t clusters)
-      : parts(parts), clusters(clusters), losses(parts.count()), present(parts.count() * clusters) {}
+  Found(const Parts& parts, int64_t clusters, float* losses, void* labels, int64_t label_bytes)
+      : parts(parts), clusters(clusters), losses(losses), labels(labels), label_bytes(label_bytes), sums(parts.count()),
+        present(parts.count() * clusters) {}
 
-  void add(int64_t part, const float* loss, const int32_t* labels, int64_t n) {
+  // Of n pixels from `at` on, of all images.
+  void put(int64_t part, int64_t at, const float* some_losses, const int32_t* some_labels, int64_t n) {
+    store_labels(some_labels, n, labels, at, label_bytes);
+    if (losses) std::memcpy(losses + at, some_losses, n * sizeof(float));
     for (int64_t i = 0; i < n; ++i) {
-      losses[part] += loss[i];
-      present[part * clusters + labels[i]] = 1;
+      sums[part] += some_losses[i];
+      present[part * clusters + some_labels[i]] = 1;
     }
   }
 
   // Of all parts in their order. The mean of nothing is NaN.
   void finish(bool mean, float* loss, void* label_count) const {
     if (loss) {
-      const double total = std::accumulate(losses.begin(), losses.end(), 0.0);
+      const double total = std::accumulate(sums.begin(), sums.end(), 0.0);
       *loss = static_cast<float>(mean ? total / static_cast<double>(parts.batch * parts.pixels) : total);
     }
     for (int64_t image = 0; image < parts.batch; ++image) {

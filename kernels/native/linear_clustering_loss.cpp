@@ -41,15 +41,14 @@ void linear_clustering_loss_forward(int64_t threads, const float* features, int6
   const Scores scores(weight, bias, channels, clusters);
   const Parts parts(threads, batch, pixels, SHORT);
   const int64_t k_row = scores.k_row;
-  Found found(parts, clusters);
+  Found found(parts, clusters, losses, labels, label_bytes);
 
   parallel(threads, parts.count(), [&](int64_t part) {
     const Scratch block(BLOCK * k_row);
     float some_losses[LANES];
     int32_t some_labels[LANES];
 
-    parts.of(part, pixels, BLOCK, [&](int64_t, int64_t first, int64_t n) {
-      const int64_t begin = parts.image(part) * pixels + first;
+    parts.of(part, BLOCK, [&](int64_t begin, int64_t n) {
       scores.make(features + begin * channels, n, block);  // [n, K]
 
       for (int64_t i = 0; i < n; i += LANES) {
@@ -58,9 +57,7 @@ void linear_clustering_loss_forward(int64_t threads, const float* features, int6
         cluster_rows(block + i * k_row, k_row, some, clusters, scores.tail, &loss_of, some_labels);
         store(some_losses, loss_of);
 
-        store_labels(some_labels, some, labels, at, label_bytes);
-        if (losses) std::memcpy(losses + at, some_losses, some * sizeof(float));
-        found.add(part, some_losses, some_labels, some);
+        found.put(part, at, some_losses, some_labels, some);
       }
     });
   });
@@ -74,6 +71,7 @@ void linear_clustering_loss_backward(int64_t threads, const float* features, int
   const Scores scores(weight, bias, channels, clusters);
   const Packed weight_back(weight, clusters, channels, channels, 1);  // (K, D)
   const Parts parts(threads, batch, pixels, SHORT);
+  const Given given{labels, label_bytes, grad, per_pixel != 0, divisor};
   const int64_t k_row = scores.k_row, c_row = padded(channels), size = (channels + 1) * k_row;
   const Scratch partial(std::max<int64_t>(parts.count(), 1) * size);  // of a part: dW (D, K) and db
 
@@ -83,15 +81,13 @@ void linear_clustering_loss_backward(int64_t threads, const float* features, int
     int32_t some_labels[LANES];
     float slopes[LANES];
 
-    parts.of(part, pixels, BLOCK, [&](int64_t, int64_t first, int64_t n) {
-      const int64_t begin = parts.image(part) * pixels + first;
+    parts.of(part, BLOCK, [&](int64_t begin, int64_t n) {
       const float* x = features + begin * channels;
       scores.make(x, n, block);  // [n, K]
 
       for (int64_t i = 0; i < n; i += LANES) {  // dl, in the place of the scores
         const int64_t some = std::min<int64_t>(LANES, n - i), at = begin + i;
-        load_labels(labels, at, label_bytes, some, some_labels);
-        for (int64_t p = 0; p < some; ++p) slopes[p] = grad[per_pixel ? at + p : 0] / divisor;
+        given.read(at, some, some_labels, slopes);
         float* p = block + i * k_row;
         cluster_gradient_rows(p, k_row, some, scores.tail, some_labels, slopes, p, k_row);
       }

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from msformer_fast.dtypes import label_dtype
+from msformer_fast.kernels.native.clustering_loss import arguments_of, given, results_of
 from msformer_fast.kernels.native.library import run
+from msformer_fast.kernels.native.strides import contiguous
 
 
 def linear_clustering_loss_forward(
@@ -14,17 +15,13 @@ def linear_clustering_loss_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, labels (B, H, W) and label count (B) of features (B, H, W, D)."""
     features, weight = features.contiguous(), weight.contiguous()
-    each = reduction == "none"
-    loss = features.new_empty(features.shape[:3] if each else ())
-    labels = features.new_empty(features.shape[:3], dtype=label_dtype(weight.shape[0]))
-    label_count = features.new_empty(features.shape[0], dtype=torch.int32)
+    results = results_of(features, weight.shape[0], reduction)
     run(
         "linear_clustering_loss_forward",
-        features=features, **_sizes(features, weight), weight=weight, bias=_contiguous(bias),
-        mean=reduction == "mean", losses=loss if each else None, loss=None if each else loss, labels=labels,
-        label_bytes=labels.itemsize, label_count=label_count,
+        features=features, **_sizes(features, weight), weight=weight, bias=contiguous(bias),
+        **arguments_of(results, reduction),
     )  # fmt: skip
-    return loss, labels, label_count
+    return results
 
 
 def linear_clustering_loss_backward(
@@ -32,22 +29,17 @@ def linear_clustering_loss_backward(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Gradients of the features, in their layout, of the weight and the bias."""
     d_features = torch.empty_like(features)
-    features, weight, bias = features.contiguous(), weight.contiguous(), _contiguous(bias)
+    features, weight, bias = features.contiguous(), weight.contiguous(), contiguous(bias)
     out = d_features if d_features.is_contiguous() else torch.empty_like(features)
     d_weight, d_bias = torch.empty_like(weight), None if bias is None else torch.empty_like(bias)
     run(
         "linear_clustering_loss_backward",
-        features=features, **_sizes(features, weight), weight=weight, bias=bias, labels=labels,
-        label_bytes=labels.itemsize, grad=grad.contiguous(), per_pixel=reduction == "none",
-        divisor=labels.numel() if reduction == "mean" else 1, d_features=out, d_weight=d_weight, d_bias=d_bias,
+        features=features, **_sizes(features, weight), weight=weight, bias=bias,
+        **given(grad, labels, reduction), d_features=out, d_weight=d_weight, d_bias=d_bias,
     )  # fmt: skip
     if out is not d_features:
         d_features.copy_(out)
     return d_features, d_weight, d_bias
-
-
-def _contiguous(bias: Tensor | None) -> Tensor | None:
-    return None if bias is None else bias.contiguous()
 
 
 def _sizes(features: Tensor, weight: Tensor) -> dict[str, int]:

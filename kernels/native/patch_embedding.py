@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from msformer_fast.kernels.native.library import run
-from msformer_fast.kernels.native.strides import memory_of, strides_of
+from msformer_fast.kernels.native.strides import contiguous, memory_of, strides_of
 
 
 def patch_embedding_forward(
@@ -29,7 +29,7 @@ def patch_embedding_forward(
     embedded = logits.new_empty(2, batch, patches, weight.shape[0])
     run(
         "patch_embedding_forward",
-        **_shared(rows, mean, rstd, gamma, beta, weight, patch), bias=None if bias is None else bias.contiguous(),
+        **_shared(rows, mean, rstd, gamma, beta, weight, patch), bias=contiguous(bias),
         embedded=embedded,
     )  # fmt: skip
     return queries.copy_(embedded[0]), keys.copy_(embedded[1])

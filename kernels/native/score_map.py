@@ -9,7 +9,6 @@ from torch import Tensor
 
 from msformer_fast.identities.score_map import folded_of, weight_gradients
 from msformer_fast.kernels.native.library import run
-from msformer_fast.kernels.native.normed_map import MapNorm
 
 
 class Gradients(NamedTuple):
@@ -28,8 +27,8 @@ def score_map_forward(
     fine: Tensor,
     up_weight: Tensor,
     head_weight: Tensor,
-    coarse_norm: MapNorm | None,
-    fine_norm: MapNorm | None,
+    coarse_norm: Tensor | None,
+    fine_norm: Tensor | None,
 ) -> Tensor:
     """Logits (B, H, W, K), contiguous."""
     logits = fine.new_empty((*fine.shape[:3], head_weight.shape[0]))
@@ -43,8 +42,8 @@ def score_map_backward(
     fine: Tensor,
     up_weight: Tensor,
     head_weight: Tensor,
-    coarse_norm: MapNorm | None,
-    fine_norm: MapNorm | None,
+    coarse_norm: Tensor | None,
+    fine_norm: Tensor | None,
 ) -> Gradients:
     """Gradients of everything from that of the logits, contiguous."""
     shared = _shared(coarse, fine, up_weight, head_weight, coarse_norm, fine_norm)
@@ -65,13 +64,12 @@ def _shared(
     fine: Tensor,
     up_weight: Tensor,
     head_weight: Tensor,
-    coarse_norm: MapNorm | None,
-    fine_norm: MapNorm | None,
+    coarse_norm: Tensor | None,
+    fine_norm: Tensor | None,
 ) -> dict[str, Any]:
-    """Arguments that the kernels share."""
+    """Arguments that the kernels share. A batch norm is (4, C): mean, 1 / standard deviation, weight and bias."""
     batch, height, width, channels = fine.shape
     sizes = {"batch": batch, "height": height, "width": width, "channels": channels, "clusters": head_weight.shape[0]}
     folded, fine_weight = (weight.contiguous() for weight in folded_of(up_weight, head_weight))
     maps = {"coarse": coarse.contiguous(), "fine": fine.contiguous(), "folded": folded, "fine_weight": fine_weight}
-    norms = {"coarse_norm": coarse_norm, "fine_norm": fine_norm}
-    return sizes | maps | {name: None if norm is None else norm.vectors for name, norm in norms.items()}
+    return sizes | maps | {"coarse_norm": coarse_norm, "fine_norm": fine_norm}

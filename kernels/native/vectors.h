@@ -131,14 +131,22 @@ static INLINE Vector shuffle(Vector a, Vector b, ints from) {
 #endif
 }
 
+// Of two vectors one behind the other, the elements whose lane has not the bit `step`, and those that have it.
+struct Pairs {
+  ints low, high;
+  explicit INLINE Pairs(int step) {
+    const ints lane = lane_numbers(), upper = (lane & step) != 0;
+    low = upper ? lane - step + LANES : lane, high = upper ? lane + LANES : lane + step;
+  }
+};
+
 // Reduces each of LANES values of vectors to one lane: lane i of rows[0] is that of rows[i]. A step pairs values STEP
 // apart: join(a, b, low, high) takes the elements `low` of both, one behind the other, together with the elements `high`.
 template <int STEP = 1, typename Value, typename Join>
 static INLINE void across(Value (&rows)[LANES], const Join& join) {
   if constexpr (STEP < LANES) {
-    const ints lane = lane_numbers(), upper = (lane & STEP) != 0;
-    const ints low = upper ? lane - STEP + LANES : lane, high = upper ? lane + LANES : lane + STEP;
-    UNROLL for (int i = 0; i < LANES; i += 2 * STEP) rows[i] = join(rows[i], rows[i + STEP], low, high);
+    const Pairs pairs(STEP);
+    UNROLL for (int i = 0; i < LANES; i += 2 * STEP) rows[i] = join(rows[i], rows[i + STEP], pairs.low, pairs.high);
     across<2 * STEP>(rows, join);
   }
 }
@@ -147,13 +155,12 @@ static INLINE void across(Value (&rows)[LANES], const Join& join) {
 template <int STEP = 1>
 static INLINE void transpose(vec (&rows)[LANES]) {
   if constexpr (STEP < LANES) {
-    const ints lane = lane_numbers(), upper = (lane & STEP) != 0;
-    const ints low = upper ? lane - STEP + LANES : lane, high = upper ? lane + LANES : lane + STEP;
+    const Pairs pairs(STEP);
     UNROLL for (int i = 0; i < LANES; ++i) {
       if (i & STEP) continue;
       const vec a = rows[i], b = rows[i + STEP];
-      rows[i] = shuffle(a, b, low);
-      rows[i + STEP] = shuffle(a, b, high);
+      rows[i] = shuffle(a, b, pairs.low);
+      rows[i + STEP] = shuffle(a, b, pairs.high);
     }
     transpose<2 * STEP>(rows);
   }

@@ -152,9 +152,8 @@ def mode_of(settings: Mapping[str, Any]) -> str:
     if backend is None:
         channels, clusters = settings.get("channels", 100), settings.get("clusters", 100)
         small = channels <= min(MIX_FFN_CHANNELS, EFFICIENT_ATTENTION_CHANNELS) and clusters <= CLUSTERING_LOSS_CLUSTERS
-        kernels = gpu and small and settings.get("dtype", "float32") != "float64"
-        on_cpu = "native" if is_compiled() and settings.get("dtype", "float32") == "float32" and not gpu else "torch"
-        backend = "triton" if kernels else on_cpu
+        kernels = (small if gpu else is_compiled()) and settings.get("dtype", "float32") != "float64"
+        backend = "torch" if not kernels else "triton" if gpu else "native"
     # The reference keeps all, the CPU's kernels keep little; the "torch" backend works in strips on the CPU alone, else
     # PyTorch does by an expression.
     kept = "fast" if backend in ("reference", "native") and memory == "lean" else memory

@@ -173,16 +173,16 @@ class SmallGradients(NamedTuple):
 
 
 def small_gradients(
-    d_folded: Tensor, grad_context: Tensor, gathered: Tensor, p: Parameters, heads: int
+    d_folded: Tensor, grad_context: Tensor, gathered: Tensor, context: Tensor, p: Parameters
 ) -> SmallGradients:
     """Through ``M`` and the context, from ``q^T dy`` (B, Ck, C) and the gradient of the context."""
+    heads = context.shape[1]
     values, reprojection = p.value_weight.unflatten(0, (heads, -1)), p.reprojection_weight.unflatten(1, (heads, -1))
     d_heads = d_folded.unflatten(1, (heads, -1))
     d_context = grad_context + d_heads @ reprojection.permute(1, 0, 2)
     d_gathered = (d_context @ values).flatten(1, 2)
 
     d_values = (d_context.transpose(2, 3) @ gathered.unflatten(1, (heads, -1))).sum(0)
-    context = context_of(gathered, p, heads)
     parameters = {
         "value_weight": d_values.flatten(0, 1),
         "value_bias": None if p.value_bias is None else d_context.sum((0, 2)).flatten(),
@@ -212,9 +212,10 @@ def efficient_attention_backward(
                 queries = s.keys_and_queries(s.normed(tokens[image, first:last])[0])[1]
             d_folded[image].addmm_(queries.t(), d_y)
             add_to(sums.reprojection_bias, d_y.sum(0))
-    small = small_gradients(d_folded, grad_context.to(s.dtype), saved.gathered, p, heads)
+    context = context_of(saved.gathered, p, heads)
+    small = small_gradients(d_folded, grad_context.to(s.dtype), saved.gathered, context, p)
     sums = sums._replace(**{name: value for name, value in small.parameters.items() if value is not None})
-    folded = folded_of(context_of(saved.gathered, p, heads), p.reprojection_weight)
+    folded = folded_of(context, p.reprojection_weight)
     d_gathered, balance = small.d_gathered, small.balance
 
     d_x = torch.empty_like(tokens)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +14,6 @@ from msformer_fast.ops.backend import choose, runs_in_strips, why_not_native, wh
 from msformer_fast.ops.registration import register
 from msformer_fast.ops.shapes import Shapes
 from msformer_fast.reference.batch_statistics import batch_statistics as _reference
-
-if TYPE_CHECKING:
-    from msformer_fast.kernels.native.normed_map import MapNorm
 
 OP = "batch_statistics"
 
@@ -60,11 +57,16 @@ def check_batch_norm(shapes: Shapes, name: str, norm: BatchNorm | None) -> None:
         shapes(f"{name}.{field}", getattr(norm, field), "C")
 
 
-def native_norm(norm: BatchNorm | None) -> MapNorm | None:
-    """A batch norm as the CPU kernels' launchers take it."""
-    from msformer_fast.kernels.native.normed_map import MapNorm
+def through(norm: BatchNorm | None, x: Tensor) -> Tensor:
+    """The map read through the batch norm, where there is one."""
+    return x if norm is None else norm.apply(x)
 
-    return None if norm is None else MapNorm.of(*norm)
+
+def native_norm(norm: BatchNorm | None) -> Tensor | None:
+    """A batch norm as the CPU kernels' launchers take it: (4, C), mean, 1 / standard deviation, weight and bias."""
+    if norm is None:
+        return None
+    return torch.stack([norm.mean.float(), (norm.var + norm.eps).rsqrt().float(), norm.weight, norm.bias])
 
 
 def norm_gradients(found: tuple[Tensor, Tensor] | Tensor | None, norm: BatchNorm | None) -> list[Tensor]:

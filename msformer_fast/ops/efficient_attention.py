@@ -13,7 +13,7 @@ from msformer_fast.identities import efficient_attention as identity
 from msformer_fast.identities.efficient_attention import Options, Parameters, Saved
 from msformer_fast.limits import EFFICIENT_ATTENTION_CHANNELS
 from msformer_fast.ops.backend import choose, over_limit, runs_in_strips, why_not_native, why_not_torch, why_not_triton
-from msformer_fast.ops.batch_norm import BatchNorm, check_batch_norm, native_norm, norm_gradients
+from msformer_fast.ops.batch_norm import BatchNorm, check_batch_norm, native_norm, norm_gradients, through
 from msformer_fast.ops.memory import check_memory, is_kept, lean
 from msformer_fast.ops.precision import autocast_dtype, input_precision
 from msformer_fast.ops.registration import contiguous_like, register
@@ -135,7 +135,7 @@ def efficient_attention(
     if chosen in ("triton", "native"):
         y, context, *_ = _registered(x, parameters, options, batch_norm, _products_dtype(x), False, chosen)
         return Attended(y, context)
-    x = x if batch_norm is None else batch_norm.apply(x)
+    x = through(batch_norm, x)
     if chosen == "reference":
         return Attended(*_reference(x, *parameters, *options))
     if chosen == "torch" and not runs_in_strips(x):
@@ -273,7 +273,7 @@ def _gradient_shapes(x: Tensor, parameters: Parameters, batch_norm: BatchNorm | 
 def _expression(
     x: Tensor, parameters: Parameters, options: Options, batch_norm: BatchNorm | None
 ) -> tuple[Tensor, Tensor]:
-    return identity.efficient_attention(x if batch_norm is None else batch_norm.apply(x), parameters, options)
+    return identity.efficient_attention(through(batch_norm, x), parameters, options)
 
 
 _registered = register(

@@ -11,7 +11,7 @@ from msformer_fast.errors import InputError
 from msformer_fast.identities import score_map as identity
 from msformer_fast.limits import SCORE_MAP_CHANNELS
 from msformer_fast.ops.backend import choose, over_limit, runs_in_strips, why_not_native, why_not_torch, why_not_triton
-from msformer_fast.ops.batch_norm import BatchNorm, check_batch_norm, native_norm, norm_gradients
+from msformer_fast.ops.batch_norm import BatchNorm, check_batch_norm, native_norm, norm_gradients, through
 from msformer_fast.ops.precision import cast_product, input_precision
 from msformer_fast.ops.registration import contiguous_like, register
 from msformer_fast.ops.shapes import Shapes
@@ -71,8 +71,7 @@ def score_map(
     chosen = choose(OP, backend, fine.device, refusals)
     if chosen in ("triton", "native"):
         return _registered(*given, coarse_norm, fine_norm, chosen)
-    coarse = coarse if coarse_norm is None else cast_product(coarse_norm.apply(coarse))
-    fine = fine if fine_norm is None else cast_product(fine_norm.apply(fine))
+    coarse, fine = cast_product(through(coarse_norm, coarse)), cast_product(through(fine_norm, fine))
     if chosen == "reference":
         return _reference(coarse, fine, up_weight, head_weight)
     if runs_in_strips(fine):
@@ -203,9 +202,7 @@ def _expression(
     coarse_norm: BatchNorm | None,
     fine_norm: BatchNorm | None,
 ) -> Tensor:
-    coarse = coarse if coarse_norm is None else coarse_norm.apply(coarse)
-    fine = fine if fine_norm is None else fine_norm.apply(fine)
-    return identity.score_map(coarse, fine, up_weight, head_weight)
+    return identity.score_map(through(coarse_norm, coarse), through(fine_norm, fine), up_weight, head_weight)
 
 
 _registered = register(
