@@ -135,7 +135,7 @@ def _recorded(
         precision: of float32 products, which the launchers read themselves.
     """
     from msformer_fast.benchmarks.traffic.partly import RESIDENT
-    from msformer_fast.benchmarks.traffic.recorded import moved, recorded_launches
+    from msformer_fast.benchmarks.traffic.recorded import recorded_launches, to_memory
 
     how: dict[str, Any] = {"memory": "lean" if strips else "fast", "depth": 1, "patch": patch}
     with recorded_launches(multiprocessors, target) as launches:
@@ -143,8 +143,7 @@ def _recorded(
     found: dict[tuple[str, str, str], list[Launch]] = {}
     for launch in launches:
         found.setdefault(place_in_step(launch, side, channels), []).append(launch)
-    resident = RESIDENT if strips else {}
-    return {key: moved(each, loaded=resident, stored=resident) for key, each in found.items()}
+    return {key: to_memory(each, RESIDENT if strips else None) for key, each in found.items()}
 
 
 def place_in_step(launch: Launch, side: int, channels: int) -> tuple[str, str, str]:

@@ -164,17 +164,17 @@ class OpBench:
     @functools.lru_cache(maxsize=256)  # noqa: B019 (benches live as long as the process)
     def _recorded(self, case: Case, multiprocessors: int, target: str | None, precision: str) -> dict[str, Kernels]:
         """Kernels of both halves; ``precision`` is what launchers see of the float32 products."""
-        from msformer_fast.benchmarks.traffic.recorded import moved, recorded_launches
+        from msformer_fast.benchmarks.traffic.recorded import recorded_launches, to_memory
 
         sizes, found = dict(case.sizes), {}
         with recorded_launches(multiprocessors, target) as launches:
             drawn = {name: value.to(case.torch_dtype) for name, value in self.draw(sizes, Random(case.seed)).items()}
             subject = self._subject(self.provider("triton", sizes), _leaves(drawn), case)
             subject.before["backward"]()  # the forward
-            found["forward"] = moved(launches)
+            found["forward"] = to_memory(launches)
             launches.clear()
             subject.parts["backward"]()
-            found["backward"] = moved(launches)
+            found["backward"] = to_memory(launches)
         return found
 
 

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 BUFFER_BYTES = 24 << 20  # of a row buffer, about
 LEAST_ROWS = 16  # of a strip
+HALO = 2  # rows that a row buffer holds beyond a strip
+SCRATCH_BYTES = 32 << 20  # of all programs of a kernel, about: it should stay in the card's last cache
 # Smallest eps that a kernel is given. Pixels of a tile beyond the image are 0 and have no variance: without eps their
 # rstd is inf, 0 * inf is NaN, and a product over pixels spreads it. No variance above 1e-31 changes.
 SMALLEST_EPS = torch.finfo(torch.float32).tiny
@@ -66,6 +68,7 @@ TABLE = {
         ("sm_90 sm_100 sm_120 gfx942", 64): (4, 8, 32, 0, 8, 1),
         ("sm_86 sm_89", 64): (8, 8, 16, 0, 8, 1),
         ("gfx942", 128): (8, 8, 16, 0, 8, 1),
+        ("sm_90", 128): (8, 8, 16, 0, 8, 1),
     },
     ("contract", "tf32"): {
         ("", 128): (8, 8, 32, 0, 8, 1),
@@ -80,14 +83,14 @@ TABLE = {
         ("sm_80 sm_100", 128): (4, 8, 32, 0, 8, 1),
         ("sm_100", 64): (8, 8, 16, 0, 8, 1),
         ("sm_100 sm_120", 256): (4, 8, 32, 0, 4, 1),
-        ("sm_90", 128): (4, 8, 16, 0, 4, 1),
+        ("sm_90", 128): (4, 8, 32, 0, 4, 1),
         ("sm_90 before 3.8", 128): (8, 8, 32, 0, 8, 1),  # the row above would spill
     },
     ("hidden", "ieee"): {
         ("", 256): (8, 8, 64, 16, 8, 1),
         ("sm_80 gfx942", 256): (8, 8, 32, 32, 8, 1),
         ("sm_80", 128): (8, 8, 32, 16, 8, 1),
-        ("sm_90", 128): (8, 8, 64, 16, 8, 1),
+        ("sm_90", 128): (4, 8, 32, 16, 4, 1),
         ("sm_90", 256): (4, 8, 32, 32, 4, 1),
     },
     ("hidden", "tf32"): {
@@ -97,14 +100,14 @@ TABLE = {
         ("sm_86 sm_89", 64): (8, 8, 32, 16, 8, 1),
         ("sm_120", 128): (8, 8, 32, 16, 8, 1),
         ("sm_80 sm_90 gfx942", 256): (8, 8, 32, 32, 8, 1),
-        ("sm_90", 128): (8, 8, 16, 32, 4, 1),
+        ("sm_90", 128): (8, 8, 16, 0, 4, 1),
     },
     ("hidden", "half"): {
         ("", 256): (8, 8, 32, 32, 8, 1),
         ("sm_86 sm_89", 128): (8, 8, 32, 32, 8, 1),
         ("sm_86 sm_89", 256): (4, 8, 32, 32, 8, 1),
         ("sm_100 sm_120", 128): (4, 8, 32, 32, 8, 1),
-        ("sm_90", 128): (8, 8, 16, 32, 4, 1),
+        ("sm_90", 128): (8, 16, 16, 0, 4, 1),
     },
     ("token", "ieee"): {
         ("", 256): (4, 8, 32, 0, 8, 1),
@@ -117,6 +120,7 @@ TABLE = {
         ("", 128): (8, 8, 32, 0, 8, 1),
         ("", 256): (4, 8, 32, 0, 8, 1),
         ("sm_120", 64): (4, 8, 32, 0, 8, 1),
+        ("sm_90", 128): (8, 8, 16, 0, 8, 1),
     },
     ("token", "half"): {
         ("", 128): (8, 8, 32, 0, 8, 1),
@@ -129,9 +133,11 @@ TABLE = {
         ("sm_80", 256): (4, 8, 16, 0, 8, 1),
         ("sm_100", 128): (4, 8, 16, 0, 8, 1),
         ("sm_100", 256): (1, 16, 16, 0, 8, 1),
+        ("sm_90", 128): (2, 8, 32, 0, 8, 1),
     },
     ("product", "tf32"): {
         ("", 128): (4, 8, 32, 0, 8, 1),
+        ("sm_90", 128): (2, 8, 64, 0, 8, 1),
         ("", 256): (4, 8, 16, 0, 8, 1),
         ("sm_80", 256): (4, 8, 32, 0, 8, 1),
         ("gfx942", 64): (4, 8, 32, 0, 8, 1),
@@ -146,6 +152,7 @@ TABLE = {
         ("gfx942", 64): (4, 8, 32, 0, 8, 1),
         ("gfx942", 128): (4, 8, 16, 0, 8, 1),
         ("sm_100 sm_120", 128): (4, 4, 32, 0, 8, 1),
+        ("sm_90", 128): (2, 8, 64, 0, 8, 1),
     },
 }
 
@@ -190,14 +197,17 @@ def launch_settings(
 def strip_rows(batch: int, height: int, width: int, hidden: int, itemsize: int) -> int:
     """Rows of a strip so that a row buffer holds about ``BUFFER_BYTES``; all of them where the map is small."""
     rows = max(BUFFER_BYTES // max(batch * width * hidden * itemsize, 1) // 8 * 8, LEAST_ROWS)  # whole tiles of 8 rows
-    # 3: the backward's halo, with which a buffer would hold all rows anyway.
-    return max(height, 1) if rows + 3 >= height else rows
+    # With its halo a buffer would hold all rows anyway.
+    return max(height, 1) if rows + HALO >= height else rows
 
 
-def programs_of(kernel: str, tiles: int, blocks: int, multiprocessors: int) -> int:
-    """Programs that share the tiles: 4 a multiprocessor. For "product", whose partial sums are as large as both
-    weights, 1, counting the programs of all blocks of channels."""
-    return min(tiles, max(1, multiprocessors // blocks) if kernel == "product" else 4 * multiprocessors)
+def programs_of(kernel: str, tiles: int, blocks: int, multiprocessors: int, scratch: int) -> int:
+    """Programs that share the tiles: 4 a multiprocessor, or fewer where each has much scratch memory, in bytes. For
+    "product", whose partial sums are as large as both weights, 1, counting the programs of all blocks of channels."""
+    if kernel == "product":
+        return min(tiles, max(1, multiprocessors // blocks))
+    fit = SCRATCH_BYTES // (scratch * multiprocessors) if scratch else 4
+    return min(tiles, multiprocessors * min(max(fit, 1), 4))
 
 
 def output_dtype(t: Tensor, p: Parameters, options: Options) -> torch.dtype:
@@ -211,23 +221,22 @@ class _Call:
 
     Args:
         strip: rows that are worked on at a time.
-        halo: rows that a row buffer holds beyond a strip.
     """
 
-    def __init__(self, t: Tensor, p: Parameters, options: Options, precision: str, strip: int, halo: int) -> None:
+    def __init__(self, t: Tensor, p: Parameters, options: Options, precision: str, strip: int) -> None:
         self.B, self.H, self.W, self.C = t.shape
         self.D, self.dtype, self.device = p.fc1_weight.shape[0], p.fc1_weight.dtype, t.device
         if self.W * self.D > MIX_FFN_ROW:
             raise ValueError(f"mix_ffn: W = {self.W}, D = {self.D}; at most W D = {MIX_FFN_ROW} is supported")
         self.strip, self.precision = min(strip, max(self.H, 1)), precision
-        self.rows = self.H if self.strip == self.H else min(self.strip + halo, self.H)  # of a row buffer
+        self.rows = self.H if self.strip == self.H else min(self.strip + HALO, self.H)  # of a row buffer
         self.sums, self.target = sum_dtype(t.dtype), target_of(t.device)
         self.multiprocessors = multiprocessors_of(t.device)
         flags = {name.upper(): flag for name, flag in options._asdict().items() if name != "eps"}
         self.shared = dict(
             **flags, eps=max(options.eps, SMALLEST_EPS), pixels=self.B * self.H * self.W, H=self.H, W=self.W,
             R=None if self.rows == self.H else self.rows, c_end=self.C,
-            C=self.C, D=self.D, PREC=precision, ACC=accumulator(t.dtype),
+            C=self.C, D=self.D, PAD_D=padded(self.D), PREC=precision, ACC=accumulator(t.dtype),
             p_gamma=p.norm_weight, p_beta=p.norm_bias, p_w1=p.fc1_weight, p_bias1=p.fc1_bias,
             p_conv=p.depthwise_weight, p_bias_conv=p.depthwise_bias, p_inner_gamma=p.inner_norm_weight,
             p_inner_beta=p.inner_norm_bias, p_w2=p.fc2_weight, p_bias2=p.fc2_bias,
@@ -256,7 +265,19 @@ class _Call:
     def programs(self, kernel: str, ahead: int = 0) -> int:
         """Programs of a kernel that leave partial sums: those that share the tiles of the largest strip."""
         most = max((self.tiles(kernel, rows)[0] for rows in self.strips(ahead)), default=0)
-        return programs_of(kernel, most, self.blocks(kernel), self.multiprocessors)
+        return programs_of(kernel, most, self.blocks(kernel), self.multiprocessors, self.scratch_bytes(kernel))
+
+    def scratch_bytes(self, kernel: str) -> int:
+        """Of a program: a tile's v or n, where there is the inner norm."""
+        if kernel not in ("contract", "hidden") or not self.shared["INNER_NORM"]:
+            return 0
+        settings = self.settings(kernel)
+        pixels = settings["TILE_H"] * settings["TILE_W"]
+        return pixels * self.blocks(kernel) * settings["BLOCK_D"] * self.dtype.itemsize
+
+    def scratch(self, kernel: str, programs: int) -> Tensor | None:
+        size = programs * self.scratch_bytes(kernel) // self.dtype.itemsize
+        return torch.empty(size, dtype=self.dtype, device=self.device) if size else None
 
     def blocks(self, kernel: str) -> int:
         """Blocks of hidden channels."""
@@ -290,8 +311,9 @@ def mix_ffn_forward(
     keep: bool = False,
     statistics: bool = False,
     strip: int | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """y; the hidden activations u if kept; the inner norm's mean and rstd; mean and biased variance of y.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """y; the hidden activations u if kept; the inner norm's mean and rstd; the hidden channels' vectors (12, padded D),
+    see ``mix_ffn_kernels.store_vectors``; mean and biased variance of y.
 
     What is not there is an empty tensor (0).
 
@@ -305,23 +327,27 @@ def mix_ffn_forward(
         strip: rows that share a row buffer of hidden activations; None for all.
     """
     t, p = t.contiguous(), _contiguous(p)
-    call = _Call(t, p, options, input_precision, max(t.shape[1], 1) if keep or strip is None else strip, halo=2)
+    call = _Call(t, p, options, input_precision, max(t.shape[1], 1) if keep or strip is None else strip)
     y = torch.empty(t.shape, dtype=output_dtype(t, p, options), device=t.device)
     u = call.row_buffer()
     inner = call.new(2, call.B, call.H, call.W) if options.inner_norm else None
-    programs = call.programs("contract") if statistics else None
-    moments = call.new(programs, 4, call.C) if programs is not None else None
+    vectors, programs = call.new(12, padded(call.D)), call.programs("contract")
+    scratch = call.scratch("contract", programs)
+    moments = call.new(programs, 4, call.C) if statistics else None
 
     # contract reads u one row above and one below its own: expand runs 1 row ahead, a buffer holds strip + 2 rows.
     for expanded, rows in zip(call.strips(1), call.strips(0), strict=True):
-        call("expand", expand_kernel, expanded, None, p_t=t, p_u=u)
-        call("contract", contract_kernel, rows, programs, p_t=t, p_u=u, p_y=y, p_inner=inner, p_moments=moments)
+        call("expand", expand_kernel, expanded, None, p_t=t, p_u=u, p_vectors=None if expanded[0] else vectors)
+        call(
+            "contract", contract_kernel, rows, programs,
+            p_t=t, p_u=u, p_vectors=vectors, p_y=y, p_inner=inner, p_scratch=scratch, p_moments=moments,
+        )  # fmt: skip
 
     mean_var = call.new(0)
     if moments is not None:
         mean_var = call.new(2, call.C)
         merge_moments(moments, *mean_var)
-    return y, (u if keep else u.new_empty(0)), (call.new(0) if inner is None else inner), mean_var
+    return y, (u if keep else u.new_empty(0)), (call.new(0) if inner is None else inner), vectors, mean_var
 
 
 def mix_ffn_backward(
@@ -331,6 +357,7 @@ def mix_ffn_backward(
     options: Options,
     u: Tensor,
     inner: Tensor,
+    vectors: Tensor,
     input_precision: str = "ieee",
     strip: int | None = None,
 ) -> tuple[Tensor, Parameters]:
@@ -339,38 +366,42 @@ def mix_ffn_backward(
     Args:
         dy: (B, H, W, C), of y's dtype, any strides.
         t, p, options, input_precision: as they went into the forward.
-        u, inner: as they came out of it; an empty u is recomputed, in row buffers for strips.
+        u, inner, vectors: as they came out of it; an empty u is recomputed, in row buffers for strips.
         strip: rows that share a row buffer of u and one of its gradient; None for all.
     """
     t, dy, p = t.contiguous(), dy.contiguous(), _contiguous(p)
     kept = u.numel() > 0
-    call = _Call(t, p, options, input_precision, max(t.shape[1], 1) if kept or strip is None else strip, halo=3)
-    u, dv, dt = u if kept else call.row_buffer(), call.row_buffer(), torch.empty_like(t)
+    call = _Call(t, p, options, input_precision, max(t.shape[1], 1) if kept or strip is None else strip)
+    u, dt = u if kept else call.row_buffer(), torch.empty_like(t)
+    dv, a = call.row_buffer(), call.row_buffer()
     inner_stats = inner if options.inner_norm else None
+    tokens = call.new(2, call.B, call.H, call.W) if options.norm else None
 
     # Partial sums of each kernel, where there is a parameter that wants them.
     programs = {kernel: call.programs(kernel, ahead) for kernel, ahead in (("product", 0), ("hidden", 1), ("token", 0))}
+    scratch = call.scratch("hidden", programs["hidden"])
     product_sums = call.new(programs["product"], 2 * call.D * call.C + 11 * call.D)
     norm1, norm2 = (p.norm_weight, p.norm_bias), (p.inner_norm_weight, p.inner_norm_bias)
     hidden_sums = call.new(programs["hidden"], 2 * call.D) if any(v is not None for v in norm2) else None
     token_sums = call.new(programs["token"], 3 * call.C) if any(v is not None for v in (*norm1, p.fc2_bias)) else None
 
-    # token and product read dv, and hidden reads u, one row above and below: dv runs 1 row ahead, u runs 2. product
-    # reads u one row above its strip too: a buffer holds strip + 3 rows.
+    # token and product read dv, and hidden reads u, one row above and below: dv runs 1 row ahead, u runs 2, and a
+    # buffer holds strip + 2 rows.
     for expanded, widened, rows in zip(call.strips(2), call.strips(1), call.strips(0), strict=True):
         if not kept:
-            call("expand", expand_kernel, expanded, None, p_t=t, p_u=u)
+            call("expand", expand_kernel, expanded, None, p_t=t, p_u=u, p_vectors=None)
         call(
             "hidden", hidden_gradient_kernel, widened, programs["hidden"],
-            p_dy=dy, p_u=u, p_inner=inner_stats, p_dv=dv, p_partials=hidden_sums,
+            p_dy=dy, p_u=u, p_vectors=vectors, p_inner=inner_stats, p_dv=dv, p_a=a, p_scratch=scratch,
+            p_partials=hidden_sums,
         )  # fmt: skip
         call(
             "token", token_gradient_kernel, rows, programs["token"],
-            p_dy=dy, p_t=t, p_dv=dv, p_dt=dt, p_partials=token_sums,
+            p_dy=dy, p_t=t, p_dv=dv, p_vectors=vectors, p_dt=dt, p_tokens=tokens, p_partials=token_sums,
         )  # fmt: skip
         call(
             "product", product_gradient_kernel, rows, programs["product"],
-            p_dy=dy, p_t=t, p_u=u, p_dv=dv, p_inner=inner_stats, p_partials=product_sums,
+            p_dy=dy, p_t=t, p_u=u, p_dv=dv, p_a=a, p_vectors=vectors, p_tokens=tokens, p_partials=product_sums,
         )  # fmt: skip
 
     gradients = type(p)._make(None if v is None else torch.empty_like(v) for v in p)

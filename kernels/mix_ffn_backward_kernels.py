@@ -1,7 +1,9 @@
 """Backward kernels of mix_ffn: the math and the arguments that kernels share stand in ``mix_ffn_kernels``.
 
-Three passes, u given: (dy, u) -> dv; (dv, t, dy) -> dt; (u, dv, t, dy) -> gradients of both products and of the
+Three passes, u given: (dy, u) -> dv, a; (dv, t, dy) -> dt; (u, dv, a, t, dy) -> gradients of both products and of the
 convolution. Gradients of vectors come from the pass that has their terms. A last kernel adds the partial sums of all.
+    p_a (B, R, W, D): the activations behind the GELU, a row buffer as u and dv are
+    p_tokens (2, B, H, W): mean and rstd of the op's norm, from the second pass for the third; None without the norm
 `s_` a sum that a program keeps over its tiles.
 """
 
@@ -12,20 +14,21 @@ import triton.language as tl
 
 from msformer_fast.kernels.blocks import load_vector, store_block
 from msformer_fast.kernels.mix_ffn_kernels import (
+    INNER_GAMMA,
     SIZES,
     convolved,
     hidden_of,
     inner_norm,
     load_channels,
+    load_hidden,
     load_scale,
     load_weight,
     mask_of,
     normal_cdf,
-    normed_tokens,
     pixels_of,
+    scratch_of,
     stencil,
     tap,
-    tap_weight,
     taps_of,
     tile_of,
     token_statistics,
@@ -36,9 +39,10 @@ _jit = triton.jit(do_not_specialize=SIZES)
 
 
 @triton.jit
-def gelu_slope(b_h):
-    """GELU'(h)."""
-    return normal_cdf(b_h) + b_h * tl.exp(-0.5 * b_h * b_h) * 0.3989422804014327
+def gelu_and_slope(b_h):
+    """GELU(h) and GELU'(h)."""
+    b_cdf = normal_cdf(b_h)
+    return b_h * b_cdf, b_cdf + b_h * tl.exp(-0.5 * b_h * b_h) * 0.3989422804014327
 
 
 @triton.jit
@@ -53,49 +57,33 @@ def add_partial(p, m, b_sum, is_first_strip):
 
 
 @triton.jit
-def inner_statistics(p_inner, o_p, m_p, pixels, INNER_NORM: tl.constexpr, ACC: tl.constexpr):
-    """Mean and rstd [P] of the inner norm, 0 outside and without it."""
+def load_statistics(p_statistics, o_p, m_p, pixels, ACC: tl.constexpr):
+    """Mean and rstd [P] of a norm from (2, B, H, W); 0 outside and without the norm, where that is None."""
     b_mean, b_rstd = tl.zeros((o_p.shape[0],), ACC), tl.zeros((o_p.shape[0],), ACC)
-    if INNER_NORM:
-        b_mean = tl.load(p_inner + o_p, mask=m_p, other=0.0)
-        b_rstd = tl.load(p_inner + pixels.to(tl.int64) + o_p, mask=m_p, other=0.0)
+    if p_statistics is not None:
+        b_mean = tl.load(p_statistics + o_p, mask=m_p, other=0.0)
+        b_rstd = tl.load(p_statistics + pixels.to(tl.int64) + o_p, mask=m_p, other=0.0)
     return b_mean, b_rstd
 
 
 @triton.jit
-def gradient_of_h(
-    p_dy, p_u, p_conv, p_bias_conv, p_inner_gamma, p_inner_beta, p_w2, tile, o_p, o_d, b_mean, b_rstd,
-    H, W, R, c_end,
-    C: tl.constexpr, D: tl.constexpr, BLOCK_K: tl.constexpr, INNER_NORM: tl.constexpr, INNER_SKIP: tl.constexpr,
-    PREC: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    """n and dh [P, BLOCK_D], both recomputed from u and dy."""
-    b_v = convolved(p_u, p_conv, p_bias_conv, tile, o_d, H, W, R, D, INNER_SKIP, ACC)
-    b_n, b_h = inner_norm(b_v, b_mean, b_rstd, p_inner_gamma, p_inner_beta, o_d, D, INNER_NORM, ACC)
-
-    m_p = mask_of(tile)
-    b_da = tl.zeros((o_p.shape[0], o_d.shape[0]), ACC)
-    for c in range(0, c_end, BLOCK_K):
-        o_k = c + tl.arange(0, BLOCK_K)
-        b_dy = load_channels(p_dy, o_p * C, m_p, o_k, C).to(p_w2.dtype.element_ty)  # [P, BLOCK_K]
-        b_w = load_weight(p_w2, o_k, o_d, stride_row=D, stride_col=1, N_ROW=C, N_COL=D)  # [BLOCK_K, BLOCK_D]
-        b_da = tl.dot(b_dy, b_w, b_da, input_precision=PREC, out_dtype=ACC)
-
-    return b_n, b_da * gelu_slope(b_h)
+def load_gradients(p_dy, p_w2, o_p, m_p, o_k, C: tl.constexpr):
+    """Channels o_k of dy [P, BLOCK_K] in the dtype of products."""
+    return load_channels(p_dy, o_p * C, m_p, o_k, C).to(p_w2.dtype.element_ty)
 
 
 @_jit
 def hidden_gradient_kernel(
-    p_dy, p_u, p_conv, p_bias_conv, p_inner_gamma, p_inner_beta, p_w2, p_inner, p_dv, p_partials,
+    p_dy, p_u, p_vectors, p_w2, p_inner, p_dv, p_a, p_scratch, p_partials,
     row_begin, row_end, H, W, R, tiles_y, tiles_x, tiles, pixels, is_first_strip, c_end,
-    C: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr, BLOCKS: tl.constexpr,
-    TILE_H: tl.constexpr, TILE_W: tl.constexpr, INNER_NORM: tl.constexpr, INNER_SKIP: tl.constexpr,
+    C: tl.constexpr, D: tl.constexpr, PAD_D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCKS: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr, INNER_NORM: tl.constexpr,
     PREC: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """dv, and this program's partial sums of dinner_gamma and dinner_beta. Grid: programs that share the tiles.
+    """dv, a, and this program's partial sums of dinner_gamma and dinner_beta. Grid: programs that share the tiles.
 
-    Two sweeps over the hidden channels of a tile: the first gathers c1 and c2, the second recomputes dh. Without the
-    norm there is one.
+    The first sweep over the hidden channels of a tile stores a, dn in dv's place, and n in the scratch memory, and
+    gathers the means c1 and c2; the second makes dv of them. Without the norm dn is dv.
     p_partials None or (programs, 2, D)
     BLOCKS: power of 2, BLOCKS BLOCK_D >= D: both sums stay in registers [BLOCKS, BLOCK_D], one row
     per block of channels
@@ -106,41 +94,59 @@ def hidden_gradient_kernel(
     for index in range(tl.program_id(0), tiles, tl.num_programs(0)):
         tile = tile_of(index, row_begin, row_end, W, tiles_y, tiles_x, TILE_H, TILE_W)
         o_p, m_p = pixels_of(tile, H, W), mask_of(tile)
-        b_mean, b_rstd = inner_statistics(p_inner, o_p, m_p, pixels, INNER_NORM, ACC)
-
-        # First sweep: means of dn and dn n over D.
+        b_mean, b_rstd = load_statistics(p_inner, o_p, m_p, pixels, ACC)
         b_c1, b_c2 = tl.zeros((TILE_H * TILE_W,), ACC), tl.zeros((TILE_H * TILE_W,), ACC)
-        if INNER_NORM:
-            for d in range(0, D, BLOCK_D):
-                o_d = d + tl.arange(0, BLOCK_D)
-                b_n, b_dh = gradient_of_h(
-                    p_dy, p_u, p_conv, p_bias_conv, p_inner_gamma, p_inner_beta, p_w2, tile, o_p, o_d, b_mean, b_rstd,
-                    H, W, R, c_end, C, D, BLOCK_K, INNER_NORM, INNER_SKIP, PREC, ACC,
-                )  # fmt: skip
-                b_dn = b_dh * load_scale(p_inner_gamma, o_d, D, ACC)[None, :]  # 0 beyond D
-                b_c1 += tl.sum(b_dn, 1)
-                b_c2 += tl.sum(b_dn * b_n, 1)
-            b_c1, b_c2 = b_c1 / D, b_c2 / D
+        if BLOCK_K >= C:  # dy stays where products read it
+            o_k = tl.arange(0, BLOCK_K)
+            b_dy = load_gradients(p_dy, p_w2, o_p, m_p, o_k, C)
 
-        # Second sweep: dv.
         for d in range(0, D, BLOCK_D):
             o_d = d + tl.arange(0, BLOCK_D)
-            b_n, b_dh = gradient_of_h(
-                p_dy, p_u, p_conv, p_bias_conv, p_inner_gamma, p_inner_beta, p_w2, tile, o_p, o_d, b_mean, b_rstd,
-                H, W, R, c_end, C, D, BLOCK_K, INNER_NORM, INNER_SKIP, PREC, ACC,
-            )  # fmt: skip
-            b_dv = b_dh
+            b_v = convolved(p_u, p_vectors, tile, o_d, H, W, R, D, PAD_D, ACC)  # [P, BLOCK_D]
+            b_n, b_h = inner_norm(b_v, b_mean, b_rstd, p_vectors, o_d, PAD_D, INNER_NORM)
+            b_a, b_slope = gelu_and_slope(b_h)
+
+            b_dh = tl.zeros((TILE_H * TILE_W, BLOCK_D), ACC)  # da, the product over C
+            if BLOCK_K >= C:
+                b_w = load_weight(p_w2, o_k, o_d, stride_row=D, stride_col=1, N_ROW=C, N_COL=D)  # [BLOCK_K, BLOCK_D]
+                b_dh = tl.dot(b_dy, b_w, b_dh, input_precision=PREC, out_dtype=ACC)
+            else:
+                for c in range(0, c_end, BLOCK_K):
+                    o_k = c + tl.arange(0, BLOCK_K)
+                    b_dy_piece = load_gradients(p_dy, p_w2, o_p, m_p, o_k, C)
+                    b_w = load_weight(p_w2, o_k, o_d, stride_row=D, stride_col=1, N_ROW=C, N_COL=D)
+                    b_dh = tl.dot(b_dy_piece, b_w, b_dh, input_precision=PREC, out_dtype=ACC)
+            b_dh *= b_slope
+
+            b_dn = b_dh
             if INNER_NORM:
-                b_dv = b_dh * load_scale(p_inner_gamma, o_d, D, ACC)[None, :] - b_c1[:, None] - b_n * b_c2[:, None]
-                b_dv *= b_rstd[:, None]
+                b_dn = b_dh * load_hidden(p_vectors, INNER_GAMMA, o_d, PAD_D)  # 0 beyond D
+                b_c1 += tl.sum(b_dn, 1)
+                b_c2 += tl.sum(b_dn * b_n, 1)
+                tl.store(scratch_of(p_scratch, o_d, TILE_H * TILE_W, D), b_n.to(p_dv.dtype.element_ty))
 
             m_dv = m_p[:, None] & (o_d < D)[None, :]
-            tl.store(hidden_of(p_dv, tile, o_d, H, R, W, D), b_dv.to(p_dv.dtype.element_ty), mask=m_dv)
+            tl.store(hidden_of(p_a, tile, o_d, H, R, W, D), b_a.to(p_a.dtype.element_ty), mask=m_dv)
+            tl.store(hidden_of(p_dv, tile, o_d, H, R, W, D), b_dn.to(p_dv.dtype.element_ty), mask=m_dv)
 
             if p_partials is not None:
                 m_b = (o_b == d // BLOCK_D)[:, None]  # a row of registers cannot be indexed
                 s_dgamma += tl.where(m_b, tl.sum(b_dh * b_n, 0)[None, :], 0.0)
                 s_dbeta += tl.where(m_b, tl.sum(b_dh, 0)[None, :], 0.0)
+
+        if INNER_NORM:
+            b_c1, b_c2 = b_c1 / D, b_c2 / D
+            tl.debug_barrier()  # what a thread reads back another may have stored
+
+            for d in range(0, D, BLOCK_D):
+                o_d = d + tl.arange(0, BLOCK_D)
+                p_tile_dv, m_dv = hidden_of(p_dv, tile, o_d, H, R, W, D), m_p[:, None] & (o_d < D)[None, :]
+                b_n = tl.load(scratch_of(p_scratch, o_d, TILE_H * TILE_W, D)).to(ACC)
+                b_dn = tl.load(p_tile_dv, mask=m_dv, other=0.0).to(ACC)
+                b_dv = (b_dn - b_c1[:, None] - b_n * b_c2[:, None]) * b_rstd[:, None]
+                tl.store(p_tile_dv, b_dv.to(p_dv.dtype.element_ty), mask=m_dv)
+
+            tl.debug_barrier()  # all have read before the next tile's n is stored
 
     if p_partials is not None:
         o_s = o_b[:, None] * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
@@ -151,13 +157,14 @@ def hidden_gradient_kernel(
 
 @_jit
 def token_gradient_kernel(
-    p_dy, p_t, p_dv, p_conv, p_gamma, p_w1, p_dt, p_partials,
-    row_begin, row_end, H, W, R, tiles_y, tiles_x, tiles, is_first_strip, eps,
-    C: tl.constexpr, D: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, TILE_H: tl.constexpr,
-    TILE_W: tl.constexpr, NORM: tl.constexpr, INNER_SKIP: tl.constexpr, RESIDUAL: tl.constexpr,
+    p_dy, p_t, p_dv, p_vectors, p_gamma, p_w1, p_dt, p_tokens, p_partials,
+    row_begin, row_end, H, W, R, tiles_y, tiles_x, tiles, pixels, is_first_strip, eps,
+    C: tl.constexpr, D: tl.constexpr, PAD_D: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
+    TILE_H: tl.constexpr, TILE_W: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr,
     PREC: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """dt, and this program's partial sums of dgamma, dbeta and dbias2. Grid: programs that share the tiles.
+    """dt, the norm's statistics, and this program's partial sums of dgamma, dbeta and dbias2. Grid: programs that share
+    the tiles.
 
     p_partials None or (programs, 3, C)
     """
@@ -166,14 +173,15 @@ def token_gradient_kernel(
 
     for index in range(tl.program_id(0), tiles, tl.num_programs(0)):
         tile = tile_of(index, row_begin, row_end, W, tiles_y, tiles_x, TILE_H, TILE_W)
-        o_t, m_p = pixels_of(tile, H, W) * C, mask_of(tile)
+        o_p, m_p = pixels_of(tile, H, W), mask_of(tile)
+        o_t = o_p * C
 
         # dz = du w1, the product over D.
         b_dz = tl.zeros((TILE_H * TILE_W, BLOCK_C), ACC)
         for d in range(0, D, BLOCK_D):
             o_d = d + tl.arange(0, BLOCK_D)
             # [P, BLOCK_D]
-            b_du = stencil(p_dv, p_conv, tile, o_d, H, W, R, D, FLIP=True, INNER_SKIP=INNER_SKIP, ACC=ACC)
+            b_du = stencil(p_dv, p_vectors, tile, o_d, H, W, R, D, PAD_D, FLIP=True, ACC=ACC)
             b_w = load_weight(p_w1, o_d, o_c, stride_row=C, stride_col=1, N_ROW=D, N_COL=C)  # [BLOCK_D, BLOCK_C]
             b_dz = tl.dot(b_du.to(p_w1.dtype.element_ty), b_w, b_dz, input_precision=PREC, out_dtype=ACC)
 
@@ -181,6 +189,8 @@ def token_gradient_kernel(
         b_dt = b_dz
         if NORM:
             b_mean, b_rstd = token_statistics(p_t, o_t, m_p, eps, C, BLOCK_C, NORM, ACC)
+            tl.store(p_tokens + o_p, b_mean, mask=m_p)
+            tl.store(p_tokens + pixels.to(tl.int64) + o_p, b_rstd, mask=m_p)
             b_xhat = (load_channels(p_t, o_t, m_p, o_c, C).to(ACC) - b_mean[:, None]) * b_rstd[:, None]
             b_xhat = tl.where((o_c < C)[None, :], b_xhat, 0.0)
 
@@ -207,11 +217,10 @@ def token_gradient_kernel(
 
 @_jit
 def product_gradient_kernel(
-    p_dy, p_t, p_u, p_dv, p_gamma, p_beta, p_conv, p_bias_conv, p_inner_gamma, p_inner_beta, p_inner, p_partials,
-    row_begin, row_end, H, W, R, tiles_y, tiles_x, tiles, pixels, is_first_strip, eps,
-    C: tl.constexpr, D: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, TILE_H: tl.constexpr,
-    TILE_W: tl.constexpr, NORM: tl.constexpr, INNER_NORM: tl.constexpr, INNER_SKIP: tl.constexpr,
-    PREC: tl.constexpr, ACC: tl.constexpr,
+    p_dy, p_t, p_u, p_dv, p_a, p_gamma, p_beta, p_vectors, p_tokens, p_partials,
+    row_begin, row_end, H, W, R, tiles_y, tiles_x, tiles, pixels, is_first_strip,
+    C: tl.constexpr, D: tl.constexpr, PAD_D: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
+    TILE_H: tl.constexpr, TILE_W: tl.constexpr, NORM: tl.constexpr, PREC: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Partial sums of dw1, dw2, dconv, dbias_conv and dbias1. Grid: blocks of BLOCK_D channels, programs.
 
@@ -227,38 +236,42 @@ def product_gradient_kernel(
     for index in range(tl.program_id(1), tiles, tl.num_programs(1)):
         tile = tile_of(index, row_begin, row_end, W, tiles_y, tiles_x, TILE_H, TILE_W)
         o_p, m_p = pixels_of(tile, H, W), mask_of(tile)
-        p_tile_u, p_tile_dv = hidden_of(p_u, tile, o_d, H, R, W, D), hidden_of(p_dv, tile, o_d, H, R, W, D)
-        b_dv = tl.load(p_tile_dv, mask=m_p[:, None] & (o_d < D)[None, :], other=0.0).to(ACC)  # [P, BLOCK_D]
+        m_u = m_p[:, None] & (o_d < D)[None, :]
+        p_tile_dv = hidden_of(p_dv, tile, o_d, H, R, W, D)
+        b_u = tl.load(hidden_of(p_u, tile, o_d, H, R, W, D), mask=m_u, other=0.0).to(ACC)  # [P, BLOCK_D]
 
-        # v, du and the sums of dconv from one walk over the taps.
-        b_du, b_v = b_zero, b_zero + load_vector(p_bias_conv, o_d, D, 0.0, ACC)[None, :]  # [P, BLOCK_D] both
-        taps = taps_of(tile, H, W, R)
-        # Not unrolled, as in stencil. A tuple cannot be indexed by a number that is known at run time only, so every
-        # turn moves the sums one place on: in turn k tap k's is the first, and after nine each is where it was.
-        for k in range(9):
-            b_w = tap_weight(p_conv, o_d, k, D, INNER_SKIP, ACC)
-            b_u = tap(p_tile_u, taps, o_d, k, W, R, D, ACC)
-            b_v += b_u * b_w[None, :]
-            b_du += tap(p_tile_dv, taps, o_d, 8 - k, W, R, D, ACC) * b_w[None, :]
+        # du and the sums of dconv from one walk over the taps of dv: dconv[k] = sum over pixels q of u[q] dv[q - k].
+        b_du, taps = b_zero, taps_of(tile, H, W, R)
+        # A tuple cannot be indexed by a number that is known at run time only, so every turn moves the sums three
+        # places on: in turn y row y's are the first, and after three each is where it was.
+        for y in range(3):
+            b_left = tap(p_tile_dv, taps, o_d, 8 - 3 * y, W, R, D, ACC)
+            b_middle = tap(p_tile_dv, taps, o_d, 7 - 3 * y, W, R, D, ACC)
+            b_right = tap(p_tile_dv, taps, o_d, 6 - 3 * y, W, R, D, ACC)
+            b_du += b_left * load_hidden(p_vectors, 3 * y, o_d, PAD_D)
+            b_du += b_middle * load_hidden(p_vectors, 3 * y + 1, o_d, PAD_D)
+            b_du += b_right * load_hidden(p_vectors, 3 * y + 2, o_d, PAD_D)
             s0, s1, s2, s3, s4, s5, s6, s7, s8 = s_dconv
-            s_dconv = (s1, s2, s3, s4, s5, s6, s7, s8, s0 + b_u * b_dv)
-        s_dbias_conv += b_dv
+            s_dconv = (s3, s4, s5, s6, s7, s8, s0 + b_u * b_left, s1 + b_u * b_middle, s2 + b_u * b_right)
+        s_dbias_conv += tl.load(p_tile_dv, mask=m_u, other=0.0).to(ACC)
         s_dbias1 += b_du
 
         # dw2 = dy^T a.
-        b_inner_mean, b_inner_rstd = inner_statistics(p_inner, o_p, m_p, pixels, INNER_NORM, ACC)
-        _, b_h = inner_norm(b_v, b_inner_mean, b_inner_rstd, p_inner_gamma, p_inner_beta, o_d, D, INNER_NORM, ACC)
-        b_a = (b_h * normal_cdf(b_h)).to(p_dv.dtype.element_ty)  # [P, BLOCK_D]
-        # [P, BLOCK_C], 0 outside, where a is not.
-        b_dy = load_channels(p_dy, o_p * C, m_p, o_c, C).to(p_dv.dtype.element_ty)
+        b_a = tl.load(hidden_of(p_a, tile, o_d, H, R, W, D), mask=m_u, other=0.0)  # [P, BLOCK_D]
+        b_dy = load_channels(p_dy, o_p * C, m_p, o_c, C).to(p_a.dtype.element_ty)  # [P, BLOCK_C]
         s_dw2 = tl.dot(tl.trans(b_a), b_dy, s_dw2, input_precision=PREC, out_dtype=ACC)
 
-        # dw1 = du^T z.
-        b_mean, b_rstd = token_statistics(p_t, o_p * C, m_p, eps, C, BLOCK_C, NORM, ACC)
-        b_z = normed_tokens(p_t, p_gamma, p_beta, o_p * C, m_p, o_c, b_mean, b_rstd, C, NORM, ACC)  # [P, BLOCK_C]
-        b_du = tl.trans(b_du.to(p_dv.dtype.element_ty))  # [BLOCK_D, P], 0 outside, where z is not
-        s_dw1 = tl.dot(b_du, b_z.to(p_dv.dtype.element_ty), s_dw1, input_precision=PREC, out_dtype=ACC)
+        # dw1 = du^T z, z = x gamma + beta: of x, the rest at the end.
+        b_x = load_channels(p_t, o_p * C, m_p, o_c, C).to(ACC)  # [P, BLOCK_C]
+        if NORM:
+            b_mean, b_rstd = load_statistics(p_tokens, o_p, m_p, pixels, ACC)
+            b_x = (b_x - b_mean[:, None]) * b_rstd[:, None]
+        b_du = tl.trans(b_du.to(p_a.dtype.element_ty))  # [BLOCK_D, P], 0 outside
+        s_dw1 = tl.dot(b_du, b_x.to(p_a.dtype.element_ty), s_dw1, input_precision=PREC, out_dtype=ACC)
 
+    if NORM:
+        s_dw1 *= load_scale(p_gamma, o_c, C, ACC)[None, :]
+        s_dw1 += tl.sum(s_dbias1, 0)[:, None] * load_vector(p_beta, o_c, C, 0.0, ACC)[None, :]
     p_partials += tl.program_id(1).to(tl.int64) * (2 * D * C + 11 * D)
     m_dc, m_d = (o_d < D)[:, None] & (o_c < C)[None, :], o_d < D
     add_partial(p_partials + o_d[:, None] * C + o_c[None, :], m_dc, s_dw1, is_first_strip)

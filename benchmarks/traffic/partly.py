@@ -8,8 +8,8 @@ from __future__ import annotations
 from msformer_fast.benchmarks.aten_traffic import size_of
 from msformer_fast.benchmarks.traffic import Bytes, Launch
 
-#: Row buffers of Mix-FFN: hidden activations and their gradient.
-BUFFERS = "p_u", "p_dv"
+#: Row buffers of Mix-FFN: hidden activations, their gradient, and those behind the GELU.
+BUFFERS = "p_u", "p_dv", "p_a"
 
 
 def _nothing(launch: Launch, name: str) -> int:
@@ -75,13 +75,44 @@ def _before(launch: Launch, name: str) -> int:
     return 0 if launch.arguments["is_first_strip"] else size_of(launch.arguments[name])
 
 
+def _twice_if_normed(launch: Launch, name: str) -> int:
+    """The inner norm's gradient takes two passes over the rows, of which the second reads what the first has stored."""
+    return _rows(launch, name) * (2 if launch.arguments["INNER_NORM"] else 1)
+
+
+def _scratch_read(launch: Launch, name: str) -> int:
+    """Parts of the scratch memory whose program has a tile."""
+    return size_of(launch.arguments[name]) * min(launch.programs, launch.arguments["tiles"]) // launch.programs
+
+
+def _scratch_stored(launch: Launch, name: str) -> int:
+    """Of every tile, in its program's part."""
+    return size_of(launch.arguments[name]) * launch.arguments["tiles"] // launch.programs
+
+
+def _vectors(launch: Launch, name: str) -> int:
+    """Of each vector of the hidden channels that the kernel has a use for: whole blocks of channels."""
+    given = launch.arguments
+    rows = 9 if launch.kernel in ("token_gradient_kernel", "product_gradient_kernel") else 10 + 2 * given["INNER_NORM"]
+    return int(rows * -(-given["D"] // given["BLOCK_D"]) * given["BLOCK_D"] * given[name].element_size())
+
+
 # Tokens, results and gradients of a strip; hidden activations and their gradient with the rows that taps reach.
 _STRIPS: dict[str, dict[str, Bytes]] = {
     "expand_kernel": {"p_t": _rows},
-    "contract_kernel": {"p_t": _rows, "p_u": _taps, "p_moments": _before},
+    "contract_kernel": {
+        "p_t": _rows,
+        "p_u": _taps,
+        "p_vectors": _vectors,
+        "p_scratch": _scratch_read,
+        "p_moments": _before,
+    },
     "hidden_gradient_kernel": {
         "p_dy": _rows,
         "p_u": _taps,
+        "p_vectors": _vectors,
+        "p_dv": _rows,
+        "p_scratch": _scratch_read,
         "p_inner": _rows,
         "p_partials": _before,
     },
@@ -89,20 +120,36 @@ _STRIPS: dict[str, dict[str, Bytes]] = {
         "p_dy": _rows,
         "p_t": _rows,
         "p_dv": _taps,
+        "p_vectors": _vectors,
         "p_partials": _before,
     },
     "product_gradient_kernel": {
         "p_dy": _rows,
         "p_t": _rows,
-        "p_u": _taps,
+        "p_u": _rows,
         "p_dv": _taps,
-        "p_inner": _rows,
+        "p_a": _rows,
+        "p_vectors": _vectors,
+        "p_tokens": _rows,
         "p_partials": _before,
     },
 }
 
 #: Mix-FFN in strips, where the row buffers of hidden activations and of their gradient stay in a card's last cache.
 RESIDENT: dict[tuple[str, str], Bytes] = {(kernel, name): _nothing for kernel in _STRIPS for name in BUFFERS}
+
+#: What a program of Mix-FFN stores and reads back within a tile: nothing reaches memory but its last value, where a
+#: card's last cache holds the tiles that its programs are at (of v and n at most 32 MB).
+WITHIN_A_TILE_LOADED: dict[tuple[str, str], Bytes] = {
+    ("contract_kernel", "p_scratch"): _nothing,
+    ("hidden_gradient_kernel", "p_scratch"): _nothing,
+    ("hidden_gradient_kernel", "p_dv"): _nothing,
+}
+WITHIN_A_TILE_STORED: dict[tuple[str, str], Bytes] = {
+    ("contract_kernel", "p_scratch"): _nothing,
+    ("hidden_gradient_kernel", "p_scratch"): _nothing,
+    ("hidden_gradient_kernel", "p_dv"): _rows,
+}
 
 #: Bytes that an argument's loads move, by kernel and argument.
 LOADED: dict[tuple[str, str], Bytes] = {
@@ -127,6 +174,10 @@ STORED: dict[tuple[str, str], Bytes] = {
     ("expand_kernel", "p_u"): _rows,
     ("contract_kernel", "p_y"): _rows,
     ("contract_kernel", "p_inner"): _rows,
-    ("hidden_gradient_kernel", "p_dv"): _rows,
+    ("contract_kernel", "p_scratch"): _scratch_stored,
+    ("hidden_gradient_kernel", "p_dv"): _twice_if_normed,
+    ("hidden_gradient_kernel", "p_a"): _rows,
+    ("hidden_gradient_kernel", "p_scratch"): _scratch_stored,
     ("token_gradient_kernel", "p_dt"): _rows,
+    ("token_gradient_kernel", "p_tokens"): _rows,
 }

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from msformer_fast.benchmarks.aten_traffic import size_of
 from msformer_fast.benchmarks.traffic import Kernels, Launch, Partly
-from msformer_fast.benchmarks.traffic.partly import LOADED, STORED
+from msformer_fast.benchmarks.traffic.partly import LOADED, STORED, WITHIN_A_TILE_LOADED, WITHIN_A_TILE_STORED
 from msformer_fast.benchmarks.traffic.uses import uses_of
 from msformer_fast.benchmarks.without_data import LiveBytes, as_on_a_card, launches_given_to
 
@@ -88,6 +88,17 @@ def moved(launches: Iterable[Launch], loaded: Partly | None = None, stored: Part
         read, written = read + total(launch, launch.loads, loaded), written + total(launch, launch.stores, stored)
         kernels[launch.kernel] = count + 1, read, written
     return kernels
+
+
+def to_memory(launches: Iterable[Launch], resident: Partly | None = None) -> Kernels:
+    """What each kernel moves, without what a program of Mix-FFN stores and reads back within a tile, which the last
+    cache of a card keeps.
+
+    Args:
+        resident: what else stays there, as exceptions of :func:`moved`.
+    """
+    kept = resident or {}
+    return moved(launches, {**WITHIN_A_TILE_LOADED, **kept}, {**WITHIN_A_TILE_STORED, **kept})
 
 
 def _sizes(arguments: Mapping[str, Any], names: set[str]) -> dict[str, int]:

@@ -145,7 +145,7 @@ def _run(
     if chosen == "triton":
         p = p._replace(**{name: cast_product(getattr(p, name)) for name in _OPERANDS})
         keep = memory == "fast" and will_be_differentiated(t, *p)
-        y, _, _, mean_var = _registered(t, p, options, keep, memory == "lean", statistics, chosen)
+        y, _, _, _, mean_var = _registered(t, p, options, keep, memory == "lean", statistics, chosen)
         return y, mean_var
     if chosen == "reference":
         y = _reference(t, *p, *options)
@@ -194,15 +194,15 @@ def _forward(
     statistics: bool,
     backend: str,
 ) -> tuple[Tensor, ...]:
-    """The result; the hidden activations if they are kept; from the kernels, the inner norm's statistics and those of
-    the result."""
+    """The result; the hidden activations if they are kept; from the kernels, the inner norm's statistics, the
+    hidden channels' vectors and statistics of the result."""
     if backend == "torch":
         y, hidden = identity.mix_ffn_forward(t, parameters, options, keep)
-        return y, hidden, hidden.new_empty(0), hidden.new_empty(0)
+        return y, hidden, *(hidden.new_empty(0) for _ in range(3))
     if backend == "native":
         from msformer_fast.kernels.native import mix_ffn as native
 
-        return native.mix_ffn_forward(t, parameters, options), *(t.new_empty(0) for _ in range(3))
+        return native.mix_ffn_forward(t, parameters, options), *(t.new_empty(0) for _ in range(4))
     from msformer_fast.kernels.mix_ffn import mix_ffn_forward
 
     precision, strip = input_precision(parameters.fc1_weight.dtype), _strip(t, parameters) if lean else None
@@ -210,7 +210,14 @@ def _forward(
 
 
 def _backward(
-    grad_y: Tensor, t: Tensor, parameters: Parameters, options: Options, hidden: Tensor, inner: Tensor, backend: str
+    grad_y: Tensor,
+    t: Tensor,
+    parameters: Parameters,
+    options: Options,
+    hidden: Tensor,
+    inner: Tensor,
+    vectors: Tensor,
+    backend: str,
 ) -> tuple[Tensor, Parameters]:
     if backend == "torch":
         return identity.mix_ffn_backward(grad_y, t, parameters, options, hidden)
@@ -221,7 +228,7 @@ def _backward(
     from msformer_fast.kernels.mix_ffn import mix_ffn_backward
 
     precision, strip = input_precision(parameters.fc1_weight.dtype), _strip(t, parameters)
-    return mix_ffn_backward(grad_y, t, parameters, options, hidden, inner, precision, strip)
+    return mix_ffn_backward(grad_y, t, parameters, options, hidden, inner, vectors, precision, strip)
 
 
 def _strip(t: Tensor, parameters: Parameters) -> int:
@@ -238,11 +245,12 @@ def _shapes(
     hidden, product = parameters.fc1_weight.shape[0], parameters.fc1_weight.dtype
     if backend != "triton":
         kept = (batch, height + 2, width, hidden) if keep else 0
-        return contiguous_like(t), *(t.new_empty(shape, dtype=sums) for shape in (kept, 0, 0))
+        return contiguous_like(t), *(t.new_empty(shape, dtype=sums) for shape in (kept, 0, 0, 0))
     return (
         t.new_empty(t.shape, dtype=torch.promote_types(t.dtype, product) if options.residual else product),
         t.new_empty((batch, height, width, hidden) if keep else 0, dtype=product),
         t.new_empty((2, batch, height, width) if options.inner_norm else 0, dtype=sums),
+        t.new_empty((12, max(16, 1 << (hidden - 1).bit_length())), dtype=sums),
         t.new_empty((2, channels) if statistics else 0, dtype=sums),
     )
 
@@ -250,7 +258,7 @@ def _shapes(
 _registered = register(
     OP,
     forward=_forward,
-    outputs=("y", "hidden", "inner", "mean_var"),
+    outputs=("y", "hidden", "inner", "vectors", "mean_var"),
     shapes=_shapes,
     backward=_backward,
     gradients=["t", "parameters"],

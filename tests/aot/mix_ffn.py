@@ -10,6 +10,7 @@ import triton.language as tl
 from msformer_fast.kernels import mix_ffn as launch
 from msformer_fast.kernels import mix_ffn_backward_kernels as backward
 from msformer_fast.kernels import mix_ffn_kernels as forward
+from msformer_fast.kernels.launch import padded
 from msformer_fast.limits import MIX_FFN_HIDDEN
 from tests.harness.aot import Case, short
 
@@ -47,7 +48,10 @@ SEGFORMER = Variant(
     ", SegFormer",
     _flags("INNER_NORM", "INNER_SKIP"),
     ("contract", "hidden", "product"),
-    ("p_inner_gamma", "p_inner_beta", "p_inner", "p_moments", "p_hidden_partials", "p_dinner_gamma", "p_dinner_beta"),
+    (
+        *("p_inner_gamma", "p_inner_beta", "p_inner", "p_scratch", "p_moments", "p_hidden_partials"),
+        *("p_dinner_gamma", "p_dinner_beta"),
+    ),
 )
 #: Neither biases nor affine parameters nor the residual.
 BARE = Variant(
@@ -70,7 +74,10 @@ BARE = Variant(
     ),
 )
 
-FLOAT32 = ("p_inner", "p_moments", "p_partials", "p_product_partials", "p_hidden_partials", "p_token_partials")
+FLOAT32 = (
+    *("p_vectors", "p_inner", "p_tokens", "p_moments"),
+    *("p_partials", "p_product_partials", "p_hidden_partials", "p_token_partials"),
+)
 TOKENS = ("p_t", "p_y", "p_dy", "p_dt", "p_gamma", "p_beta", "p_inner_gamma", "p_inner_beta")
 NORM_GRADIENTS = ("p_dgamma", "p_dbeta", "p_dinner_gamma", "p_dinner_beta")
 
@@ -110,7 +117,7 @@ def _case(
     kernel, many = PARTS[part], "" if D is None else f", D {D}"
     D = D or 4 * C
     settings = launch.launch_settings(part, C, D, dtype, precision, target)
-    constants = {**variant.flags, "C": C, "D": D, "ACC": tl.float32, "PREC": precision}
+    constants = {**variant.flags, "C": C, "D": D, "PAD_D": padded(D), "ACC": tl.float32, "PREC": precision}
     absent = [*variant.absent, *([] if variant.strips else ["R"])]
     if (part, variant) == ("hidden", SEGFORMER) or (variant is BARE and part in ("hidden", "token")):
         absent.append("p_partials")

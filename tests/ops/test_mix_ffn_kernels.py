@@ -61,14 +61,14 @@ def test_strips_change_nothing(small_blocks: None, strip: int, options: Options)
     t, p = draw(2, 5, 5, 20, 40)
     p = p if options.inner_norm else p._replace(inner_norm_weight=None, inner_norm_bias=None)
     dy = torch.randn_like(t)
-    whole, hidden, inner, moments = mix_ffn_forward(t, p, options, keep=True, statistics=True)
-    dt, gradients = mix_ffn_backward(dy, t, p, options, hidden, inner)
-    y, nothing, same, others = mix_ffn_forward(t, p, options, statistics=True, strip=strip)
+    whole, hidden, inner, vectors, moments = mix_ffn_forward(t, p, options, keep=True, statistics=True)
+    dt, gradients = mix_ffn_backward(dy, t, p, options, hidden, inner, vectors)
+    y, nothing, same, _, others = mix_ffn_forward(t, p, options, statistics=True, strip=strip)
     assert nothing.numel() == 0
     torch.testing.assert_close(y, whole, rtol=4e-6, atol=4e-6)
     torch.testing.assert_close(same, inner, rtol=4e-6, atol=4e-6)
     torch.testing.assert_close(others, moments)
-    found, sums = mix_ffn_backward(dy, t, p, options, nothing, inner, strip=strip)
+    found, sums = mix_ffn_backward(dy, t, p, options, nothing, inner, vectors, strip=strip)
     torch.testing.assert_close(found, dt, rtol=2e-5, atol=2e-5)
     for value, wanted in zip(sums, gradients, strict=True):
         assert (value is None) == (wanted is None)
@@ -88,7 +88,7 @@ def test_statistics_of_the_result(small_blocks: None, dtype: torch.dtype, strip:
     p.fc2_weight[1] = 0
     t[..., 0] *= 0.003
     t[..., 1] = 0
-    y, _, _, (mean, var) = mix_ffn_forward(t, p, OPTIONS, statistics=True, strip=strip)
+    y, *_, (mean, var) = mix_ffn_forward(t, p, OPTIONS, statistics=True, strip=strip)
     assert mean.dtype == var.dtype == torch.float32
     wanted_mean, wanted_var = exact_moments(y)
     torch.testing.assert_close(mean.double(), wanted_mean, rtol=2e-7, atol=2e-7)
@@ -164,8 +164,8 @@ def test_launches_and_bytes(memory: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_bytes_at_the_papers_size() -> None:
-    """With n bytes of tokens and w = 4 n of hidden activations: forward 3 n + 2 w, backward 6 n + 5 w, little more."""
-    from msformer_fast.benchmarks.traffic.recorded import moved, recorded_launches
+    """With n bytes of tokens and w = 4 n of hidden activations: forward 3 n + 2 w, backward 6 n + 7 w, little more."""
+    from msformer_fast.benchmarks.traffic.recorded import recorded_launches, to_memory
 
     n = 257 * 257 * 100 * 4
     least = floor.bytes_moved(1, 257, 257, 100, 400, torch.float32)
@@ -175,14 +175,14 @@ def test_bytes_at_the_papers_size() -> None:
             t, p = draw(1, 257, 257, 100, 400)
             t, p = t.requires_grad_(), Parameters(*(value.requires_grad_() for value in p))
             result = op(t, *p, backend="triton")
-            forward = moved(launches)
+            forward = to_memory(launches)
             launches.clear()
             y = result[0] if isinstance(result, tuple) else result
             y.backward(torch.ones_like(y))
-            backward = moved(launches)
+            backward = to_memory(launches)
         bytes_of = [sum(loaded + stored for _, loaded, stored in found.values()) for found in (forward, backward)]
         assert 11 * n <= bytes_of[0] <= 11.2 * n
-        assert 26 * n <= bytes_of[1] <= 26.6 * n
+        assert 34 * n <= bytes_of[1] <= 34.6 * n
         assert bytes_of[0] >= least["forward"] and bytes_of[1] >= least["backward"]
 
 
