@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE / "extensions")]
+sys.path[:0] = [str(HERE.parent), str(HERE), str(HERE / "extensions")]
 
 from msformer_fast.look import TOKENS  # noqa: E402
 from msformer_fast.version import __version__  # noqa: E402
@@ -25,7 +25,7 @@ extensions = [
     "command_help",
     "figure_lines",
     "mathml",
-    "public_names",
+    "other_names",
 ]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["build", "extensions", "look"]
@@ -34,7 +34,7 @@ exclude_patterns = ["build", "extensions", "look"]
 nitpicky = True
 nitpick_ignore_regex = [(r"py:.*", r"(?!msformer_fast\b).*")]
 myst_heading_anchors = 4
-myst_enable_extensions = ["dollarmath", "attrs_inline", "colon_fence"]
+myst_enable_extensions = ["dollarmath", "attrs_inline", "attrs_block", "colon_fence"]
 
 default_role = "literal"  # some docstrings quote with one backtick
 autodoc_member_order = "bysource"
@@ -42,7 +42,8 @@ autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
-napoleon_use_ivar = True
+napoleon_custom_sections = [("Attributes", "params_style")]  # one line may name several
+smartquotes = False
 python_maximum_signature_line_length = 88
 python_use_unqualified_type_names = True
 toc_object_entries_show_parents = "hide"

@@ -40,8 +40,8 @@ class Figures:
     note: str = ""
 
     def line(self) -> str:
-        """The line that stands by the figures, in Markdown."""
-        source = f"`{self.command}`" if self.command else "A measurement by hand, whose command was not kept"
+        """What the figures were made by, in Markdown."""
+        source = f"`{self.command}`" if self.command else "hand, and the command was not kept"
         text = f"{source}; commit `{self.commit}`; {self.machine}."
         return f"{text} {self.note}" if self.note else text
 

@@ -30,7 +30,9 @@ def plot(results: dict[str, mf.Segmentation], path: Path) -> None:
     matplotlib.rcParams.update(plain_plot())
     figure = matplotlib.figure.Figure(figsize=(7.5, 3), layout="constrained")
     clusters, loss = figure.subplots(1, 2)
-    for (kind, result), colour, marker in zip(results.items(), (PALETTE["blue"], PALETTE["vermilion"]), "os", strict=True):
+    for (kind, result), colour, marker in zip(
+        results.items(), (PALETTE["blue"], PALETTE["vermilion"]), "os", strict=True
+    ):
         steps = [each.index for each in result.history]
         clusters.plot(steps, [each.label_count for each in result.history], color=colour, marker=marker, label=kind)
         loss.plot(steps, [each.total for each in result.history], color=colour, marker=marker, label=kind)

@@ -1,6 +1,6 @@
 """Put this package's modules into MONAI's Swin UNETR in two dimensions, and train three steps.
 
-    pip install monai && python examples/swap_monai.py
+pip install monai && python examples/swap_monai.py
 """
 
 from __future__ import annotations

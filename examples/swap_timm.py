@@ -1,6 +1,6 @@
 """Put this package's modules into timm's Swin Transformer, and train three steps.
 
-    pip install timm && python examples/swap_timm.py
+pip install timm && python examples/swap_timm.py
 """
 
 from __future__ import annotations
@@ -15,7 +15,13 @@ def main() -> list[float]:
     """The losses of the three steps."""
     torch.manual_seed(0)
     model = timm.create_model(
-        "swin_tiny_patch4_window7_224", img_size=64, window_size=4, embed_dim=32, depths=(2, 2), num_heads=(2, 4), num_classes=2
+        "swin_tiny_patch4_window7_224",
+        img_size=64,
+        window_size=4,
+        embed_dim=32,
+        depths=(2, 2),
+        num_heads=(2, 4),
+        num_classes=2,
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)  # made before the swap: parameters stay the same objects
     swaps = mf.accelerate(model)

@@ -1,7 +1,8 @@
 """One look for all that the package draws for people: a run's page, a benchmark's report, plots, and the site.
 
-Colours of lines and marks are those that colour-blind people tell apart (Okabe and Ito, "Color Universal Design", 2008);
-each series has a marker of its own besides. Pairs of text and ground have a contrast of at least 4.5 (WCAG 2.2, AA).
+Colours of lines and marks are those that colour-blind people tell apart (Okabe and Ito, "Color Universal Design",
+2008); each series has a marker of its own besides. Pairs of text and ground have a contrast of at least 4.5 (WCAG 2.2,
+AA).
 """
 
 from __future__ import annotations

@@ -121,9 +121,17 @@ def average_surface_distance(pred: Any, truth: Any, spacing: Spacing = 1.0) -> f
 
 
 def score(pred: Any, truth: Any, spacing: Spacing = 1.0) -> MaskScores:
-    """Return all six scores of ``pred`` (H, W) against ``truth`` (H, W).
+    """Return all six scores of ``pred`` against ``truth``.
 
-    Arguments, empty masks and errors as in the functions of the single scores.
+    Empty masks as in the functions of the single scores.
+
+    Args:
+        pred: predicted mask, (H, W) bool or 0/1 integers.
+        truth: ground truth, same shape.
+        spacing: as in :func:`hausdorff95`.
+
+    Raises:
+        InputError: as in :func:`hausdorff95`.
     """
     a, g = _pair(pred, truth)
     distances = _surface_distances(a, g, spacing)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
-
-from provenance import FIGURES, MARK, ROOT, marked  # noqa: E402
+from provenance import FIGURES, MARK, ROOT, marked
 
 
 def _lines(app: Any, name: str, source: list[str]) -> None:
-    source[0] = MARK.sub(lambda match: f"*{FIGURES[match[1]].line()}*\n", source[0])
+    source[0] = MARK.sub(lambda match: f"{{.made-by}}\nMade by {FIGURES[match[1]].line()}\n", source[0])
     if name == "results/figures":
         source[0] = source[0].replace("<!-- all figures -->", table())
 

@@ -1,44 +1,27 @@
-"""References by any public name of an object: ``msformer_fast.Clustering`` and ``msformer_fast.ops.Clustering`` are one.
+"""References by any public name of an object: ``mf.Clustering`` and ``mf.ops.Clustering`` are one.
 
 Each object is documented once. A reference by another name leads there, if both names are the same object.
 """
 
 from __future__ import annotations
 
-import pkgutil
 from typing import Any
 
 from docutils import nodes
+from public import same_object
 from sphinx.util.nodes import make_refnode
 
 #: Of neural modules: how a drop-in is made by hand, and what a subclass of DropIn calls.
 METHODS_OF_MODULES = ("of", "own_code")
 
 
-def _object(name: str) -> Any:
-    try:
-        return pkgutil.resolve_name(name)
-    except (AttributeError, ImportError, ValueError):
-        return None
-
-
-def _candidates(target: str, module: str | None) -> list[str]:
-    names = [target]
-    if module:
-        names.append(f"{module}.{target}")
-    return [name for name in names if name.startswith("msformer_fast.")]
-
-
 def _resolve(app: Any, env: Any, node: Any, content: nodes.Element) -> nodes.Element | None:
     if node.get("refdomain") != "py":
         return None
-    known = env.domaindata["py"]["objects"]
-    for name in _candidates(node["reftarget"], node.get("py:module")):
-        wanted = _object(name)
-        if wanted is None:
-            continue
-        for place, entry in known.items():
-            if place.rpartition(".")[2] == name.rpartition(".")[2] and _object(place) is wanted:
+    target = node["reftarget"]
+    for name in (target, f"{node.get('py:module')}.{target}"):
+        for place, entry in env.domaindata["py"]["objects"].items():
+            if name.startswith("msformer_fast.") and same_object(name, place):
                 return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, content, place)
     return None
 
