@@ -81,7 +81,7 @@ FIGURES = {
     "bench-predicted": Figures(
         "launches, bytes and predicted milliseconds of every op",
         "msformer-fast bench --sides 257",
-        "e83cc89",
+        "a23471e",
         "none: from data sheets, on no card",
         quick=True,
     ),
@@ -116,7 +116,7 @@ FIGURES = {
     "parity": Figures(
         "differences from the authors' code",
         "msformer-fast parity tests/golden/dim8_img65.npz",
-        "0e782e9",
+        "a23471e",
         "CPU, float64",
         quick=True,
     ),
