@@ -54,6 +54,7 @@ html_static_path = ["look"]
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
+html_show_search_summary = False  # would be fetched, which a browser refuses to a page that is read as a file
 html_math_renderer = "mathml"
 html_theme_options = {
     # The colours of a run's index page and of a benchmark's report.

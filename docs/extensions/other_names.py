@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from docutils import nodes
-from public import same_object
 from sphinx.util.nodes import make_refnode
+
+from public import same_object
 
 #: Of neural modules: how a drop-in is made by hand, and what a subclass of DropIn calls.
 METHODS_OF_MODULES = ("of", "own_code")
