@@ -2,7 +2,7 @@
 
     python docs/check_figures.py                   # all of them: some minutes on two cores
     python docs/check_figures.py ledger issued     # some, by the names of docs/provenance.py
-    python docs/check_figures.py examples --write  # put the pictures of the examples in place of those that are there
+    python docs/check_figures.py demo examples --write  # put the pictures in place of those that are there
 
 Exit code 1 where a figure differs. A figure matches if it is the value, rounded to the digits that are shown.
 """
@@ -188,11 +188,14 @@ def parity() -> Iterator[Figure]:
     yield "largest error, at most", shown, shown if worst <= float(shown) else f"{worst:.0e}"
 
 
-def demo() -> Iterator[Figure]:
+def demo(write: bool = False) -> Iterator[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "msformer_fast", "demo", "-o", folder, "--threads", "1"]
         printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-        same = alike(Path(folder) / "phantom_lesion_panel.png", HERE / "demo.png")
+        made = Path(folder) / "phantom_lesion_panel.png"
+        same = alike(made, HERE / "demo.png")
+        if write:
+            shutil.copyfile(made, HERE / "demo.png")
         yield "the README's picture", "as it is drawn" if same else "another picture", "as it is drawn"
     (now,) = (line for line in printed.splitlines() if line.startswith("Dice"))
     (shown,) = (line for line in block(page_of("demo"), "demo").splitlines() if line.startswith("Dice"))
@@ -209,7 +212,7 @@ def examples(write: bool = False) -> Iterator[Figure]:
             there = PICTURES / made.name
             same = there.exists() and alike(made, there)
             yield made.name, "as it is drawn" if same else "another picture", "as it is drawn"
-            if write and not same:
+            if write:
                 shutil.copyfile(made, there)
 
 
@@ -239,6 +242,10 @@ QUICK: dict[str, Callable[[], Iterator[Figure]]] = {
 }
 
 
+#: Those that have pictures, which ``--write`` puts in place.
+DRAWN = {"demo": demo, "examples": examples}
+
+
 def differing(name: str) -> list[str]:
     """Figures of one set that no longer match, a line each."""
     found = list(QUICK[name]())
@@ -250,15 +257,15 @@ def differing(name: str) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help=f"some of {', '.join(QUICK)}")
-    parser.add_argument("--write", action="store_true", help="with examples: replace the pictures that differ")
+    parser.add_argument("--write", action="store_true", help="with demo and examples: put the pictures in place")
     options = parser.parse_args()
     unknown = set(options.names) - set(QUICK)
     if unknown:
         parser.error(f"{', '.join(sorted(unknown))}: accepted are {', '.join(QUICK)}")
     failed = False
     for name in options.names or QUICK:
-        if name == "examples" and options.write:
-            list(examples(write=True))
+        if name in DRAWN and options.write:
+            list(DRAWN[name](write=True))
             continue
         lines = differing(name)
         print("\n".join(lines) or f"{name}: as shown ({FIGURES[name].what})", flush=True)

@@ -57,7 +57,7 @@ FIGURES = {
     ),
     "examples": Figures(
         "pictures of the examples",
-        "python docs/check_figures.py examples --write",
+        "python docs/check_figures.py demo examples --write",
         "a23471e",
         "CPU, one thread, AVX-512, torch 2.13",
         quick=True,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from msformer_fast.benchmarks.plots import INK, OWN
 from msformer_fast.benchmarks.records import Results
 from msformer_fast.benchmarks.report import write_report
 from msformer_fast.cohort.index import index_page
+from msformer_fast.colour_vision import LACKING, distances, distinct_colours, linear, seen
 from msformer_fast.contact_sheet import MASK_COLOUR, TRUTH_COLOUR
 from msformer_fast.look import PALETTE, TOKENS, style
 
@@ -21,39 +21,25 @@ from .bench.test_report import CEILINGS, ENVIRONMENT, drawn
 from .browser import Tab
 from .test_cohort_index import ENTRIES, JPEG
 
-#: Machado, Oliveira and Fernandes, IEEE TVCG 15 (2009): what people see of linear RGB who lack one kind of cone.
-LACKING = {
-    "red": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
-    "green": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
-    "blue": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
-}
 #: Colours nearer than this in CIE Lab are one to a reader of a small mark.
 APART = 15.0
 PHONE, DESKTOP = (360, 740), (1280, 800)
 
 
-def linear(colour: str) -> np.ndarray:
-    parts = np.array(list(bytes.fromhex(colour[1:]))) / 255
-    return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+def rgb(*colours: str) -> np.ndarray:
+    return np.array([list(bytes.fromhex(colour[1:])) for colour in colours], float)
 
 
 def contrast(one: str, other: str) -> float:
     """The contrast ratio of WCAG 2.2."""
-    light = sorted(linear(each) @ [0.2126, 0.7152, 0.0722] + 0.05 for each in (one, other))
+    light = sorted(linear(rgb(one, other)) @ [0.2126, 0.7152, 0.0722] + 0.05)
     return float(light[1] / light[0])
 
 
-def lab(values: np.ndarray) -> np.ndarray:
-    """CIE Lab of linear sRGB, by its white of D65."""
-    matrix = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
-    scaled = np.array(matrix) @ np.clip(values, 0, 1) / [0.9505, 1.0, 1.089]
-    f = np.where(scaled > 0.008856, np.cbrt(scaled), 7.787 * scaled + 16 / 116)
-    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
-
-
-def distance(one: str, other: str, lacking: str | None) -> float:
-    sight = np.array(LACKING[lacking]) if lacking else np.eye(3)
-    return float(np.linalg.norm(lab(sight @ linear(one)) - lab(sight @ linear(other))))
+def nearest(*colours: str) -> float:
+    """The least distance of any two, to any kind of sight."""
+    apart = distances(rgb(*colours))
+    return float(apart[np.triu_indices(len(colours), 1)].min())
 
 
 def results() -> Results:
@@ -85,20 +71,28 @@ def test_both_grounds_have_all_colours_and_both_pages_have_them(report: str) -> 
     assert style(dark_on_screens_only=True) in report
 
 
-@pytest.mark.parametrize("lacking", [None, *LACKING])
-def test_colours_are_told_apart(lacking: str | None) -> None:
-    """Of the backends in plots, and of truth and mask on a contact sheet."""
+def test_colours_are_told_apart() -> None:
+    """Of the backends in plots, and of truth and mask on a contact sheet, by every kind of sight."""
     lines = {colour.replace(INK, TOKENS["light"]["text"]) for colour, _ in OWN.values()}
     assert lines - {TOKENS["light"]["text"]} <= set(PALETTE.values())
-    for one, other in itertools.combinations(sorted(lines), 2):
-        assert distance(one, other, lacking) > APART, (one, other)
+    assert nearest(*lines) > APART
     sheet = ["#" + bytes(colour).hex() for colour in (TRUTH_COLOUR, MASK_COLOUR)]
-    assert set(sheet) <= set(PALETTE.values()) and distance(*sheet, lacking) > APART
+    assert set(sheet) <= set(PALETTE.values()) and nearest(*sheet) > APART
+
+
+def test_clusters_are_told_apart() -> None:
+    """The few that are left at the end of a run, whichever they are: any two by every kind of sight."""
+    palette = distinct_colours()
+    apart = distances(palette.astype(float))[:100, :100]
+    assert apart[np.triu_indices(100, 1)].min() > 4
+    assert apart[:12, :12][np.triu_indices(12, 1)].min() > APART
 
 
 def test_the_measure_tells_what_is_not_apart() -> None:
     """Red and green of one lightness, to who lacks the green cones."""
-    assert distance("#b05050", "#708040", None) > 2 * APART > distance("#b05050", "#708040", "green")
+    seen_by = np.linalg.norm(np.diff(seen(rgb("#b05050", "#708040")), axis=1)[:, 0], axis=-1)
+    of = dict(zip(LACKING, seen_by, strict=True))
+    assert of["none"] > 2 * APART > of["green"] and nearest("#b05050", "#708040") == min(seen_by)
     assert contrast("#ffffff", "#000000") == pytest.approx(21)
 
 
