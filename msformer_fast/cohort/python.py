@@ -81,8 +81,8 @@ def segment_cohort(
         window: centre and width of the grey levels of DICOM and NIfTI files, in place of the files' own.
         dicom_seg: write a DICOM Segmentation of DICOM images too.
         keep_patient: with the patient's data in it.
-        rule, size, seed, seeds, runs, max_iterations, min_labels, patience: see :func:`msformer_fast.segment`.
-        learning_rate, weights, channels, clusters, depth, device, memory, cross_scale, backend, capture: see there too.
+        rule, size, seed, seeds, runs, max_iterations, min_labels, patience, learning_rate, weights, channels, clusters,
+            depth, device, memory, cross_scale, backend, capture: see :func:`msformer_fast.segment`.
         report: called with the line of each image that is through, how many are, and of how many. A line is a mapping:
             ``"source"``, ``"output"``, ``"status"`` (``"done"`` or ``"failed"``), ``"reason"`` and more.
         notice: called with sentences for people.
