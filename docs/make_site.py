@@ -97,7 +97,20 @@ def missing_names(site: Path) -> list[str]:
 
 def main(arguments: list[str]) -> int:
     site = Path(arguments[0]) if arguments else HERE / "build"
-    command = [sys.executable, "-m", "sphinx", "-b", "html", "-n", "-W", "--keep-going", "-q", str(HERE), str(site)]
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-b",
+        "html",
+        "-E",
+        "-n",
+        "-W",
+        "--keep-going",
+        "-q",
+        str(HERE),
+        str(site),
+    ]
     if subprocess.run(command).returncode:
         return 1
     faults = faults_of(site) + missing_names(site)
