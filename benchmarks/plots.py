@@ -8,10 +8,12 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 from msformer_fast.benchmarks.case import Case
 from msformer_fast.benchmarks.records import Ratio, Results, Row, ratio
+from msformer_fast.look import GREY, PALETTE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,24 +21,24 @@ if TYPE_CHECKING:
 
 #: Stands for the colour of the page's text, which only the page knows: it may be light or dark.
 INK = "#0a0b0c"
-GREY = "#8a8a8a"
 
-#: Colour and marker of the package's own providers.
+#: Colour and marker of the package's own providers: one colour a backend, as colour-blind people tell them apart, one
+#: marker a provider.
 OWN = {
     "reference": (INK, "o"),
-    "torch": ("#2f7ed8", "s"),
-    "torch-lean": ("#56b4e9", "D"),
-    "native": ("#7b3fb5", ">"),
-    "triton": ("#d55e00", "^"),
-    "triton-lean": ("#e69f00", "v"),
-    "triton-captured": ("#c2304a", ">"),
-    "triton-lean-captured": ("#b58900", "<"),
-    "compiled": ("#009e73", "P"),
+    "torch": (PALETTE["blue"], "s"),
+    "torch-lean": (PALETTE["blue"], "D"),
+    "native": (PALETTE["reddish purple"], ">"),
+    "triton": (PALETTE["vermilion"], "^"),
+    "triton-lean": (PALETTE["orange"], "v"),
+    "triton-captured": (PALETTE["vermilion"], "P"),
+    "triton-lean-captured": (PALETTE["orange"], "<"),
+    "compiled": (PALETTE["bluish green"], "p"),
 }
 
 #: Those of all others, in turn; the two lengths share no divisor, so that pairs repeat late.
-COLOURS = ("#cc79a7", "#8c6bb1", "#a6761d", "#17a2b8", "#7f8c2f")
-MARKERS = ("X", "*", "h", "p", "d", "8", "H")
+COLOURS = (PALETTE["sky blue"], GREY, PALETTE["bluish green"])
+MARKERS = ("X", "*", "h", "d", "8")
 
 #: Between names beside each other, as a share of the axes' width.
 APART = 0.032
@@ -45,6 +47,7 @@ RC: Any = {
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
     **{"font.size": 10, "axes.titlesize": 10, "grid.color": GREY, "grid.alpha": 0.35, "grid.linewidth": 0.6},
     **{"axes.grid": True, "axes.axisbelow": True, "lines.markersize": 6, "lines.linewidth": 1.4},
+    **{"lines.markeredgecolor": INK, "lines.markeredgewidth": 0.5},  # seen on light and dark, whatever the colour
     **{"svg.hashsalt": "msformer_fast", "legend.frameon": False, "text.parse_math": False},
 }
 
@@ -136,7 +139,8 @@ def svg(plot: Plot) -> str:
     text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text[text.index("<svg") :])
     # Identifiers are the page's, and the same in every figure.
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{plot.name}-", text)
-    return text.replace(INK, "currentColor").replace("<svg ", '<svg role="img" ', 1)
+    name = escape(f"{plot.title}. {plot.caption}")
+    return text.replace(INK, "currentColor").replace("<svg ", f'<svg role="img" aria-label="{name}" ', 1)
 
 
 _TIME = ("time", "Time against side", "median time (ms)", "Dashed: the floor at this machine's measured ceilings.")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from msformer_fast.benchmarks.options import NAMES
 from msformer_fast.benchmarks.plots import by_bench, case_order, plots_of, svg
 from msformer_fast.benchmarks.records import Results, Row, ratio
+from msformer_fast.benchmarks.report_style import STYLE
 from msformer_fast.benchmarks.suite import bench_of
 from msformer_fast.files import write_text
 
@@ -19,40 +20,6 @@ if TYPE_CHECKING:
     from msformer_fast.benchmarks.predict import Prediction
 
 DASH = '<td class="n">-</td>'
-
-STYLE = """
-:root { color-scheme: light dark; --ink: #1b1b1b; --paper: #fff; --faint: #666; --line: #ccc; --mark: #a33b00; }
-@media screen and (prefers-color-scheme: dark) {
-  :root { --ink: #e6e6e6; --paper: #16181c; --faint: #a0a0a0; --line: #444; --mark: #ffb073; }
-}
-body { color: var(--ink); background: var(--paper); font: 1rem/1.45 system-ui, sans-serif; margin: 0 auto;
-  padding: 1rem; max-width: 76rem; overflow-wrap: break-word; }
-.scroll { overflow-x: auto; margin: 0.5rem 0 1.5rem; }
-table { border-collapse: collapse; font-size: 0.875rem; }
-th, td { text-align: left; padding: 0.2rem 0.6rem; border-bottom: 1px solid var(--line); vertical-align: top; }
-thead th { vertical-align: bottom; }
-.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
-.mark { color: var(--mark); border: 1px solid; border-radius: 0.2rem; padding: 0 0.25rem; white-space: nowrap; }
-.unmeasured td { font-style: italic; }
-.summary th:nth-child(n + 4), .predictions th:nth-child(n + 4) { text-align: right; }
-.case { min-width: 9rem; }
-.reason { min-width: 16rem; }
-small, figcaption { color: var(--faint); }
-figure { margin: 0 0 2rem; }
-figure svg { max-width: 100%; min-width: 34rem; height: auto; }
-summary { cursor: pointer; }
-h1 { font-size: 1.5rem; }
-h2 { font-size: 1.25rem; }
-h3 { font-size: 1rem; }
-@page { size: landscape; margin: 1cm; }
-@media print {
-  body { max-width: none; }
-  .scroll { overflow: visible; }
-  table { font-size: 0.6rem; }
-  tr, figure { break-inside: avoid; }
-  figure svg { min-width: 0; }
-}
-"""
 
 #: Facts of the environment that come first; others follow.
 FIRST = ("card", "processor", "msformer_fast", "commit", "time", "threads", "float32_matmul_precision", "clocks")
@@ -81,14 +48,19 @@ def write_report(
     facts = results.environment
     machine = facts.get("card") or facts.get("processor") or "an unknown machine"
     title = escape(f"Benchmark of msformer_fast {facts.get('msformer_fast', '')} on {machine}")
-    body = [f"<h1>{title}</h1>", _environment(facts), "<h2>Options</h2>", _pairs(results.options.items())]
+    parts = [("Environment", [_environment(facts)]), ("Options", [_pairs(results.options.items(), "Options")])]
     if changes is not None:
-        body += ["<h2>Against the earlier run</h2>", *_changes(changes)]
-    body += ["<h2>Summary</h2>", *_summary(results.rows), *_figures(results)]
+        parts.append(("Against the earlier run", _changes(changes)))
+    parts += [("Summary", _summary(results.rows)), ("Plots", _figures(results))]
     if predictions:
-        body += ["<h2>Predictions</h2>", *_predictions(predictions)]
+        parts.append(("Predictions", _predictions(predictions)))
     if results.refused:
-        body += _refused(results)
+        parts.append(("Refused", _refused(results)))
+    parts = [(name, content) for name, content in parts if content]
+    body = [f"<main><h1>{title}</h1>", _contents([name for name, _ in parts])]
+    for name, content in parts:
+        body += [f'<h2 id="{_identifier(name)}">{escape(name)}</h2>', *content]
+    body.append("</main>")
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{title}</title><style>{STYLE}</style>"
@@ -104,6 +76,21 @@ def figure_of(value: float) -> str:
     return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}" if value else "0"
 
 
+def _identifier(name: str) -> str:
+    return "part-" + name.lower().replace(" ", "-")
+
+
+def _contents(names: Iterable[str]) -> str:
+    """Links to the parts of the page."""
+    links = "".join(f'<li><a href="#{_identifier(name)}">{escape(name)}</a></li>' for name in names)
+    return f'<nav aria-label="Parts of this page"><ul>{links}</ul></nav>'
+
+
+def _scrolled(content: str, name: str) -> str:
+    """What may be wider than the screen: it scrolls by itself, by keys too."""
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(name)}">{content}</div>'
+
+
 def _text(value: object, kind: str = "") -> str:
     kind = f' class="{kind}"' if kind else ""
     return f"<td{kind}>{escape(str(value))}</td>"
@@ -114,16 +101,16 @@ def _number(value: float | None, shown: str | None = None) -> str:
     return DASH if value is None or math.isnan(value) else _text(shown or figure_of(value), "n")
 
 
-def _table(heads: Iterable[str], rows: Iterable[str], name: str) -> str:
+def _table(heads: Iterable[str], rows: Iterable[str], name: str, label: str = "") -> str:
     head = "".join(f'<th scope="col">{escape(text)}</th>' for text in heads)
     body = "\n".join(row if row.startswith("<tr") else f"<tr>{row}</tr>" for row in rows)
     table = f'<table class="{name}"><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>'
-    return f'<div class="scroll">{table}</div>'
+    return _scrolled(table, label or name.capitalize())
 
 
-def _pairs(pairs: Iterable[tuple[str, object]]) -> str:
+def _pairs(pairs: Iterable[tuple[str, object]], name: str) -> str:
     rows = [f'<tr><th scope="row">{escape(str(name))}</th>{_text(_words(value))}</tr>' for name, value in pairs]
-    return f'<div class="scroll"><table class="facts"><tbody>{"".join(rows)}</tbody></table></div>'
+    return _scrolled(f'<table class="facts"><tbody>{"".join(rows)}</tbody></table>', name)
 
 
 def _words(value: Any) -> str:
@@ -146,7 +133,7 @@ def _environment(facts: dict[str, Any]) -> str:
         pairs.append(("measured memory bandwidth, GB/s", figure_of(ceilings["bandwidth"] / 1e9)))
         products = {dtype: figure_of(value / 1e9) for dtype, value in ceilings["operations"].items()}
         pairs.append(("measured products, Gflop/s", products))
-    return "<h2>Environment</h2>" + _pairs(pairs)
+    return _pairs(pairs, "Environment")
 
 
 def _changes(changes: Sequence[Change]) -> list[str]:
@@ -185,7 +172,7 @@ def _summary(rows: Sequence[Row]) -> list[str]:
             _summary_row(row, beside.get((row.case, row.part)))
             for row in sorted(own, key=lambda row: case_order(row.case))
         ]
-        found += [f"<h3>{escape(bench)}</h3><p>{escape(doc)}</p>", _table(heads, cells, "summary")]
+        found += [f"<h3>{escape(bench)}</h3><p>{escape(doc)}</p>", _table(heads, cells, "summary", bench)]
     return found
 
 
@@ -216,10 +203,10 @@ def _figures(results: Results) -> list[str]:
     try:
         plots = plots_of(results)
     except ImportError:
-        return [f"<h2>Plots</h2><p>{NO_MATPLOTLIB}</p>"]
-    found = ["<h2>Plots</h2><p>Measured rows only.</p>"] if plots else []
+        return [f"<p>{NO_MATPLOTLIB}</p>"]
+    found = ["<p>Measured rows only.</p>"] if plots else []
     for plot in plots:
-        drawn = f'<div class="scroll">{svg(plot)}</div>'
+        drawn = _scrolled(svg(plot), plot.title)
         found.append(
             f"<figure><h3>{escape(plot.title)}</h3>{drawn}<figcaption>{escape(plot.caption)}</figcaption></figure>"
         )
@@ -273,4 +260,4 @@ def _refused(results: Results) -> list[str]:
         for row in results.refused
     ]
     table = _table(("bench", "sizes", "dtype", "provider", "reason"), rows, "refused")
-    return ["<h2>Refused</h2>", f"<details><summary>Rows that are not reported: {len(rows)}</summary>{table}</details>"]
+    return [f"<details><summary>Rows that are not reported: {len(rows)}</summary>{table}</details>"]

@@ -22,21 +22,46 @@ MIN_SIDE = 33  # pixels: one 32-pixel patch plus one
 
 
 def refuse_small(height: int, width: int, least: int, name: str) -> None:
-    """Raises InputError if a side is under `least` pixels."""
+    """Refuse an image of which a side is under ``least`` pixels.
+
+    Args:
+        height, width: of the image, in pixels.
+        least: that a side must have.
+        name: of the image, for the message.
+
+    Raises:
+        InputError: a side is shorter.
+    """
     if min(height, width) < least:
         raise InputError(f"{name}: {height} x {width} pixels (height x width); each side must be at least {least}")
 
 
 def refuse_constant(image: Array, name: str) -> None:
-    """Raises InputError if there is nothing to tell apart."""
+    """Refuse an image in which there is nothing to tell apart.
+
+    Args:
+        image: (H, W) or (H, W, C), any dtype.
+        name: of the image, for the message.
+
+    Raises:
+        InputError: all pixels are equal.
+    """
     if (image == image[0, 0]).all():
         raise InputError(f"{name}: all pixels are equal, there is nothing to segment; give an image with contrast")
 
 
 def to_unit(array: Array, name: str) -> NDArray[np.float32]:
-    """A new float32 array in [0, 1] from bool, uint8, uint16 or float values.
+    """Values of an image as numbers in [0, 1].
 
-    Raises InputError for another sample type, and for floats that are not finite or not in [0, 1].
+    Args:
+        array: (H, W) or (H, W, C): bool, uint8, uint16, or float in [0, 1].
+        name: of the image, for the message.
+
+    Returns:
+        A new float32 array of the same shape.
+
+    Raises:
+        InputError: another sample type; floats that are not finite or not in [0, 1].
     """
     if array.dtype.kind == "f":
         low, high = float(array.min()), float(array.max())  # NaN if there is one
@@ -57,10 +82,16 @@ def to_unit(array: Array, name: str) -> NDArray[np.float32]:
 
 
 def fit_size(height: int, width: int, size: int | None) -> tuple[int, int]:
-    """The (height, width) in pixels at which the network sees an image: the longest side becomes `size`.
+    """The (height, width) in pixels at which the network sees an image: the longest side becomes ``size``.
 
-    The aspect is kept, the short side rounded half up. `size=None` keeps the size.
-    Raises InputError if `size` is not an integer of at least 33, or the short side would fall under 33.
+    The aspect is kept, the short side rounded half up.
+
+    Args:
+        height, width: of the image, in pixels.
+        size: in pixels; ``None`` keeps the size.
+
+    Raises:
+        InputError: ``size`` is not an integer of at least 33, or the short side would fall under 33.
     """
     if height < 1 or width < 1:
         raise InputError(f"image: {height} x {width} pixels; both sides must be at least 1")
@@ -86,7 +117,12 @@ def fit_size(height: int, width: int, size: int | None) -> tuple[int, int]:
 def resize_image(image: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:
     """Resize float32 (H, W, C) in [0, 1] to (h, w, C), bilinear, averaging over the area where it shrinks.
 
-    The same size returns the input itself. Raises InputError if a side of `shape` is under 1.
+    Args:
+        image: (H, W, C) float32; the same size returns it itself.
+        shape: (h, w).
+
+    Raises:
+        InputError: a side of ``shape`` is under 1.
     """
     height, width = _positive(shape)
     if image.shape[:2] == (height, width):
@@ -101,7 +137,12 @@ def resize_image(image: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[
 def resize_nearest(labels: Array, shape: tuple[int, int]) -> Array:
     """Resize a label map or mask (H, W) of any dtype to a new (h, w) array, nearest neighbour, pixel centres aligned.
 
-    Raises InputError if a side of `shape` is under 1.
+    Args:
+        labels: (H, W), any dtype, which the result has too.
+        shape: (h, w).
+
+    Raises:
+        InputError: a side of ``shape`` is under 1.
     """
     height, width = _positive(shape)
     rows = (2 * np.arange(height) + 1) * labels.shape[0] // (2 * height)
@@ -110,11 +151,16 @@ def resize_nearest(labels: Array, shape: tuple[int, int]) -> Array:
 
 
 def write_png(path: PathLike, array: Array, *, palette: NDArray[np.uint8] | None = None) -> None:
-    """Write a PNG file, atomically (see `write_text`).
+    """Write a PNG file, under a temporary name first.
 
-    bool (H, W): 8-bit grey, 0 and 255. uint8 (H, W, 3): RGB. Integers (H, W) in 0..65535: indexed with `palette`
-    (uint8, (N, 3)) where all are under 256, else grey of 8 bits, or 16 bits (palette unused) from a value of 256 on.
-    Raises InputError for anything else, and if the file cannot be written.
+    Args:
+        path: of the file.
+        array: bool (H, W): 8-bit grey, 0 and 255. uint8 (H, W, 3): RGB. Integers (H, W) in 0..65535: indexed with
+            ``palette`` where all are under 256, else grey of 8 bits, or of 16 bits (palette unused) from 256 on.
+        palette: (N, 3) uint8, the colour of each value.
+
+    Raises:
+        InputError: anything else, and if the file cannot be written.
     """
     name, array = show(path), np.asarray(array)
     if array.dtype == np.bool_ and array.ndim == 2:

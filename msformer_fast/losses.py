@@ -46,8 +46,14 @@ def consistency_loss(context_a: Tensor, context_b: Tensor, *, eps: float = 1e-12
     """Inter-scale consistency: mean over the rows of ``1 - cos(row_a, row_b)``, mean over the batch.
 
     Args:
-        context_a, context_b: (B, Ck, Cv).
+        context_a, context_b: (B, Ck, Cv), floating point.
         eps: added to each squared norm.
+
+    Returns:
+        A scalar, in the contexts' dtype.
+
+    Raises:
+        InputError: contexts of another shape, or of two shapes.
 
     Source: MS-Former, inter-scale loss.
     """
@@ -72,6 +78,12 @@ def self_guiding_losses(
         weights: of the three losses; ``None`` for the authors'.
         scale: divisor of the stability loss's scores.
         backend: see :mod:`msformer_fast.ops`.
+
+    Raises:
+        InputError: the scores hold no queries and keys.
+        BackendError: the backend asked for cannot run this call; the message says why.
+
+    Source: MS-Former, clustering, inter-scale and intra-scale losses.
     """
     weights = weights or LossWeights()
     if scores.queries is None or scores.keys is None:

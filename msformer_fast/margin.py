@@ -72,7 +72,7 @@ def find_margin(image: NDArray[np.floating[Any]]) -> Margin | None:
     black on one side is a radiograph's own.
 
     Args:
-        image: (H, W, C) floats in [0, 1].
+        image: (H, W, C) floats in [0, 1], which is not checked.
     """
     box = _Box(image)
     for _ in range(_LAYERS):

@@ -43,7 +43,7 @@ class MaskScores:
 
 
 def dice(pred: Any, truth: Any) -> float:
-    """Dice coefficient 2 |A ∩ G| / (|A| + |G|), in [0, 1], higher is better.
+    """Dice coefficient ``2 |A ∩ G| / (|A| + |G|)``, in [0, 1], higher is better.
 
     Source: Dice, Ecology 26 (1945). Both masks empty: 1. Exactly one empty: 0.
 
@@ -59,7 +59,7 @@ def dice(pred: Any, truth: Any) -> float:
 
 
 def iou(pred: Any, truth: Any) -> float:
-    """Intersection over union (Jaccard index) |A ∩ G| / |A ∪ G|, in [0, 1], higher is better.
+    """Intersection over union (Jaccard index) ``|A ∩ G| / |A ∪ G|``, in [0, 1], higher is better.
 
     Both masks empty: 1. Exactly one empty: 0. Arguments and errors as in :func:`dice`.
     """
@@ -68,7 +68,7 @@ def iou(pred: Any, truth: Any) -> float:
 
 
 def hm(pred: Any, truth: Any) -> float:
-    """Hammoude distance (|A ∪ G| - |A ∩ G|) / |A ∪ G| = 1 - IoU, in [0, 1], lower is better.
+    """Hammoude distance ``(|A ∪ G| - |A ∩ G|) / |A ∪ G| = 1 - IoU``, in [0, 1], lower is better.
 
     Both masks empty: 0. Exactly one empty: 1. Arguments and errors as in :func:`dice`.
     """
@@ -77,7 +77,7 @@ def hm(pred: Any, truth: Any) -> float:
 
 
 def xor(pred: Any, truth: Any) -> float:
-    """XOR error (|A ∪ G| - |A ∩ G|) / |G|, at least 0 and not bounded by 1, lower is better.
+    """XOR error ``(|A ∪ G| - |A ∩ G|) / |G|``, at least 0 and not bounded by 1, lower is better.
 
     The ratio of wrong pixels to ground-truth pixels, as in the evaluation of MS-Former. Both masks empty: 0.
     Only the prediction empty: 1. Only the truth empty: inf. Arguments and errors as in :func:`dice`.
@@ -91,7 +91,7 @@ def xor(pred: Any, truth: Any) -> float:
 def hausdorff95(pred: Any, truth: Any, spacing: Spacing = 1.0) -> float:
     """95th-percentile Hausdorff distance between the two mask surfaces, lower is better.
 
-    max(P95{d(a, ∂G) : a in ∂A}, P95{d(g, ∂A) : g in ∂G}): the larger of the two directed percentiles, as in
+    ``max(P95{d(a, ∂G) : a in ∂A}, P95{d(g, ∂A) : g in ∂G})``: the larger of the two directed percentiles, as in
     MONAI and in Metrics Reloaded (MedPy instead takes one percentile of both distance sets pooled). The
     surface ∂ of a mask is its pixels that have a 4-neighbour outside the mask; outside the image counts as
     outside the mask. Percentiles interpolate linearly. Both masks empty: 0. Exactly one empty: inf.
@@ -113,7 +113,7 @@ def hausdorff95(pred: Any, truth: Any, spacing: Spacing = 1.0) -> float:
 def average_surface_distance(pred: Any, truth: Any, spacing: Spacing = 1.0) -> float:
     """Average symmetric surface distance, lower is better.
 
-    (Σ_{a in ∂A} d(a, ∂G) + Σ_{g in ∂G} d(g, ∂A)) / (|∂A| + |∂G|): the mean of both directed distance sets
+    ``(Σ_{a in ∂A} d(a, ∂G) + Σ_{g in ∂G} d(g, ∂A)) / (|∂A| + |∂G|)``: the mean of both directed distance sets
     pooled, as in Heimann et al., IEEE TMI 28 (2009) and Metrics Reloaded (MedPy instead averages the two
     directed means). Surfaces, empty masks, arguments, unit and errors as in :func:`hausdorff95`.
     """
@@ -121,9 +121,17 @@ def average_surface_distance(pred: Any, truth: Any, spacing: Spacing = 1.0) -> f
 
 
 def score(pred: Any, truth: Any, spacing: Spacing = 1.0) -> MaskScores:
-    """Return all six scores of ``pred`` (H, W) against ``truth`` (H, W).
+    """Return all six scores of ``pred`` against ``truth``.
 
-    Arguments, empty masks and errors as in the functions of the single scores.
+    Empty masks as in the functions of the single scores.
+
+    Args:
+        pred: predicted mask, (H, W) bool or 0/1 integers.
+        truth: ground truth, same shape.
+        spacing: as in :func:`hausdorff95`.
+
+    Raises:
+        InputError: as in :func:`hausdorff95`.
     """
     a, g = _pair(pred, truth)
     distances = _surface_distances(a, g, spacing)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import colorsys
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from msformer_fast.colour_vision import distinct_colours
 from msformer_fast.errors import InputError
 
 _LINE = (255, 221, 0)
 _EDGE = (20, 20, 20)
-_GOLDEN_ANGLE = 0.381966  # of a full turn: successive hues never come close to their recent neighbours
 
 
 def overlay(
@@ -50,16 +49,13 @@ def overlay(
 def label_palette(n: int) -> NDArray[np.uint8]:
     """The colours of labels 0 to n - 1: uint8 (n, 3), RGB. A label's colour does not depend on `n`.
 
+    They are as far from each other as 256 can be, to colour-blind people too; from label 256 on they come again.
     Raises InputError if `n` is under 1.
     """
     if n < 1:
         raise InputError(f"n: {n} colours; at least 1 is needed")
-    # Three levels of brightness and two of saturation tell hues apart that lie close together.
-    colours = [
-        colorsys.hsv_to_rgb((0.58 + index * _GOLDEN_ANGLE) % 1.0, (0.75, 0.5)[index % 2], (0.95, 0.7, 0.5)[index % 3])
-        for index in range(n)
-    ]
-    return np.asarray(np.rint(np.array(colours) * 255), dtype=np.uint8)
+    known = distinct_colours()
+    return known[np.arange(n) % len(known)]
 
 
 def panel(image: NDArray[np.float32], labels: NDArray[Any], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:

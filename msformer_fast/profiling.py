@@ -13,6 +13,9 @@ _enabled = False
 def enable_nvtx(enabled: bool = True) -> None:
     """Name each op's forward and backward in Nsight Systems (``msformer_fast.clustering_loss.forward`` ...).
 
+    Args:
+        enabled: ``False`` stops it.
+
     Raises:
         InputError: the package ``nvtx`` is not installed.
     """

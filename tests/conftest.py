@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.browser import browser, tab  # noqa: F401  # fixtures
 from tests.harness.fresh_memory import poisoned
 
 # Before anything imports triton: without a GPU its kernels run in its interpreter.

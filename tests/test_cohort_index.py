@@ -6,10 +6,9 @@ import io
 import json
 import os
 import re
-import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,8 @@ from msformer_fast.cohort.index import Entry, index_page, thumbnail
 from msformer_fast.errors import InputError
 from msformer_fast.files import write_text
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-ARGUMENTS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-ARGUMENTS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+from .browser import Tab
+
 ODD = "a b/50% #1? é&\"'.png"
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -52,6 +50,10 @@ ENTRIES = [
 
 def page(entries: Sequence[Entry], **settings: Any) -> str:
     return index_page(entries, title="run", settings=settings)
+
+
+def shown_names(tab: Tab) -> list[str]:
+    return tab.page.locator(".card h2").all_text_contents()
 
 
 def data_of(text: str) -> dict[str, Any]:
@@ -120,27 +122,6 @@ def test_nothing_is_fetched() -> None:
     assert not re.search(r"https?:|@import|url\(", text)
 
 
-def test_readable_contrast() -> None:
-    text = page([])
-    pairs = [(front, back) for front in ("text", "quiet", "accent") for back in ("page", "card")]
-    pairs += [("on-accent", "accent"), ("doubt", "doubt-back"), ("bad", "bad-back"), ("on-well", "well")]
-    blocks = re.findall(r":root \{(.*?)\}", text, re.DOTALL)
-    light, dark = (dict(re.findall(r"--([\w-]+): (#\w{6});", each)) for each in blocks)
-    assert light.keys() == dark.keys()
-    for colours in (light, dark):
-        for front, back in pairs:
-            assert contrast(colours[front], colours[back]) >= 4.5, (front, back)
-        assert contrast(colours["edge"], colours["card"]) >= 3  # borders of controls
-
-
-def contrast(*colours: str) -> float:
-    """The contrast ratio of WCAG 2.2."""
-    parts = np.array([list(bytes.fromhex(colour[1:])) for colour in colours]) / 255
-    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
-    light = linear @ [0.2126, 0.7152, 0.0722] + 0.05
-    return float(light.max() / light.min())
-
-
 @pytest.mark.parametrize(
     ("height", "width", "side", "expected"),
     [(40, 60, 160, (60, 40)), (300, 600, 160, (160, 80)), (2, 999, 100, (100, 1)), (321, 200, 160, (100, 160))],
@@ -165,74 +146,30 @@ def test_thumbnails_are_checked(array: np.ndarray) -> None:
         thumbnail(picture(), 0)
 
 
-class Tab:
-    """A page in the browser, and whatever went wrong on it."""
-
-    def __init__(self, browser: Any) -> None:
-        self.page = browser.new_page(viewport={"width": 1200, "height": 800})
-        self.wrong: list[str] = []
-        self.page.on("console", lambda message: self.wrong.append(message.text))
-        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
-        self.page.on("request", lambda request: self._asked(request.url))
-        self.page.on("dialog", lambda dialog: self.wrong.append(dialog.message) or dialog.dismiss())
-
-    def _asked(self, url: str) -> None:
-        if not url.startswith(("file:", "data:")):
-            self.wrong.append(url)
-
-    def open(self, path: Path, text: str) -> Any:
-        write_text(path, text)
-        self.page.goto(path.as_uri())
-        return self.page
-
-    def names(self) -> list[str]:
-        return self.page.locator(".card h2").all_text_contents()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api")
-    if BROWSER is None:
-        pytest.skip("needs Chromium")
-    with playwright.sync_playwright() as started:
-        running = started.chromium.launch(executable_path=BROWSER, args=ARGUMENTS)
-        yield running
-        running.close()
-
-
-@pytest.fixture
-def tab(browser: Any) -> Iterator[Tab]:
-    opened = Tab(browser)
-    opened.page.set_default_timeout(20_000)
-    yield opened
-    opened.page.close()
-    assert opened.wrong == []
-
-
 def test_sort_filter_search_and_reload(tab: Tab, tmp_path: Path) -> None:
     shown = tab.open(tmp_path / "index.html", page(ENTRIES, size=257))
-    assert tab.names() == ["broken", "scan2", "Scan1", "scan10"]
+    assert shown_names(tab) == ["broken", "scan2", "Scan1", "scan10"]
     assert shown.locator("#shown").text_content() == "4 of 4 images shown"
     shown.get_by_label("Time").check()
-    assert tab.names() == ["scan2", "Scan1", "scan10", "broken"]
+    assert shown_names(tab) == ["scan2", "Scan1", "scan10", "broken"]
     shown.get_by_text("Name", exact=True).first.click()
-    assert tab.names() == ["broken", "Scan1", "scan2", "scan10"]
+    assert shown_names(tab) == ["broken", "Scan1", "scan2", "scan10"]
     for label, names in (("Failed", ["broken"]), ("Doubtful", ["scan2"]), ("Done", ["Scan1", "scan2", "scan10"])):
         shown.get_by_label(label, exact=True).check()
-        assert tab.names() == names
+        assert shown_names(tab) == names
     shown.get_by_role("searchbox", name="Name").fill("SCAN1")
     shown.wait_for_url("**/index.html#sort=name&show=done&find=SCAN1")
-    assert tab.names() == ["Scan1", "scan10"]
+    assert shown_names(tab) == ["Scan1", "scan10"]
     shown.reload()
-    assert tab.names() == ["Scan1", "scan10"]
+    assert shown_names(tab) == ["Scan1", "scan10"]
     assert shown.get_by_role("searchbox").input_value() == "SCAN1" and shown.get_by_label("Done").is_checked()
     shown.get_by_role("searchbox").fill("nothing of this name")
     shown.get_by_text("No image matches.").wait_for()
-    assert tab.names() == []
+    assert shown_names(tab) == []
     shown.get_by_role("button", name="Show all images").click()
-    assert tab.names() == ["broken", "Scan1", "scan2", "scan10"]
+    assert shown_names(tab) == ["broken", "Scan1", "scan2", "scan10"]
     shown.goto(shown.url.partition("#")[0] + "#sort=constructor&show=toString")
-    assert tab.names() == ["broken", "scan2", "Scan1", "scan10"]
+    assert shown_names(tab) == ["broken", "scan2", "Scan1", "scan10"]
     shown.locator("summary").click()
     assert shown.get_by_role("rowheader", name="size").is_visible()
 
@@ -258,7 +195,7 @@ def test_by_keyboard(tab: Tab, tmp_path: Path) -> None:
     shown = tab.open(tmp_path / "index.html", page(ENTRIES))
     for key in ("Tab", "ArrowRight", "Tab", "ArrowRight", "Tab"):
         shown.keyboard.press(key)
-    assert shown.get_by_label("Doubtful", exact=True).is_checked() and tab.names() == ["scan2"]
+    assert shown.get_by_label("Doubtful", exact=True).is_checked() and shown_names(tab) == ["scan2"]
     shown.keyboard.type("x")
     shown.get_by_text("No image matches.").wait_for()
     assert shown.url.endswith("#sort=name&show=doubtful&find=x")
@@ -270,7 +207,7 @@ def test_hostile_names_are_shown_and_do_nothing(tab: Tab, tmp_path: Path) -> Non
     entries += [Entry(each, "failed", each, links=links) for each in HOSTILE]
     shown = tab.open(tmp_path / "index.html", index_page(entries, title=HOSTILE[2], settings={HOSTILE[1]: HOSTILE[0]}))
     expected = [each.replace("\udce9", "\ufffd") for each in HOSTILE]
-    assert tab.names() == expected * 2 and shown.title() == HOSTILE[2]
+    assert shown_names(tab) == expected * 2 and shown.title() == HOSTILE[2]
     assert shown.locator(".failed .well span").all_text_contents() == expected
     assert shown.locator("img").count() == 0 and shown.locator("script").count() == 1
     tab.open(tmp_path / "none.html", page([]))

@@ -65,6 +65,8 @@ def test_sdist_can_be_tested(built: Path) -> None:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert not [name for name in names if name.startswith(("msformer_fast/kernels", "msformer_fast/benchmarks"))]
     assert {"docs/demo.png", "benchmarks/compiled/stability_loss.csv"} <= names
+    assert {"docs/conf.py", "docs/look/site.css", "docs/pictures/history.svg", "docs/extensions/mathml.py"} <= names
+    assert {"docs/how-to/image.md", "examples/swap_timm.py"} <= names and "docs/build/index.html" not in names
     assert {"kernels/native/native.h", "kernels/native/mix_ffn.cpp"} <= names
     assert {"README.md", "LICENSE", "tests/conftest.py", "tests/golden/dim8_img65.npz", "kernels/__init__.py"} <= names
 

@@ -27,7 +27,7 @@ from msformer_fast.cohort.command import _OF_THE_COMMAND
 from .conftest import ROOT
 
 PACKAGE = ROOT / "msformer_fast"
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SOURCES = [*PACKAGE.rglob("*.py"), *(ROOT / "kernels").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
 
 #: Labels of the profiler and of benchmarks, which look like names of Python.
@@ -50,7 +50,7 @@ def commands(text: str) -> set[str]:
     return set(re.findall(r"python\s+-m\s+(msformer_fast[\w.]*)", text))
 
 
-IN_DOCUMENTS = {path.name: path.read_text(encoding="utf-8") for path in DOCUMENTS}
+IN_DOCUMENTS = {str(path): path.read_text(encoding="utf-8") for path in DOCUMENTS}
 IN_DOCSTRINGS = "\n".join(text for path in SOURCES for text in docstrings(path))
 
 

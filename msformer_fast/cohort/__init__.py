@@ -1,6 +1,6 @@
 """Many images: listed, segmented by several processes or a cluster, recorded line by line, gone on with after any stop.
 
-:func:`msformer_fast.segment_cohort` is what ``msformer-fast segment FOLDER`` calls; see ``docs/cohorts.md``.
+:func:`msformer_fast.segment_cohort` is what ``msformer-fast segment FOLDER`` calls; see ``docs/how-to/folder.md``.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from PIL import Image
 
 from msformer_fast.errors import InputError
 from msformer_fast.files import plain
+from msformer_fast.look import style
 
 _STATUSES = ("done", "failed")
 _QUALITY = 75
@@ -85,7 +86,8 @@ def index_page(entries: Sequence[Entry], *, title: str, settings: Mapping[str, A
     }
     # Without escapes for what is not ASCII, names of other scripts would take three times the space.
     text = json.dumps(plain(data), allow_nan=False, ensure_ascii=False, separators=(",", ":")).translate(_UNSAFE)
-    parts = {"title": html.escape(_shown(title)), "data": text} | {key: str(count) for key, count in counts.items()}
+    parts = {"title": html.escape(_shown(title)), "data": text, "look": style()}
+    parts |= {key: str(count) for key, count in counts.items()}
     template = resources.files("msformer_fast.cohort").joinpath("index.html").read_text(encoding="utf-8")
     # In one pass: a title that holds a placeholder is not filled in again.
     return _PLACEHOLDER.sub(lambda match: parts[match[1]], template)

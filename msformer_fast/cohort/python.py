@@ -62,7 +62,7 @@ def segment_cohort(
 
     Options have the names and defaults of the command line, so that either may go on with a run of the other's. Call it
     under ``if __name__ == "__main__":``, since it starts processes that import the caller's main module. What is
-    written, and what becomes of volumes: ``docs/cohorts.md``.
+    written, and what becomes of volumes: ``docs/how-to/folder.md``.
 
     Args:
         inputs: one or several: folders, patterns such as ``"scans/**/*.png"``, ``.csv`` lists of paths, image files.

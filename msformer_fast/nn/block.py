@@ -38,7 +38,13 @@ class EfficientTransformerBlock(Fused):
         device, dtype: of the parameters, see :class:`torch.nn.Linear`.
 
     Shape: a feature map, channels last, (B, H, W, C) -> :class:`msformer_fast.Attended`: ``y`` (B, H, W, C) and the
-    attention's ``context`` (B, C, C).
+    attention's ``context`` (B, C, C), in the dtype of the parameters.
+
+    Raises:
+        InputError, BackendError: from a call, as :func:`msformer_fast.ops.efficient_attention` and
+            :func:`msformer_fast.ops.mix_ffn`.
+
+    Source: Azad et al., "DAE-Former", 2022; MS-Former.
     """
 
     def __init__(

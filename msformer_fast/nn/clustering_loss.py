@@ -11,7 +11,7 @@ from msformer_fast.ops import Clustering
 class ClusteringLoss(nn.Module):
     r"""Cross-entropy of a pixel's cluster scores against their own argmax.
 
-    .. math:: L = \frac{1}{N} \sum_n \bigl( \log \textstyle\sum_k e^{l_{nk}} - \max_k l_{nk} \bigr)
+    .. math:: L = \frac{1}{N} \sum_n \bigl( \log \sum_k e^{l_{nk}} - \max_k l_{nk} \bigr)
 
     Args:
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.

@@ -20,7 +20,11 @@ class OverlapEmbedding(nn.Module):
         device, dtype: of the parameters, see :class:`torch.nn.Conv2d`.
 
     Shape: an image, channels first, (B, in_channels, H, W) -> a feature map, channels last,
-    (B, ceil(H / stride), ceil(W / stride), C).
+    (B, ceil(H / stride), ceil(W / stride), C), in the dtype of the parameters.
+
+    Raises: what :class:`torch.nn.Conv2d` raises.
+
+    Source: Xie et al., "SegFormer", NeurIPS 2021, overlapped patch embedding; a batch norm as in MS-Former's code.
     """
 
     def __init__(

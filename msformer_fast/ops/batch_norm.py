@@ -84,7 +84,7 @@ def batch_statistics(x: Tensor, *, backend: str | None = None) -> BatchStatistic
         backend: ``"triton"``, ``"native"``, ``"torch"``, ``"reference"`` or ``None`` for the fastest that can run.
 
     Returns:
-        mean and variance, (C) each, float32 or better; zeros of an empty batch.
+        Mean and variance, (C) each, float32 or better; zeros of an empty batch.
 
     Raises:
         InputError: not a floating-point map of four axes.

@@ -47,10 +47,9 @@ def clustering_loss(
         backend: ``"triton"``, ``"native"``, ``"torch"``, ``"reference"`` or ``None`` for the fastest that can run.
 
     Returns:
-        loss: scalar, or (B, H, W) for ``"none"``; float32 for half-precision logits, else the logits' dtype.
-        labels: (B, H, W), the argmax (the first of equals), in the smallest integer dtype that holds K;
-            no gradient goes through it.
-        label_count: (B) int32, the number of distinct labels in each image, on the logits' device.
+        ``loss``, a scalar, or (B, H, W) for ``"none"``; float32 for half-precision logits, else the logits' dtype.
+        ``labels`` (B, H, W), the argmax (the first of equals), in the smallest integer dtype that holds K; no gradient
+        goes through it. ``label_count`` (B) int32, the number of distinct labels in each image, on the logits' device.
 
     Raises:
         InputError: a shape or an option that does not fit, named.

@@ -34,7 +34,8 @@ def linear_clustering_loss(
         backend: ``"triton"``, ``"native"``, ``"torch"``, ``"reference"`` or ``None`` for the fastest that can run.
 
     Returns:
-        loss: scalar, or (B, ...) for ``"none"``; labels (B, ...), label_count (B), as of :func:`clustering_loss`.
+        ``loss``, a scalar, or (B, ...) for ``"none"``; ``labels`` (B, ...) and ``label_count`` (B), as of
+        :func:`clustering_loss`.
 
     Raises:
         InputError: a shape or an option that does not fit, named.

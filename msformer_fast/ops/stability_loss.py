@@ -29,7 +29,7 @@ def stability_loss(queries: Tensor, keys: Tensor, *, scale: float = 8.0, backend
         backend: ``"triton"``, ``"native"``, ``"torch"``, ``"reference"`` or ``None`` for the fastest that can run.
 
     Returns:
-        scalar; float32 for half precision, else the queries' dtype.
+        A scalar; float32 for half precision, else the queries' dtype.
 
     Raises:
         InputError: a shape or an option that does not fit, named.

@@ -1,0 +1,170 @@
+"""Where the figures of the pages come from: command, commit and machine of each set.
+
+A page names a set where its figures stand, ``<!-- figures: NAME -->``; the site shows a line there, and all sets on one
+page (``results/figures.md``). A set that is ``quick`` is counted again by ``python docs/check_figures.py``.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+MARK = re.compile(r"^ *<!-- figures: ([\w-]+) -->$", re.MULTILINE)
+
+CPU = "two cores of a shared x86 server (AVX-512), torch 2.13, CPU build"
+ONE_CORE = "one core of a shared x86 server (AVX-512), torch 2.13, CPU build"
+ANY = "any machine: nothing is timed"
+IMAGES = "IMAGES MASKS"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A set of figures.
+
+    Attributes:
+        what: they are, in words.
+        command: that makes them; empty where none was kept.
+        commit: of the code that made them.
+        machine: that made them.
+        quick: counted again by ``docs/check_figures.py``.
+        note: anything else that a reader must know.
+    """
+
+    what: str
+    command: str
+    commit: str
+    machine: str
+    quick: bool = False
+    note: str = ""
+
+    def line(self) -> str:
+        """What the figures were made by, in Markdown."""
+        source = f"`{self.command}`" if self.command else "hand, and the command was not kept"
+        text = f"{source}; commit `{self.commit}`; {self.machine}."
+        return f"{text} {self.note}" if self.note else text
+
+
+FIGURES = {
+    "demo": Figures(
+        "Dice of the demo",
+        "msformer-fast demo",
+        "a23471e",
+        "CPU, one thread, AVX-512, torch 2.13",
+        quick=True,
+        note="Another machine rounds differently.",
+    ),
+    "examples": Figures(
+        "pictures of the examples",
+        "python docs/check_figures.py demo examples --write",
+        "a23471e",
+        "CPU, one thread, AVX-512, torch 2.13",
+        quick=True,
+    ),
+    "step": Figures(
+        "seconds and memory of a step", "msformer-fast bench step --sides 65 129 257 --parts step", "032ef3f", CPU
+    ),
+    "ledger": Figures(
+        "launches and bytes of a step", "python -m msformer_fast.benchmarks.ledger", "5404742", ANY, quick=True
+    ),
+    "predicted": Figures(
+        "predicted milliseconds of a step",
+        "python -m msformer_fast.benchmarks.ledger",
+        "f34381f",
+        "none: from data sheets, on no card",
+        quick=True,
+    ),
+    "bench-cpu": Figures(
+        "seconds and memory of every op", "msformer-fast bench --sides 65 129 257 --seconds 1.5", "032ef3f", CPU
+    ),
+    "bench-predicted": Figures(
+        "launches, bytes and predicted milliseconds of every op",
+        "msformer-fast bench --sides 257",
+        "a23471e",
+        "none: from data sheets, on no card",
+        quick=True,
+    ),
+    "issued": Figures(
+        "instructions of a step", "python -m tests.harness.issue_table", "f34381f", ANY + ", Triton 3.9", quick=True
+    ),
+    "scaling": Figures("how costs grow", "python -m msformer_fast.benchmarks.scaling", "246dac0", CPU),
+    "largest": Figures(
+        "memory of a step, the largest image", "python -m msformer_fast.benchmarks.largest", "032ef3f", ANY, quick=True
+    ),
+    "swaps-equal": Figures("differences with and without swaps", "python -m tests.harness.swap_table", "1571035", CPU),
+    "swaps-time": Figures(
+        "time of a published module and its drop-in",
+        "OMP_NUM_THREADS=1 pytest benchmarks/swaps.py --benchmark-only",
+        "73643b6",
+        ONE_CORE,
+    ),
+    "swin": Figures(
+        "time and bytes of windowed attention",
+        "",
+        "032ef3f",
+        CPU,
+        note="Bytes: of recorded launches, commit `49a984f`.",
+    ),
+    "compile": Figures("a step eager and compiled", "", "1d934f7", CPU),
+    "cross-scale": Figures(
+        "Dice with and without the windows",
+        f"msformer-fast evaluate {IMAGES} --size 129 --cross-scale window",
+        "2249613",
+        "CPU",
+    ),
+    "parity": Figures(
+        "differences from the authors' code",
+        "msformer-fast parity tests/golden/dim8_img65.npz",
+        "a23471e",
+        "CPU, float64",
+        quick=True,
+    ),
+    "masks": Figures(
+        "Dice of masks, and of simple methods",
+        f"msformer-fast evaluate {IMAGES} --split even",
+        "ea0c7d7",
+        "CPU, one thread",
+    ),
+    "masks-tried": Figures(
+        "what was tried", f"msformer-fast evaluate {IMAGES} --split odd", "f6c18a3", "CPU, one thread"
+    ),
+    "folder": Figures(
+        "images an hour, and what a run costs beyond its images",
+        "msformer-fast segment FOLDER -o results --size 129 --patience 6 --jobs N",
+        "ff30b0b",
+        CPU,
+    ),
+    "faults": Figures(
+        "faults, and how often",
+        "python -m pytest tests -k 'cohort or formats'",
+        "a23471e",
+        "CPU",
+    ),
+    "versions": Figures(
+        "what other versions of Triton compile", "python -m tests.harness.version_table", "9708856", ANY
+    ),
+    "versions-all": Figures(
+        "the same, all widths", "python -m tests.harness.version_table 3.6.0 3.9.0 --all", "fa07f4f", ANY
+    ),
+}
+
+#: Pages whose figures are named so; others have none.
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+
+
+def marked() -> dict[str, list[Path]]:
+    """The pages on which each set stands."""
+    found: dict[str, list[Path]] = {}
+    for page in PAGES:
+        for name in MARK.findall(page.read_text(encoding="utf-8")):
+            found.setdefault(name, []).append(page)
+    return found
+
+
+def block(page: Path, name: str) -> str:
+    """What stands on a page from a mark to the next, or to the next heading."""
+    text = page.read_text(encoding="utf-8")
+    start = next(match.end() for match in MARK.finditer(text) if match[1] == name)
+    end = re.compile(r"^(#+ | *<!-- figures: )", re.MULTILINE).search(text, start)
+    return text[start : end.start() if end else len(text)]
