@@ -292,13 +292,6 @@ def expand_kernel(
 
     p_vectors: None where they are there already
     """
-    if p_vectors is not None:  # constant, so that the rest is not compiled where it is None
-        is_first = tl.program_id(0) == 0
-        if is_first:
-            store_vectors(
-                p_vectors, p_conv, p_bias_conv, p_inner_gamma, p_inner_beta, D, PAD_D, BLOCK_D, INNER_SKIP, ACC
-            )
-
     tile = tile_of(tl.program_id(0), row_begin, row_end, W, tiles_y, tiles_x, TILE_H, TILE_W)
     m_p = mask_of(tile)
     o_t = pixels_of(tile, H, W) * C
@@ -326,6 +319,14 @@ def expand_kernel(
 
         m_u = m_p[:, None] & (o_d < D)[None, :]
         tl.store(hidden_of(p_u, tile, o_d, H, R, W, D), b_u.to(p_u.dtype.element_ty), mask=m_u)
+
+    # Last: at the beginning some cards' compilers spill.
+    if p_vectors is not None:
+        is_first = tl.program_id(0) == 0
+        if is_first:
+            store_vectors(
+                p_vectors, p_conv, p_bias_conv, p_inner_gamma, p_inner_beta, D, PAD_D, BLOCK_D, INNER_SKIP, ACC
+            )
 
 
 @_jit
