@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msformer_fast.foreground.evidence import Image, judged_size, rescale
+from msformer_fast.foreground.kind import Kind
 
 #: Part of the confidence that is left where an image, or what was chosen in it, is unlike what the rule was made for.
 LEFT = 0.5
@@ -33,6 +34,22 @@ def strangeness(image: Image) -> str:
     share = _grain(image.mean(axis=2))
     if share >= _GRAIN:
         return f"{100 * share:.0f} % of the contrast is grain, as of noise, texture or text"
+    return ""
+
+
+def misfit(rule: str, kind: Kind) -> str:
+    """Why an image is none that a rule was made for, in words; empty where it may be one.
+
+    A file may say that it is CT and show something else than lungs: then its looks count.
+    """
+    if rule == "lesion":
+        return "" if kind.coloured else "the rule was made for coloured images of skin, and this one is grey"
+    if kind.coloured:
+        return "the rule was made for grey images of chests, and this one is coloured"
+    if rule == "lungs-ct" and not kind.looks_like_ct:
+        return f"the rule was made for CT slices, and this looks like none (likeness {kind.likeness:.2f})"
+    if rule == "lungs-xray" and kind.looks_like_ct:
+        return f"the rule was made for radiographs, and this looks like a CT slice (likeness {kind.likeness:.2f})"
     return ""
 
 
