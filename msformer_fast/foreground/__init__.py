@@ -35,10 +35,22 @@ from msformer_fast.foreground.evidence import (
 from msformer_fast.foreground.kind import MODALITIES, Kind, kind_of
 from msformer_fast.foreground.proposal import Proposal
 
-__all__ = ["MODALITIES", "RULES", "Foreground", "Maps", "clusters_in", "foreground", "foreground_of_runs"]
+__all__ = [
+    "LUNG_RULES",
+    "MODALITIES",
+    "RULES",
+    "Foreground",
+    "Maps",
+    "check_modality",
+    "clusters_in",
+    "foreground",
+    "foreground_of_runs",
+]
 
 #: Names that ``rule`` accepts.
 RULES = ("auto", "lesion", "lungs", "lungs-xray", "lungs-ct")
+#: Those of them that find lungs in CT.
+LUNG_RULES = ("auto", "lungs", "lungs-ct")
 
 # Least share of the mask for a cluster to be named.
 _NAMED = 0.05
@@ -60,6 +72,9 @@ class Foreground:
             rule was not made for it.
         terms: what each part of the rule added to the score of this mask, by name.
         candidates: masks that were weighed.
+        agreement: expected Dice of the mask with the other likely ones, of which the confidence is made; 0 for a
+            fallback.
+        likeness: of the image to a CT slice; see :mod:`msformer_fast.foreground.kind`.
     """
 
     mask: Mask
@@ -70,6 +85,8 @@ class Foreground:
     doubtful: bool = True
     terms: Mapping[str, float] = field(default_factory=dict)
     candidates: int = 0
+    agreement: float = 0.0
+    likeness: float = 0.0
 
 
 class Maps(NamedTuple):
@@ -135,8 +152,8 @@ def foreground(
         The mask with the rule that was used, why, and how sure it is.
 
     Raises:
-        InputError: the rule or the modality is unknown, ``labels`` is not (H, W) integers, ``image`` is not (H, W, C) floats in
-            [0, 1] of the same H and W, or ``scores`` is not (R, H, W) finite floats.
+        InputError: the rule or the modality is unknown, ``labels`` is not (H, W) integers, ``image`` is not (H, W, C)
+            floats in [0, 1] of the same H and W, or ``scores`` is not (R, H, W) finite floats.
     """
     return foreground_of_runs([Maps(labels, scores)], image, rule, modality=modality)
 
@@ -153,14 +170,19 @@ def foreground_of_runs(
     """
     if not isinstance(rule, str) or rule not in RULES:
         raise InputError(f"rule: got {rule!r}; accepted is one of {', '.join(RULES)}")
-    if modality is not None and modality not in MODALITIES:
-        raise InputError(f"modality: got {modality!r}; accepted is one of {', '.join(MODALITIES)}, or None")
+    check_modality(modality)
     if not runs:
         raise InputError("runs: there is none; accepted is one or more")
     pixels = np.asarray(image)
     checked = [_check(maps, pixels) for maps in runs]
     pixels = pixels.astype(np.float64)
     return _decide(checked, pixels, rule, kind_of(pixels, modality))
+
+
+def check_modality(modality: str | None) -> None:
+    """Raises InputError for what is no name in :data:`MODALITIES`, nor ``None``."""
+    if modality is not None and modality not in MODALITIES:
+        raise InputError(f"modality: got {modality!r}; accepted is one of {', '.join(MODALITIES)}, or None")
 
 
 def _rule_for(rule: str, kind: Kind) -> tuple[str, str]:
@@ -210,6 +232,8 @@ def _decide(runs: list[Maps], image: Image, asked: str, kind: Kind) -> Foregroun
         doubtful,
         dict(chosen.terms),
         count,
+        choice.agreement,
+        kind.likeness,
     )
 
 

@@ -16,7 +16,8 @@ from msformer_fast.foreground.proposal import Proposal
 FRAME_LEVEL = 0.0
 #: Score under which what was found is unlike any lungs that the priors were taken from.
 LIKELY = -4.0
-# Grey levels between the 1st and the 99th percentile that outlines are tried at; then so many on either side of the best.
+# Grey levels between the 1st and the 99th percentile that outlines are tried at, and those on either side of the best
+# that are tried in all variants; fewer, to tell the kind of image.
 _LEVELS, _TAILS, _NEAR = 32, (1, 99), 3
 _FEWER_LEVELS = 24
 # How far below the outline's level parts are told apart, as a share of the difference between tissue and lung; and half
