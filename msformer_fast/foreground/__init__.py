@@ -36,6 +36,7 @@ from msformer_fast.foreground.kind import MODALITIES, Kind, kind_of
 from msformer_fast.foreground.proposal import Proposal
 
 __all__ = [
+    "CHEST_RULES",
     "LUNG_RULES",
     "MODALITIES",
     "RULES",
@@ -49,7 +50,9 @@ __all__ = [
 
 #: Names that ``rule`` accepts.
 RULES = ("auto", "lesion", "lungs", "lungs-xray", "lungs-ct")
-#: Those of them that find lungs in CT.
+#: Those of them that find lungs.
+CHEST_RULES = ("lungs", "lungs-xray", "lungs-ct")
+#: Those that find lungs in CT.
 LUNG_RULES = ("auto", "lungs", "lungs-ct")
 
 # Least share of the mask for a cluster to be named.
@@ -207,14 +210,15 @@ def _decide(runs: list[Maps], image: Image, asked: str, kind: Kind) -> Foregroun
         if (maps.labels != maps.labels.flat[0]).any():
             proposals.append(rule.propose(gather(maps.labels, maps.scores, channel, rule.frame_level)))
     pooled, scores = pool(proposals)
+    strange = strangeness(image) or misfit(name, kind)
     if not pooled:
         mask, reason = rule.otherwise(labels, channel)
-        return Foreground(mask, name, clusters_in(mask, labels), reason + why)
+        reason += f" (doubtful: {strange})." if strange else ""
+        return Foreground(mask, name, clusters_in(mask, labels), reason + why, likeness=kind.likeness)
     choice = choose([proposal.mask for proposal in pooled], scores)
     chosen = pooled[choice.index]
     mask = enlarge(chosen.mask, labels.shape)
     described, whole = rule.describe(chosen)
-    strange = strangeness(image) or misfit(name, kind)
     if not strange and chosen.score < rule.likely:
         strange = f"what was found is unlike what the rule was made for (score {chosen.score:.0f})"
     raw = Raw(choice.agreement, chosen.score, kind.likeness)

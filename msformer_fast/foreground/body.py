@@ -92,10 +92,11 @@ def find_body(channel: Image, level: float, core: float, cut: float) -> Body | N
     seeds, count = ndimage.label(_depth(channel <= core, cut) > cut)
     sizes = np.bincount(seeds.ravel(), minlength=count + 1)
     seeds[np.isin(seeds, np.flatnonzero(sizes < _LEAST_SEED))] = 0
-    parts = watershed(channel, seeds, mask=channel <= level)
+    parts = watershed(channel, seeds, mask=channel <= level)  # type: ignore[no-untyped-call]
     air = np.where(np.isin(parts, _outer(parts, count)), 0, parts)
     # What the table closes off lies beneath the back, and so outside of the tissue's convex hull.
-    covered = np.bincount(air[convex_hull_image(tissue)], minlength=count + 1)
+    hull = convex_hull_image(tissue)  # type: ignore[no-untyped-call]
+    covered = np.bincount(air[hull], minlength=count + 1)
     air = np.where((covered >= _COVERED * np.bincount(air.ravel(), minlength=count + 1))[air], air, 0)
     return Body(tissue, ndimage.binary_fill_holes(tissue | (air > 0)), air)
 

@@ -37,6 +37,8 @@ _MIDDLE, _SHARE = 0.08, (-1.1, 0.8)
 _EDGE, _CONTRAST, _MISSED = 20.0, 5.0, 6.0
 # Share of the torso from which air is that of a slice above stomach and bowel.
 _ABOVE_BELLY = 0.25
+# Distance from the torso's middle column, in its widths, within which windpipe and main bronchi lie.
+_MIDLINE = 0.1
 # Width in pixels of the tissue around a mask that it is compared with.
 _RING = 4.0
 
@@ -128,7 +130,10 @@ def place(part: Mask, body: Body, evidence: Evidence) -> dict[str, float]:
 
 def lungs_among(parts: Mapping[int, Mapping[str, float]]) -> list[int]:
     """Which of the air-filled parts of a torso are lung, by their numbers; see :func:`place`."""
-    likely = {number: part for number, part in parts.items() if not (_is_speck(part) or _is_airway(part))}
+    large = {number: part for number, part in parts.items() if not _is_speck(part)}
+    likely = {number: part for number, part in large.items() if not _is_airway(part)}
+    if not likely:  # apices are as small and as deep as bronchi, but not in the middle
+        likely = {number: part for number, part in large.items() if abs(part["column"]) >= _MIDLINE}
     if not likely:
         return []
     largest = max(likely.values(), key=lambda part: part["area"])
@@ -142,9 +147,9 @@ def _is_speck(part: Mapping[str, float]) -> bool:
 
 
 def _is_airway(part: Mapping[str, float]) -> bool:
-    """Windpipe, main bronchi or gullet: small, narrow and in the middle, or far from every wall."""
-    medial = part["area"] < 0.02 and abs(part["column"]) < 0.1 and part["width"] < 0.15
-    return medial or part["wall"] > 0.3
+    """Windpipe, main bronchi or gullet: small and narrow, and in the middle or far from every wall."""
+    small = part["area"] < 0.02 and part["width"] < 0.15
+    return small and (abs(part["column"]) < _MIDLINE or part["wall"] > 0.3)
 
 
 def _is_gas(part: Mapping[str, float], lung: Mapping[str, float]) -> bool:

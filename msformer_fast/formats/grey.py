@@ -15,7 +15,7 @@ LUNG_WINDOW = (-300.0, 1400.0)
 LUNG_NOTE = "CT in Hounsfield units, shown from -1000 to 400 as for lungs; --window takes another"
 
 # Scanners pad with down to -3024, and metal reaches what 16 bits hold; the least share of air and of tissue in a body.
-_LEAST, _MOST, _SHARE = -4096, 65535, 0.03
+_LEAST, _MOST, _AIR, _TISSUE = -4096, 65535, 0.1, 0.05
 
 
 def between(values: Array, low: float, high: float) -> NDArray[np.float32]:
@@ -61,4 +61,4 @@ def looks_like_hounsfield(values: NDArray[np.float64]) -> bool:
         return False
     air = float(((values > -1100) & (values < -600)).mean())
     tissue = float(((values > -200) & (values < 200)).mean())
-    return air > _SHARE and tissue > _SHARE
+    return air > _AIR and tissue > _TISSUE
