@@ -73,8 +73,8 @@ def ct_likeness(grey: Image) -> float:
 
     In a slice, air meets tissue in a step as sharp as the pixels allow, and is even; in a radiograph, lungs lie behind
     ribs and before the back, and their outlines are slopes. The number is the gradient on the outline of the best level
-    set, in steps a pixel of the judged size, less a quarter of the spreads inside and around it (between the quartiles),
-    in steps.
+    set, in steps a pixel of the judged size, less a quarter of the spreads inside and around it (between the
+    quartiles), in steps.
     """
     from scipy import ndimage
 
