@@ -26,11 +26,13 @@ from msformer_fast.files import check_output_folder
 from msformer_fast.foreground.calibration import DOUBTFUL, Raw, calibrated, features
 from msformer_fast.foreground.doubt import LEFT
 from msformer_fast.formats.plain import read_image, read_mask
-from msformer_fast.images import write_png
+from msformer_fast.images import MIN_SIDE, write_png
 
 # Under this Dice a mask should be marked, over that it should not.
 BAD, GOOD = 0.8, 0.9
 _BINS = 5
+# Share of good masks that may be marked.
+_MARKED = 0.1
 # Weight of the penalty on large weights.
 _SHRINK = 0.01
 # Colours that those tell apart too who see few (Okabe and Ito, 2008), and shapes.
@@ -63,7 +65,7 @@ def read_folder(folder: Path) -> list[Judged]:
         strange = "(doubtful: " in record["reason"]
         # The confidence anew, so that new weights need no new run.
         confidence = calibrated(row["rule"], raw) * (LEFT if strange else 1.0)
-        doubtful = strange or confidence < DOUBTFUL or "The only large dark part" in record["reason"]
+        doubtful = strange or confidence < DOUBTFUL[row["rule"]] or "The only large dark part" in record["reason"]
         odd = place % 2 == 0
         judged.append(Judged(row["rule"], raw, confidence, doubtful, float(row["blind_dice"]), odd, strange))
     return judged
@@ -81,7 +83,7 @@ def degrade(image: NDArray[Any], mask: NDArray[np.bool_], number: int) -> tuple[
         sigma = rng.uniform(0.02, 0.05) * side
         image = ndimage.gaussian_filter(image, (sigma, sigma, 0))
     elif number % 4 == 2:
-        part = int(rng.uniform(0.45, 0.65) * side)
+        part = max(MIN_SIDE, int(rng.uniform(0.45, 0.65) * side))
         row, column = (int(rng.integers(0, length - part + 1)) for length in image.shape[:2])
         inside = mask[row : row + part, column : column + part]
         if inside.mean() > 0.02:
@@ -116,8 +118,14 @@ def fit(judged: Sequence[Judged]) -> NDArray[np.float64]:
     return np.asarray(minimize(loss, np.array([0.0, 1.0, 0.0, 0.0]), bounds=bounds).x)
 
 
+def _sigmoid(logit: float) -> float:
+    return float(1 / (1 + np.exp(-logit)))
+
+
 def figures(judged: Sequence[Judged]) -> dict[str, float]:
     """Expected calibration error, and how well the mark tells bad masks from good ones."""
+    if not judged:
+        return {"masks": 0}
     dice = np.array([each.dice for each in judged])
     expected = np.array([each.confidence for each in judged])
     doubtful = np.array([each.doubtful for each in judged])
@@ -183,7 +191,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         # What the rule says it was not made for is marked already, and no part of its curve.
         odd = [each for each in of_rule if each.odd and not each.misfit]
         if odd:
-            print(f'    "{rule}": ({", ".join(f"{weight:.3f}" for weight in fit(odd))}),  # {len(odd)} masks')
+            weights = fit(odd)
+            good = [_sigmoid(features(each.raw) @ weights) for each in odd if each.dice > GOOD]
+            limit = np.floor(100 * np.quantile(good, _MARKED)) / 100
+            print(f'    "{rule}": ({", ".join(f"{weight:.3f}" for weight in weights)}),  # doubtful under {limit:.2f}')
         for name, half in (("odd", True), ("even", False)):
             print(f"    {rule}, {name}:", figures([each for each in of_rule if each.odd == half]))
     for name, half in (("odd", True), ("even", False)):

@@ -225,7 +225,7 @@ def _decide(runs: list[Maps], image: Image, asked: str, kind: Kind) -> Foregroun
     confidence = calibrated(name, raw) * (LEFT if strange else 1.0)
     count = sum(map(len, proposals))
     reason = f"{described}; chosen among {count} candidates" + (f" of {len(runs)} runs" if len(runs) > 1 else "")
-    doubtful = not whole or confidence < DOUBTFUL or bool(strange)
+    doubtful = not whole or confidence < DOUBTFUL[name] or bool(strange)
     unsure = f" (doubtful{': ' if strange else ''}{strange})" if doubtful else ""
     return Foreground(
         mask,
