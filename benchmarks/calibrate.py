@@ -61,7 +61,7 @@ def read_folder(folder: Path) -> list[Judged]:
         record = json.loads((folder / f"{Path(row['image']).stem}.json").read_text(encoding="utf-8"))["foreground"]
         if not record["candidates"]:
             continue
-        raw = Raw(record["agreement"], sum(record["terms"].values()), record["likeness"])
+        raw = Raw(record["agreement"], sum(record["terms"].values()))
         strange = "(doubtful: " in record["reason"]
         # The confidence anew, so that new weights need no new run.
         confidence = calibrated(row["rule"], raw) * (LEFT if strange else 1.0)
@@ -104,18 +104,18 @@ def write_degraded(images: str, masks: str, output: str) -> None:
 
 
 def fit(judged: Sequence[Judged]) -> NDArray[np.float64]:
-    """Weights (4,) of the logistic curve: least cross-entropy with Dice as the share of hits, and small weights."""
+    """Weights (3,) of the logistic curve: least cross-entropy with Dice as the share of hits, and small weights."""
     from scipy.optimize import minimize
 
-    x = np.stack([features(each.raw) for each in judged])  # [N, 4]
+    x = np.stack([features(each.raw) for each in judged])  # [N, 3]
     dice = np.array([each.dice for each in judged])
 
     def loss(weights: NDArray[np.float64]) -> float:
         logits = x @ weights
         return float((np.logaddexp(0, logits) - dice * logits).sum() + _SHRINK * (weights[1:] ** 2).sum())
 
-    bounds = [(None, None), (0, None), (0, None), (None, None)]  # agreement and score never speak against a mask
-    return np.asarray(minimize(loss, np.array([0.0, 1.0, 0.0, 0.0]), bounds=bounds).x)
+    bounds = [(None, None), (0, None), (0, None)]  # agreement and score never speak against a mask
+    return np.asarray(minimize(loss, np.array([0.0, 1.0, 0.0]), bounds=bounds).x)
 
 
 def _sigmoid(logit: float) -> float:

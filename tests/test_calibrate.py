@@ -20,7 +20,7 @@ def folder(path: Path, agreements: list[float], dices: list[float], rule: str = 
     path.mkdir()
     rows = []
     for number, (agreement, dice) in enumerate(zip(agreements, dices, strict=True)):
-        chosen = {"agreement": agreement, "terms": {"edge": 5.0, "share": -1.0}, "likeness": 0.3, "candidates": 9}
+        chosen = {"agreement": agreement, "terms": {"edge": 5.0, "share": -1.0}, "candidates": 9}
         chosen |= {"confidence": 0.5, "doubtful": False, "reason": "Air. (doubtful: x)" if number == 3 else "Air."}
         (path / f"i{number}.json").write_text(json.dumps({"foreground": chosen}))
         rows.append({"image": f"i{number}.png", "rule": rule, "blind_dice": dice})
@@ -34,17 +34,17 @@ def folder(path: Path, agreements: list[float], dices: list[float], rule: str = 
 def test_an_evaluation_is_read(tmp_path: Path) -> None:
     judged = calibrate.read_folder(folder(tmp_path / "a", [0.9, 0.8, 0.99, 0.97], [0.95, 0.7, 0.96, 0.5]))
     assert [each.odd for each in judged] == [True, False, True, False]
-    assert judged[0].raw == Raw(0.9, 4.0, 0.3) and judged[0].dice == 0.95
+    assert judged[0].raw == Raw(0.9, 4.0) and judged[0].dice == 0.95
     assert [each.misfit for each in judged] == [False, False, False, True]
     assert judged[3].doubtful and judged[3].confidence <= 0.5
 
 
 def test_the_fit_finds_the_curve_that_made_the_dice() -> None:
     rng = np.random.default_rng(0)
-    weights = np.array([-1.0, 0.8, 0.5, 0.0])
+    weights = np.array([-1.0, 0.8, 0.5])
     judged = []
     for _ in range(600):
-        raw = Raw(float(rng.uniform(0.3, 0.99)), float(rng.uniform(-10, 10)), 0.3)
+        raw = Raw(float(rng.uniform(0.3, 0.99)), float(rng.uniform(-10, 10)))
         dice = float(1 / (1 + np.exp(-features(raw) @ weights)))
         judged.append(calibrate.Judged("lungs-ct", raw, 0.5, False, dice, True, False))
     found = calibrate.fit(judged)
@@ -53,7 +53,7 @@ def test_the_fit_finds_the_curve_that_made_the_dice() -> None:
 
 
 def test_figures() -> None:
-    raw = Raw(0.9, 1.0, 0.3)
+    raw = Raw(0.9, 1.0)
     made = [(0.9, False, 0.95), (0.9, True, 0.95), (0.5, True, 0.4), (0.5, False, 0.7)]
     found = calibrate.figures([calibrate.Judged("lungs-ct", raw, *each, True, False) for each in made])
     assert (found["bad"], found["bad and marked"], found["good"], found["good and marked"]) == (2, 1, 2, 1)

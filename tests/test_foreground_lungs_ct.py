@@ -170,8 +170,8 @@ def test_the_calibration() -> None:
     """More agreement and a better score never make a mask less sure, and no mask is sure of more than all."""
     assert set(WEIGHTS) == set(RULES) - {"auto", "lungs"}
     for rule in WEIGHTS:
-        by_agreement = [calibrated(rule, Raw(each, 3.0, 0.3)) for each in np.linspace(0, 1, 21)]
-        by_score = [calibrated(rule, Raw(0.9, each, 0.3)) for each in np.linspace(-20, 20, 21)]
+        by_agreement = [calibrated(rule, Raw(each, 3.0)) for each in np.linspace(0, 1, 21)]
+        by_score = [calibrated(rule, Raw(0.9, each)) for each in np.linspace(-20, 20, 21)]
         for values in (by_agreement, by_score):
             assert (np.diff(values) >= 0).all() and values[0] >= 0 and values[-1] <= 1
 

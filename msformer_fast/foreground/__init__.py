@@ -221,7 +221,7 @@ def _decide(runs: list[Maps], image: Image, asked: str, kind: Kind) -> Foregroun
     described, whole = rule.describe(chosen)
     if not strange and chosen.score < rule.likely:
         strange = f"what was found is unlike what the rule was made for (score {chosen.score:.0f})"
-    raw = Raw(choice.agreement, chosen.score, kind.likeness)
+    raw = Raw(choice.agreement, chosen.score)
     confidence = calibrated(name, raw) * (LEFT if strange else 1.0)
     count = sum(map(len, proposals))
     reason = f"{described}; chosen among {count} candidates" + (f" of {len(runs)} runs" if len(runs) > 1 else "")

@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 #: Confidence under which a person should look, by rule: at most a tenth of the fitted masks of a Dice above 0.9 is.
-DOUBTFUL = {"lesion": 0.85, "lungs-xray": 0.88, "lungs-ct": 0.85}
+DOUBTFUL = {"lesion": 0.92, "lungs-xray": 0.88, "lungs-ct": 0.95}
 #: Weights of :func:`features`, by rule.
 WEIGHTS = {
-    "lesion": (1.286, 0.702, 1.517, 0.0),
-    "lungs-xray": (1.364, 0.186, 0.348, 0.047),
-    "lungs-ct": (-1.630, 0.768, 0.587, 0.668),
+    "lesion": (1.286, 0.702, 1.517),
+    "lungs-xray": (1.365, 0.186, 0.350),
+    "lungs-ct": (2.156, 0.240, 0.000),
 }
 # Beyond these the logarithm of the odds tells rounding, not agreement.
 _LEAST, _MOST = 0.02, 0.999
@@ -31,19 +31,17 @@ class Raw(NamedTuple):
     Attributes:
         agreement: expected Dice with the other likely candidates, 0 to 1.
         score: of the chosen candidate.
-        likeness: to a CT slice; see :mod:`msformer_fast.foreground.kind`.
     """
 
     agreement: float
     score: float
-    likeness: float
 
 
 def features(raw: Raw) -> NDArray[np.float64]:
-    """What the curve weighs, (4,): one, the log-odds of the agreement, a tenth of the score, the likeness."""
+    """What the curve weighs, (3,): one, the log-odds of the agreement, a tenth of the score."""
     agreement = min(max(raw.agreement, _LEAST), _MOST)
     score = float(np.clip(raw.score, -30, 30))
-    return np.array([1.0, np.log(agreement / (1 - agreement)), score / 10, raw.likeness])
+    return np.array([1.0, np.log(agreement / (1 - agreement)), score / 10])
 
 
 def calibrated(rule: str, raw: Raw) -> float:
