@@ -18,8 +18,9 @@ _ONE_COLOUR = 0.6
 _GRAIN = 0.5
 # Standard deviation in pixels of that smoothing, at the size where candidates are judged.
 _SMOOTHING = 2.0
-# Values this close, in [0, 1], are one tone, one colour. A border up to here is black, which the rules know.
-_TONE, _COLOUR, _BLACK = 3 / 255, 6 / 255, 0.1
+# Values this close, in [0, 1], are one tone, one colour. A border up to here is dark, which the rules know: black, or
+# the air around a body on CT, which wide windows show grey.
+_TONE, _COLOUR, _DARK = 3 / 255, 6 / 255, 0.3
 _LEVELS = 256
 
 
@@ -76,9 +77,9 @@ def _grain(grey: Image) -> float:
 
 
 def _light_border(image: Image) -> float:
-    """Share of the border that has its commonest colour, other than black."""
+    """Share of the border that has its commonest colour, other than a dark one."""
     border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
-    light = border[border.max(axis=1) > _BLACK]
+    light = border[border.max(axis=1) > _DARK]
     if not len(light):
         return 0.0
     # The commonest is among the medians of the bins that hold most.
