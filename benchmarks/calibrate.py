@@ -192,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         odd = [each for each in of_rule if each.odd and not each.misfit]
         if odd:
             weights = fit(odd)
-            good = [_sigmoid(features(each.raw) @ weights) for each in odd if each.dice > GOOD]
+            good = [_sigmoid(float(features(each.raw) @ weights)) for each in odd if each.dice > GOOD]
             limit = np.floor(100 * np.quantile(good, _MARKED)) / 100
             print(f'    "{rule}": ({", ".join(f"{weight:.3f}" for weight in weights)}),  # doubtful under {limit:.2f}')
         for name, half in (("odd", True), ("even", False)):
