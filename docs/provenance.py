@@ -126,6 +126,18 @@ FIGURES = {
         "ea0c7d7",
         "CPU, one thread",
     ),
+    "masks-ct": Figures(
+        "Dice of masks on CT slices",
+        f"msformer-fast evaluate {IMAGES} --split even --rule lungs-ct --size 129 --patience 6",
+        "edde69b",
+        "CPU, one thread",
+    ),
+    "calibration": Figures(
+        "confidence against Dice",
+        "python -m msformer_fast.benchmarks.calibrate fit --plot docs/calibration.png FOLDER...",
+        "edde69b",
+        "CPU, one thread",
+    ),
     "masks-tried": Figures(
         "what was tried", f"msformer-fast evaluate {IMAGES} --split odd", "f6c18a3", "CPU, one thread"
     ),

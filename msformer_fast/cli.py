@@ -237,7 +237,7 @@ def _parser() -> argparse.ArgumentParser:
     add_settings(sub)
 
     sub = command("demo", _demo, "Draw a test image, segment it and say the Dice.")
-    sub.add_argument("--kind", choices=("lesion", "chest"), default="lesion", help="what to draw (%(default)s)")
+    sub.add_argument("--kind", choices=("lesion", "chest", "ct"), default="lesion", help="what to draw (%(default)s)")
     sub.add_argument("-o", "--output", default="msformer-fast-demo", metavar="DIR", help="folder (%(default)s)")
     add_settings(sub, size=129)
 

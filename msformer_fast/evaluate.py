@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from msformer_fast.errors import InputError
 from msformer_fast.files import show
-from msformer_fast.foreground import foreground
+from msformer_fast.foreground import CHEST_RULES, foreground
 from msformer_fast.foreground.evidence import darkness_channel
 from msformer_fast.formats.plain import read_image, read_mask
 from msformer_fast.margin import find_margin
@@ -146,7 +146,7 @@ def column(method: str, metric: str) -> str:
 
 def _other_mask(name: str, image: NDArray[np.float32], rule: str) -> NDArray[np.bool_]:
     if name != RULE_ALONE:
-        return simple_mask(image, name, rule)
+        return simple_mask(image, name, "lungs" if rule in CHEST_RULES else rule)
     # As for the network, without a margin.
     margin = find_margin(image)
     inside = image if margin is None else image[margin.inside(image.shape)]

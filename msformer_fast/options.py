@@ -48,7 +48,7 @@ def add_output(parser: argparse.ArgumentParser, default: str) -> None:
 
 def add_settings(parser: argparse.ArgumentParser, size: int = 257) -> None:
     add = parser.add_argument
-    add("--rule", default="auto", help="foreground rule: lesion, lungs or auto (%(default)s)")
+    add("--rule", default="auto", help="foreground rule: lesion, lungs, lungs-xray, lungs-ct or auto (%(default)s)")
     add("--size", type=int, default=size, help="longest side that the network sees, in pixels (%(default)s)")
     add("--seed", type=int, default=0, help="of the network's parameters (%(default)s)")
     add("--seeds", type=int, default=1, help="runs of the loop, from --seed on, weighed together (%(default)s)")

@@ -1,4 +1,4 @@
-"""Test images with known masks: a skin lesion under a dermatoscope and a chest X-ray, both drawn from a seed.
+"""Test images with known masks: a skin lesion under a dermatoscope, a chest X-ray and a CT slice, drawn from a seed.
 
 They carry no patient data and no licence of others, look like the real thing at a glance, and have the
 features that make the real images hard: hairs, a vignette, uneven pigment; ribs, a frame darker than the lungs.
@@ -31,7 +31,7 @@ def make(kind: str, size: tuple[int, int] = (257, 257), seed: int = 0) -> Phanto
     """Draw the phantom of a name in :data:`KINDS`.
 
     Args:
-        kind: "lesion" or "chest".
+        kind: "lesion", "chest" or "ct".
         size: (H, W) in pixels, each at least 33.
         seed: non-negative integer; the same seed and size give the same pixels.
 
@@ -121,7 +121,45 @@ def chest(size: tuple[int, int] = (257, 257), seed: int = 0) -> Phantom:
     return Phantom(np.repeat(grey[..., None], 3, axis=2), mask)
 
 
-KINDS: dict[str, Callable[[tuple[int, int], int], Phantom]] = {"lesion": lesion, "chest": chest}
+def ct(size: tuple[int, int] = (257, 257), seed: int = 0) -> Phantom:
+    """Draw an axial CT slice at the height of the heart, through a window from -1000 to 400 HU.
+
+    A body of fat, muscle and bone on air, a table beneath it, two lungs with vessels, the heart, the aorta, a main
+    bronchus of air, and a bubble of gas in front. The three channels are equal. The mask is both lungs with their
+    vessels, without bronchus and gas. Arguments, results and errors as in :func:`make`.
+    """
+    height, width = _checked(size)
+    rng = _generator(seed)
+    y, x = _grid(height, width)
+    y, x = y - rng.uniform(-0.05, 0.05), (x - rng.uniform(-0.05, 0.05)) / rng.uniform(0.95, 1.05)
+
+    def ellipse(row: float, column: float, half_height: float, half_width: float) -> NDArray[np.bool_]:
+        return np.asarray(((y - row) / half_height) ** 2 + ((x - column) / half_width) ** 2 < 1)
+
+    heart = ellipse(-0.08, 0.08, 0.27, 0.25) | ellipse(0.0, 0.0, 0.30, 0.10)
+    spine = ellipse(0.42, 0.0, 0.16, 0.12)
+    lungs = ellipse(0.05, -0.40, 0.42, 0.30) | ellipse(0.05, 0.42, 0.40, 0.28)
+    mask = lungs & ~heart & ~ellipse(0.30, 0.12, 0.09, 0.09) & ~spine
+
+    units = np.full((height, width), -1000.0)
+    units[(np.abs(y - 0.78 - 0.10 * x**2) < 0.025) & (np.abs(x) < 0.9)] = 150
+    units[ellipse(0.0, 0.0, 0.64, 0.86)] = -80
+    units[ellipse(0.0, 0.0, 0.59, 0.80)] = 40
+    units[ellipse(0.03, 0.0, 0.51, 0.74) & ~ellipse(0.03, 0.0, 0.48, 0.71) & (np.cos(14 * np.arctan2(y, x)) > 0)] = 350
+    units[spine] = 300
+    units[mask] = -820 + 60 * y[mask]
+    for _ in range(int(rng.integers(14, 22))):
+        column = rng.choice([-1, 1]) * rng.uniform(0.25, 0.6)
+        vessel = ellipse(rng.uniform(-0.2, 0.35), float(column), *rng.uniform(0.012, 0.03, 2))
+        units[vessel & mask] = 30
+    units[ellipse(0.18, -0.02, 0.045, 0.05)] = -990
+    units[ellipse(-0.47, 0.10, 0.035, 0.09)] = -990
+    image = _soften((units + 1000) / 1400, 0.004) + rng.normal(0, 0.012, (height, width))
+    grey = np.clip(image, 0, 1).astype(np.float32)
+    return Phantom(np.repeat(grey[..., None], 3, axis=2), mask)
+
+
+KINDS: dict[str, Callable[[tuple[int, int], int], Phantom]] = {"lesion": lesion, "chest": chest, "ct": ct}
 
 
 def _lesion_polar(y: Field, x: Field, rng: np.random.Generator) -> tuple[Field, Field, float]:

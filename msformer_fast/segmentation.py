@@ -17,7 +17,7 @@ from torch import Tensor
 from msformer_fast.consensus import consensus_labels
 from msformer_fast.errors import InputError
 from msformer_fast.files import check_output_folder, show
-from msformer_fast.foreground import Foreground, Maps, clusters_in, foreground_of_runs
+from msformer_fast.foreground import LUNG_RULES, Foreground, Maps, check_modality, clusters_in, foreground_of_runs
 from msformer_fast.foreground.evidence import enlarge
 from msformer_fast.formats import open_image
 from msformer_fast.images import MIN_SIDE, fit_size, resize_image, resize_nearest
@@ -46,7 +46,8 @@ class Segmentation:
         agreement: (H, W) float64, share of the runs that voted for the pixel's label; ``None`` of one run.
         runs: what each run of the loop left, at the network's size.
         margin: uniform margin that was left out: the network never saw it, the mask is empty there; or ``None``.
-        notes: sentences about what could not be read of a DICOM file's header and was left out; seldom any.
+        notes: sentences about what could not be read of a DICOM file's header and was left out, or a window that was
+            taken unasked; seldom any.
     """
 
     labels: NDArray[np.unsignedinteger[Any]]
@@ -77,6 +78,8 @@ class Segmentation:
                 "doubtful": self.foreground.doubtful,
                 "terms": dict(self.foreground.terms),
                 "candidates": self.foreground.candidates,
+                "agreement": self.foreground.agreement,
+                "likeness": self.foreground.likeness,
             },
             **({"notes": list(self.notes)} if self.notes else {}),
             "image_size": list(self.labels.shape),
@@ -99,6 +102,7 @@ def segment(
     axis: int = 2,
     window: tuple[float, float] | None = None,
     rule: str = "auto",
+    modality: str | None = None,
     size: int | None = 257,
     seed: int = 0,
     seeds: int = 1,
@@ -134,7 +138,10 @@ def segment(
             of them, written as one volume, there is :func:`msformer_fast.segment_cohort`.
         axis: voxel axis along which a NIfTI volume is sliced: 0, 1 or 2.
         window: centre and width of the grey levels of a DICOM or NIfTI file, in its units, in place of the file's own.
-        rule: how the foreground is chosen, a name in :data:`msformer_fast.foreground.RULES`.
+        rule: how the foreground is chosen, a name in :data:`msformer_fast.foreground.RULES`. For lungs, CT in
+            Hounsfield units is shown from -1000 to 400 unless a window is given.
+        modality: ``"ct"`` or ``"xray"``, where it is known of an image in memory; a DICOM or NIfTI file tells it
+            itself, and of all others their looks do.
         size: longest side, in pixels, of what the network sees; ``None`` for the image's own size.
         seed: of the network's parameters.
         seeds: runs, each from the next seed: the candidates of all are weighed together, and ``labels`` are their
@@ -166,8 +173,10 @@ def segment(
     """
     started = time.perf_counter()
     weights = LossWeights(*weights) if weights is not None else LossWeights()
+    check_modality(modality)
     check_values(rule, seeds, max_iterations, min_labels, patience, learning_rate, momentum, weights, dtype, capture)
-    pixels, notes = _pixels(image, frame, axis, window)
+    pixels, notes, known = _pixels(image, frame, axis, window, rule in LUNG_RULES)
+    modality = known if modality is None else modality
     target = choose_device(device)
     network_size = fit_size(pixels.shape[0], pixels.shape[1], size)
     margin, network_size = _without_margin(pixels, size, patch, network_size)
@@ -200,7 +209,7 @@ def segment(
 
     options = target, dtype, callback
     made = [_run(seen, settings, each, folder, *options) for each in range(seed, seed + seeds)]
-    chosen = foreground_of_runs([Maps(run.labels, run.scores) for run in made], seen, rule)
+    chosen = foreground_of_runs([Maps(run.labels, run.scores) for run in made], seen, rule, modality=modality)
     labels, agreement = made[0].labels, None
     if seeds > 1:
         # The vote has numbers of its own.
@@ -236,16 +245,17 @@ def _pixels(
     frame: int | None,
     axis: int,
     window: tuple[float, float] | None,
-) -> tuple[NDArray[np.float32], tuple[str, ...]]:
-    """The image (H, W, C) in [0, 1], decoded once where it is a file, and the file's notes."""
+    lungs: bool,
+) -> tuple[NDArray[np.float32], tuple[str, ...], str | None]:
+    """The image (H, W, C) in [0, 1], decoded once where it is a file, the file's notes and its modality."""
     if not isinstance(image, (str, os.PathLike)):
         if frame is not None:
             raise InputError(f"frame: got {frame!r} for an image in memory; accepted is None, frames are of files")
-        return as_image(image), ()
+        return as_image(image), (), None
     if isinstance(frame, bool) or not isinstance(frame, (int, np.integer, type(None))):
         raise InputError(f"frame: got {frame!r}; accepted is an integer or None")
     index = int(frame or 0)
-    file = open_image(image, axis=axis, window=window)
+    file = open_image(image, axis=axis, window=window, lungs=lungs)
     name = show(image)
     if frame is None and file.frames > 1:
         raise InputError(
@@ -253,7 +263,8 @@ def _pixels(
             "segment_cohort for all of them"
         )
     pixels = file.read(index)
-    return as_image(pixels, name=f"{name}, frame {index}" if file.is_volume else name), file.notes
+    named = f"{name}, frame {index}" if file.is_volume else name
+    return as_image(pixels, name=named), file.notes, file.modality
 
 
 def _without_margin(

@@ -25,7 +25,7 @@ def check_values(
     capture: str,
 ) -> None:
     """Raises InputError unless :func:`msformer_fast.segment` takes these values, whatever the image."""
-    if rule not in RULES:
+    if not isinstance(rule, str) or rule not in RULES:
         raise InputError(f"rule must be one of {', '.join(RULES)}; got {rule!r}")
     if seeds < 1:
         raise InputError(f"seeds must be at least 1, got {seeds}")

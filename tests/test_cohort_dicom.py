@@ -16,6 +16,7 @@ from msformer_fast import phantom
 from msformer_fast.cli import main
 from msformer_fast.cohort.job import run_task
 from msformer_fast.cohort.task import Task
+from msformer_fast.formats.grey import LUNG_NOTE
 from msformer_fast.images import resize_image
 
 from .cohort_samples import OPTIONS, SETTINGS, lines
@@ -123,7 +124,7 @@ def test_what_can_have_no_segmentation_has_its_pngs_and_says_so(
     found = {line["output"]: line for line in lines(out)}
     assert {line["status"] for line in found.values()} == {"done"}
     assert "no DICOM Segmentation: " in found["us"]["reason"] and "PlanePositionSequence" in found["us"]["reason"]
-    assert "(FrameOfReferenceUID)" in found["ct"]["reason"] and len(found["ct"]["notes"]) == 1
+    assert "(FrameOfReferenceUID)" in found["ct"]["reason"] and found["ct"]["notes"][1:] == [LUNG_NOTE]
     assert "has no place in space, since the image lacks PixelSpacing" in found["half"]["reason"]
     assert sorted(path.name for path in out.glob("*.dcm")) == ["half_mask.dcm"]
     assert (out / "ct_mask.png").exists() and (out / "us_mask" / "0002.png").exists()
@@ -147,7 +148,8 @@ def test_what_was_left_out_is_said(study: Path, tmp_path: Path) -> None:
     ct = samples.ct((grey(0) * 400 - 160).astype(np.int16))
     ct.VOILUTFunction = "ZEBRA"
     samples.write(study / "noted.dcm", ct)
-    line = run_task(Task(str(study / "noted.dcm"), "noted", str(tmp_path), SETTINGS, run="r"))
+    settings = SETTINGS | {"rule": "lesion"}  # that of the lungs has a window of its own
+    line = run_task(Task(str(study / "noted.dcm"), "noted", str(tmp_path), settings, run="r"))
     assert line["notes"] == ["VOI LUT Function is none that is known: the window was taken as linear"]
     assert line["reason"].endswith(line["notes"][0])
     record = json.loads((tmp_path / "noted.json").read_text())

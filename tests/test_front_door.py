@@ -42,10 +42,10 @@ def volume(path: Path, shape: tuple[int, ...] = (36, 40, 5)) -> Path:
 def assert_segments(path: Path, frame: int | None = None, **reading: Any) -> mf.Segmentation:
     """As the pixels that the reader gives."""
     found = mf.segment(path, frame=frame, **reading, **SETTINGS)
-    pixels = open_image(path, **reading).read(frame or 0)
-    wanted = mf.segment(pixels, **SETTINGS)
+    file = open_image(path, lungs=True, **reading)
+    wanted = mf.segment(file.read(frame or 0), modality=file.modality, **SETTINGS)
     assert np.array_equal(found.labels, wanted.labels) and np.array_equal(found.mask, wanted.mask)
-    assert found.labels.shape == pixels.shape[:2]
+    assert found.labels.shape == file.shape
     return found
 
 

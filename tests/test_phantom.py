@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from msformer_fast.errors import InputError
-from msformer_fast.phantom import KINDS, chest, lesion, make
+from msformer_fast.phantom import KINDS, chest, ct, lesion, make
 
 SIZES = [(257, 257), (33, 33), (33, 90), (120, 70), (64, 200)]
 
@@ -34,8 +34,8 @@ def test_the_seed_decides_everything(kind):
 
 
 def test_names_lead_to_the_functions():
-    assert set(KINDS) == {"lesion", "chest"}
-    for kind, function in (("lesion", lesion), ("chest", chest)):
+    assert set(KINDS) == {"lesion", "chest", "ct"}
+    for kind, function in (("lesion", lesion), ("chest", chest), ("ct", ct)):
         for made, drawn in zip(make(kind, (40, 50), 1), function((40, 50), 1), strict=True):
             assert np.array_equal(made, drawn)
 

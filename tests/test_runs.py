@@ -36,7 +36,7 @@ def test_another_rule_needs_no_network(image: np.ndarray, tmp_path: Path, monkey
     assert first.foreground.confidence == again.foreground.confidence
     # The rule, the number of seeds and what only costs memory are no part of a run.
     other = segment(image, runs=tmp_path / "new" / "runs", rule="lungs", seed=1, memory="lean", **SMALL)
-    assert other.foreground.rule == "lungs"
+    assert other.foreground.rule == "lungs-xray"
 
 
 @pytest.mark.parametrize(

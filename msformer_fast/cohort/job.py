@@ -16,6 +16,7 @@ from msformer_fast.cohort.task import Options, Task, digest, unfinished
 from msformer_fast.cohort.volume import write_volume
 from msformer_fast.errors import BackendError, DivergenceError, InputError, OutputError, out_of_memory
 from msformer_fast.files import check_output_folder, reason, show
+from msformer_fast.foreground import LUNG_RULES
 from msformer_fast.formats import ImageFile, open_image
 
 
@@ -59,7 +60,8 @@ def segment_file(
         OutputError, BackendError, DivergenceError: see :func:`msformer_fast.segment`.
     """
     options = task.options
-    file = open_image(task.path, axis=options.axis, window=options.window)
+    lungs = task.settings.get("rule", "auto") in LUNG_RULES
+    file = open_image(task.path, axis=options.axis, window=options.window, lungs=lungs)
     settings, resized = fitted(file, task)  # before anything is decoded, which alone may take more
     options, notes = _possible(file, options)
     first = file.read(0)  # what cannot be decoded is refused before a folder is made for it

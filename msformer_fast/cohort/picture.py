@@ -29,7 +29,7 @@ def write_image(
     from msformer_fast.overlay import overlay
     from msformer_fast.segmentation import segment
 
-    result = segment(pixels, callback=callback, **task.settings)
+    result = segment(pixels, modality=file.modality, callback=callback, **task.settings)
     chosen = result.foreground
     line = line | {
         "confidence": round(chosen.confidence, 4),

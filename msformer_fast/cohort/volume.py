@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msformer_fast.cohort.journal import Line
+from msformer_fast.cohort.lung_volume import is_lung_volume, joined_lungs
 from msformer_fast.cohort.results import PARTIAL, of_run, with_notes, write_dicom_seg, write_thumbnail
 from msformer_fast.cohort.task import FREE, Task, stamp
 from msformer_fast.contact_sheet import Tile, contact_sheet
@@ -48,6 +49,9 @@ def write_volume(
     masks = np.stack([mask for mask, _, _ in slices])
     labels = np.stack([each for _, each, _ in slices])
     records = [record for _, _, record in slices]
+    changed = 0
+    if is_lung_volume(records):
+        masks, changed = joined_lungs(masks)
     name = os.path.basename(task.name)
     paths = []
     if isinstance(file, NiftiFile):
@@ -58,7 +62,7 @@ def write_volume(
         paths += _write_frames(target / f"{name}_mask", masks) + _write_frames(target / f"{name}_labels", labels)
         if task.options.dicom_seg:
             paths.append(write_dicom_seg(file, masks, target / f"{name}_mask.dcm", task.options))
-    line = with_notes(line | _summary(records, masks), file)
+    line = with_notes(line | _summary(records, masks, changed), file)
     sheet = _overview(file, masks, records)
     if task.run is not None:
         write_thumbnail(task, sheet)
@@ -92,7 +96,7 @@ def _slice(
     from msformer_fast.segmentation import segment
 
     try:
-        result = segment(pixels, callback=callback, **task.settings)
+        result = segment(pixels, modality=file.modality, callback=callback, **task.settings)
     except DivergenceError as error:
         raise DivergenceError(f"slice {index}: {error}") from error
     record = {key: value for key, value in result.as_dict().items() if key not in ("history", "runs", "settings")}
@@ -133,8 +137,11 @@ def _write_frames(folder: Path, frames: NDArray[Any]) -> list[Path]:
     return [folder]
 
 
-def _summary(records: list[Mapping[str, Any]], masks: NDArray[np.bool_]) -> dict[str, Any]:
-    """What the line of a volume says: means over the slices that have something in them."""
+def _summary(records: list[Mapping[str, Any]], masks: NDArray[np.bool_], changed: int) -> dict[str, Any]:
+    """What the line of a volume says: means over the slices that have something in them.
+
+    ``changed``: slices that lost parts which no slice next to them goes on with.
+    """
     done = [record for record in records if not record.get("blank")]
     confidences = [record["foreground"]["confidence"] for record in done]
     doubtful = sum(record["foreground"]["doubtful"] for record in done)
@@ -144,6 +151,7 @@ def _summary(records: list[Mapping[str, Any]], masks: NDArray[np.bool_]) -> dict
         "confidence_min": round(min(confidences), 4) if done else 0.0,
         "doubtful": 2 * doubtful >= len(done),
         "reason": f"{len(records)} slices: {blank} without contrast, {doubtful} doubtful"
+        + (f"; parts that belong to no lung in space left out of {changed}" if changed else "")
         + ("" if masks.any() else "; the mask is empty"),
         "rule": done[0]["foreground"]["rule"] if done else None,
         "pixels": int(masks.sum()),

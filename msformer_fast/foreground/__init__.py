@@ -18,20 +18,43 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msformer_fast.errors import InputError
-from msformer_fast.foreground import fallback, lesion, lungs
+from msformer_fast.foreground import fallback, lesion, lungs_ct, lungs_xray
+from msformer_fast.foreground.calibration import DOUBTFUL, Raw, calibrated
 from msformer_fast.foreground.choice import choose, pool
-from msformer_fast.foreground.doubt import LEFT, strangeness
-from msformer_fast.foreground.evidence import Evidence, Image, Labels, Mask, darkness_channel, enlarge, gather
+from msformer_fast.foreground.doubt import LEFT, misfit, strangeness
+from msformer_fast.foreground.evidence import (
+    Evidence,
+    Image,
+    Labels,
+    Mask,
+    darkness_channel,
+    enlarge,
+    gather,
+    grey_channel,
+)
+from msformer_fast.foreground.kind import MODALITIES, Kind, kind_of
 from msformer_fast.foreground.proposal import Proposal
 
-__all__ = ["RULES", "Foreground", "Maps", "clusters_in", "foreground", "foreground_of_runs"]
+__all__ = [
+    "CHEST_RULES",
+    "LUNG_RULES",
+    "MODALITIES",
+    "RULES",
+    "Foreground",
+    "Maps",
+    "check_modality",
+    "clusters_in",
+    "foreground",
+    "foreground_of_runs",
+]
 
 #: Names that ``rule`` accepts.
-RULES = ("auto", "lesion", "lungs")
+RULES = ("auto", "lesion", "lungs", "lungs-xray", "lungs-ct")
+#: Those of them that find lungs.
+CHEST_RULES = ("lungs", "lungs-xray", "lungs-ct")
+#: Those that find lungs in CT.
+LUNG_RULES = ("auto", "lungs", "lungs-ct")
 
-# Mean channel range (max - min) above which an image is called coloured: 0 in a grey scan, little in a tinted
-# one, more than 0.1 in dermoscopic images.
-_COLOURED = 0.05
 # Least share of the mask for a cluster to be named.
 _NAMED = 0.05
 
@@ -42,16 +65,19 @@ class Foreground:
 
     Attributes:
         mask: (H, W) bool, never empty.
-        rule: name of the rule that was used; never "auto", which hands over to another rule.
+        rule: name of the rule that was used; never "auto" or "lungs", which hand over to another rule.
         labels: the clusters that make up 5 % of the mask or more, ascending.
         reason: why, in a sentence or two, and which fallback was taken if one was.
-        confidence: the expected Dice of the mask with the other likely ones, 0 to 1; 0 for a fallback, half of it where
-            image or mask are unlike what the rule was made for. It ranks masks by how sure they are, and is no
-            calibrated Dice with the truth.
+        confidence: the Dice with the truth that masks of this rule have on average where candidates agree as they do
+            here and look as this one does (:mod:`msformer_fast.foreground.calibration`); 0 for a fallback, half of it
+            where image or mask are unlike what the rule was made for.
         doubtful: a person should look: the confidence is low, only part of what the rule looks for was found, or the
             rule was not made for it.
         terms: what each part of the rule added to the score of this mask, by name.
         candidates: masks that were weighed.
+        agreement: expected Dice of the mask with the other likely ones, of which the confidence is made; 0 for a
+            fallback.
+        likeness: of the image to a CT slice; see :mod:`msformer_fast.foreground.kind`.
     """
 
     mask: Mask
@@ -62,6 +88,8 @@ class Foreground:
     doubtful: bool = True
     terms: Mapping[str, float] = field(default_factory=dict)
     candidates: int = 0
+    agreement: float = 0.0
+    likeness: float = 0.0
 
 
 class Maps(NamedTuple):
@@ -77,7 +105,6 @@ class _Rule(NamedTuple):
     propose: Callable[[Evidence], list[Proposal]]
     describe: Callable[[Proposal], tuple[str, bool]]
     otherwise: Callable[[Labels, Image], tuple[Mask, str]]
-    sure: float
     likely: float
 
 
@@ -88,42 +115,55 @@ _RULES = {
         lesion.propose,
         lesion.describe,
         fallback.central_dark_part,
-        lesion.SURE,
         lesion.LIKELY,
     ),
-    "lungs": _Rule(
-        lambda image: image.mean(axis=2),
-        lungs.FRAME_LEVEL,
-        lungs.propose,
-        lungs.describe,
+    "lungs-xray": _Rule(
+        grey_channel,
+        lungs_xray.FRAME_LEVEL,
+        lungs_xray.propose,
+        lungs_xray.describe,
         fallback.largest_dark_parts,
-        lungs.SURE,
-        lungs.LIKELY,
+        lungs_xray.LIKELY,
+    ),
+    "lungs-ct": _Rule(
+        grey_channel,
+        lungs_ct.FRAME_LEVEL,
+        lungs_ct.propose,
+        lungs_ct.describe,
+        fallback.largest_dark_parts,
+        lungs_ct.LIKELY,
     ),
 }
 
 
-def foreground(labels: Any, image: Any, rule: str = "auto", *, scores: Any = None) -> Foreground:
+def foreground(
+    labels: Any, image: Any, rule: str = "auto", *, scores: Any = None, modality: str | None = None
+) -> Foreground:
     """Choose the foreground of one run from its maps and the image alone.
 
     Args:
         labels: cluster labels, (H, W) integers, any values.
         image: the image that was clustered, (H, W, C) floats in [0, 1], C >= 1.
-        rule: a name in :data:`RULES`: "lesion" (dermoscopy), "lungs" (chest X-ray), or "auto", which takes
-            "lesion" for a coloured image and "lungs" for a grey one.
+        rule: a name in :data:`RULES`: "lesion" (dermoscopy), "lungs-xray" (frontal chest X-ray), "lungs-ct" (axial CT
+            slice), "lungs", which tells these two apart, or "auto", which takes "lesion" for a coloured image and
+            "lungs" for a grey one.
         scores: (R, H, W) floats, the scores of the clusters that are left, in any order; ``None`` to use the labels.
+        modality: "ct" or "xray", a name in :data:`MODALITIES`, where it is known what made the image; ``None`` to judge
+            by the image.
 
     Returns:
         The mask with the rule that was used, why, and how sure it is.
 
     Raises:
-        InputError: the rule is unknown, ``labels`` is not (H, W) integers, ``image`` is not (H, W, C) floats in
-            [0, 1] of the same H and W, or ``scores`` is not (R, H, W) finite floats.
+        InputError: the rule or the modality is unknown, ``labels`` is not (H, W) integers, ``image`` is not (H, W, C)
+            floats in [0, 1] of the same H and W, or ``scores`` is not (R, H, W) finite floats.
     """
-    return foreground_of_runs([Maps(labels, scores)], image, rule)
+    return foreground_of_runs([Maps(labels, scores)], image, rule, modality=modality)
 
 
-def foreground_of_runs(runs: Sequence[Maps], image: Any, rule: str = "auto") -> Foreground:
+def foreground_of_runs(
+    runs: Sequence[Maps], image: Any, rule: str = "auto", *, modality: str | None = None
+) -> Foreground:
     """As :func:`foreground`, from several runs of one image: their candidates are weighed together.
 
     Every run has the same say, so that what only one of them saw is outvoted. ``labels`` are those of the first.
@@ -133,20 +173,34 @@ def foreground_of_runs(runs: Sequence[Maps], image: Any, rule: str = "auto") -> 
     """
     if not isinstance(rule, str) or rule not in RULES:
         raise InputError(f"rule: got {rule!r}; accepted is one of {', '.join(RULES)}")
+    check_modality(modality)
     if not runs:
         raise InputError("runs: there is none; accepted is one or more")
     pixels = np.asarray(image)
     checked = [_check(maps, pixels) for maps in runs]
     pixels = pixels.astype(np.float64)
-    why = ""
-    if rule == "auto":
-        colour = float(np.ptp(pixels, axis=2).mean())
-        rule, kind = ("lesion", "coloured") if colour > _COLOURED else ("lungs", "grey")
-        why = f" Rule '{rule}' because the image is {kind} (mean channel range {colour:.2f})."
-    return _decide(checked, pixels, rule, why)
+    return _decide(checked, pixels, rule, kind_of(pixels, modality))
 
 
-def _decide(runs: list[Maps], image: Image, name: str, why: str) -> Foreground:
+def check_modality(modality: str | None) -> None:
+    """Raises InputError for what is no name in :data:`MODALITIES`, nor ``None``."""
+    if modality is not None and modality not in MODALITIES:
+        raise InputError(f"modality: got {modality!r}; accepted is one of {', '.join(MODALITIES)}, or None")
+
+
+def _rule_for(rule: str, kind: Kind) -> tuple[str, str]:
+    """The rule that a name hands over to, and why."""
+    if rule == "auto" and kind.coloured:
+        return "lesion", f" Rule 'lesion' because the image is coloured (mean channel range {kind.colour:.2f})."
+    if rule in ("auto", "lungs"):
+        grey = f"the image is grey (mean channel range {kind.colour:.2f}) and " if rule == "auto" else ""
+        chosen = "lungs-ct" if kind.is_ct else "lungs-xray"
+        return chosen, f" Rule '{chosen}' because {grey}{kind.chest}."
+    return rule, ""
+
+
+def _decide(runs: list[Maps], image: Image, asked: str, kind: Kind) -> Foreground:
+    name, why = _rule_for(asked, kind)
     rule = _RULES[name]
     channel = rule.channel(image)
     labels = runs[0].labels
@@ -156,20 +210,22 @@ def _decide(runs: list[Maps], image: Image, name: str, why: str) -> Foreground:
         if (maps.labels != maps.labels.flat[0]).any():
             proposals.append(rule.propose(gather(maps.labels, maps.scores, channel, rule.frame_level)))
     pooled, scores = pool(proposals)
+    strange = strangeness(image) or misfit(name, kind)
     if not pooled:
         mask, reason = rule.otherwise(labels, channel)
-        return Foreground(mask, name, clusters_in(mask, labels), reason + why)
+        reason += f" (doubtful: {strange})." if strange else ""
+        return Foreground(mask, name, clusters_in(mask, labels), reason + why, likeness=kind.likeness)
     choice = choose([proposal.mask for proposal in pooled], scores)
     chosen = pooled[choice.index]
     mask = enlarge(chosen.mask, labels.shape)
     described, whole = rule.describe(chosen)
-    strange = strangeness(image)
     if not strange and chosen.score < rule.likely:
         strange = f"what was found is unlike what the rule was made for (score {chosen.score:.0f})"
-    confidence = choice.agreement * (LEFT if strange else 1.0)
+    raw = Raw(choice.agreement, chosen.score)
+    confidence = calibrated(name, raw) * (LEFT if strange else 1.0)
     count = sum(map(len, proposals))
     reason = f"{described}; chosen among {count} candidates" + (f" of {len(runs)} runs" if len(runs) > 1 else "")
-    doubtful = not whole or confidence < rule.sure or bool(strange)
+    doubtful = not whole or confidence < DOUBTFUL[name] or bool(strange)
     unsure = f" (doubtful{': ' if strange else ''}{strange})" if doubtful else ""
     return Foreground(
         mask,
@@ -180,6 +236,8 @@ def _decide(runs: list[Maps], image: Image, name: str, why: str) -> Foreground:
         doubtful,
         dict(chosen.terms),
         count,
+        choice.agreement,
+        kind.likeness,
     )
 
 

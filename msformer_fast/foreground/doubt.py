@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msformer_fast.foreground.evidence import Image, judged_size, rescale
+from msformer_fast.foreground.kind import Kind
 
 #: Part of the confidence that is left where an image, or what was chosen in it, is unlike what the rule was made for.
 LEFT = 0.5
@@ -17,8 +18,9 @@ _ONE_COLOUR = 0.6
 _GRAIN = 0.5
 # Standard deviation in pixels of that smoothing, at the size where candidates are judged.
 _SMOOTHING = 2.0
-# Values this close, in [0, 1], are one tone, one colour. A border up to here is black, which the rules know.
-_TONE, _COLOUR, _BLACK = 3 / 255, 6 / 255, 0.1
+# Values this close, in [0, 1], are one tone, one colour. A border up to here is dark, which the rules know: black, or
+# the air around a body on CT, which wide windows show grey.
+_TONE, _COLOUR, _DARK = 3 / 255, 6 / 255, 0.3
 _LEVELS = 256
 
 
@@ -33,6 +35,22 @@ def strangeness(image: Image) -> str:
     share = _grain(image.mean(axis=2))
     if share >= _GRAIN:
         return f"{100 * share:.0f} % of the contrast is grain, as of noise, texture or text"
+    return ""
+
+
+def misfit(rule: str, kind: Kind) -> str:
+    """Why an image is none that a rule was made for, in words; empty where it may be one.
+
+    A file may say that it is CT and show something else than lungs: then its looks count.
+    """
+    if rule == "lesion":
+        return "" if kind.coloured else "the rule was made for coloured images of skin, and this one is grey"
+    if kind.coloured:
+        return "the rule was made for grey images of chests, and this one is coloured"
+    if rule == "lungs-ct" and not kind.looks_like_ct:
+        return f"the rule was made for CT slices, and this looks like none (likeness {kind.likeness:.2f})"
+    if rule == "lungs-xray" and kind.looks_like_ct:
+        return f"the rule was made for radiographs, and this looks like a CT slice (likeness {kind.likeness:.2f})"
     return ""
 
 
@@ -59,9 +77,9 @@ def _grain(grey: Image) -> float:
 
 
 def _light_border(image: Image) -> float:
-    """Share of the border that has its commonest colour, other than black."""
+    """Share of the border that has its commonest colour, other than a dark one."""
     border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
-    light = border[border.max(axis=1) > _BLACK]
+    light = border[border.max(axis=1) > _DARK]
     if not len(light):
         return 0.0
     # The commonest is among the medians of the bins that hold most.

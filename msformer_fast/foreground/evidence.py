@@ -76,6 +76,18 @@ def gather(labels: Labels, scores: NDArray[Any] | None, channel: Image, frame_le
     return Evidence(soft, mixed, smooth, edges, frame, max(float(high - low), 1e-6))
 
 
+def image_evidence(channel: Image) -> Evidence:
+    """The maps of an image alone, (H, W), without a run and without a frame."""
+    from scipy import ndimage
+
+    small = rescale(channel, judged_size(channel.shape))
+    smooth = ndimage.gaussian_filter(small, _SMOOTHING)
+    edges = ndimage.gaussian_gradient_magnitude(small, _SMOOTHING)
+    low, high = np.percentile(smooth, [5, 95])
+    nowhere = np.zeros(smooth.shape, dtype=bool)
+    return Evidence(smooth, smooth, smooth, edges, nowhere, max(float(high - low), 1e-6))
+
+
 def soft_map(labels: Labels, channel: Image, scores: NDArray[Any] | None) -> Image:
     """The expected channel value of every pixel's cluster, (H, W).
 
@@ -98,6 +110,11 @@ def soft_map(labels: Labels, channel: Image, scores: NDArray[Any] | None) -> Ima
 def darkness_channel(image: Image) -> Image:
     """Where a dark target stands out: blue of an RGB image, in which melanin absorbs most, else the mean."""
     return image[..., 2] if image.shape[2] == 3 else image.mean(axis=2)
+
+
+def grey_channel(image: Image) -> Image:
+    """The mean of the channels, (H, W)."""
+    return np.asarray(image.mean(axis=2))
 
 
 def rescale(values: Image, shape: tuple[int, int]) -> Image:

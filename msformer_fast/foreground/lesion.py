@@ -11,8 +11,6 @@ from msformer_fast.foreground.proposal import Proposal
 
 #: Vignette and black corners, as a part of the skin's value; see :func:`evidence.gather`.
 FRAME_LEVEL = 0.35
-#: Confidence from which a mask needs no second look.
-SURE = 0.83
 #: Score under which what was found is unlike any lesion that the priors were taken from (-2.3 at least).
 LIKELY = -5.0
 _QUANTILES = np.linspace(0.03, 0.9, 30)

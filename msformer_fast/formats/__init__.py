@@ -39,6 +39,7 @@ def open_image(
     *,
     axis: int = 2,
     window: tuple[float, float] | None = None,
+    lungs: bool = False,
     max_pixels: int = 200_000_000,
 ) -> ImageFile:
     """Open a file of one image or of a volume; what it promises is checked before anything is decoded.
@@ -51,6 +52,8 @@ def open_image(
         axis: voxel axis along which a NIfTI volume is sliced: 0, 1 or 2.
         window: (centre, width) of the grey levels of a DICOM or NIfTI file, in its units (Hounsfield units in CT),
             in place of the file's own.
+        lungs: show CT in Hounsfield units through the window :data:`msformer_fast.formats.grey.LUNG_WINDOW`, unless
+            another is given; the file's notes say so.
         max_pixels: that one slice may have.
 
     Raises:
@@ -68,13 +71,13 @@ def open_image(
     if lower.endswith(_NIFTI_SUFFIXES):
         from msformer_fast.formats.nifti import NiftiFile
 
-        return NiftiFile(path, axis=axis, window=window, max_pixels=max_pixels)
+        return NiftiFile(path, axis=axis, window=window, lungs=lungs, max_pixels=max_pixels)
     if head.startswith(b"\x1f\x8b") and not lower.endswith(tuple(_SUFFIXES_OF_OTHERS)):
         raise InputError(f"{show(path)}: is compressed with gzip; unpack it")
     if _is_dicom(head) or lower.endswith(_DICOM_SUFFIXES):
         from msformer_fast.formats.dicom import DicomFile
 
-        return DicomFile(path, window=window, max_pixels=max_pixels)
+        return DicomFile(path, window=window, lungs=lungs, max_pixels=max_pixels)
     _refuse_others(path, head)
     from msformer_fast.formats.plain import PlainImage
 

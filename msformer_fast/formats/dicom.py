@@ -17,7 +17,7 @@ from msformer_fast.formats.bounded_file import BoundedFile
 from msformer_fast.formats.dicom_grey import WindowError, grey
 from msformer_fast.formats.dicom_header import COLOUR, PALETTE, Header, guarded, known_name, read_header
 from msformer_fast.formats.dicom_padding import find_padding
-from msformer_fast.formats.grey import between
+from msformer_fast.formats.grey import LUNG_NOTE, LUNG_WINDOW, between
 from msformer_fast.formats.image_file import ImageFile
 from msformer_fast.formats.lookup_table import apply_palette
 
@@ -41,6 +41,8 @@ class DicomFile(ImageFile):
     Args:
         path: of the file.
         window: (centre, width) in units after the rescale, in place of the file's own.
+        lungs: without a window, show Hounsfield units through :data:`msformer_fast.formats.grey.LUNG_WINDOW`, and say
+            so in the notes.
         max_pixels: that a frame may have.
 
     Raises:
@@ -51,7 +53,14 @@ class DicomFile(ImageFile):
         DICOM PS3.3, C.7.6.3, C.11.1 and C.11.2.
     """
 
-    def __init__(self, path: Path, *, window: tuple[float, float] | None = None, max_pixels: int = 200_000_000) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        window: tuple[float, float] | None = None,
+        lungs: bool = False,
+        max_pixels: int = 200_000_000,
+    ) -> None:
         name = show(path)
         with guarded(name):
             self._header = read_header(path, max_pixels)
@@ -63,11 +72,19 @@ class DicomFile(ImageFile):
         self.is_volume = self.frames > 1
         self._window = window
         self._notes: dict[str, None] = {}
+        if lungs and window is None and self._header.in_hounsfield_units:
+            self._window = LUNG_WINDOW
+            self._notes[LUNG_NOTE] = None
 
     @property
     def notes(self) -> tuple[str, ...]:
         """See :attr:`ImageFile.notes`."""
         return tuple(self._notes)
+
+    @property
+    def modality(self) -> str | None:
+        """See :attr:`ImageFile.modality`."""
+        return self._header.modality
 
     @property
     def shape(self) -> tuple[int, int]:

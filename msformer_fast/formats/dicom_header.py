@@ -37,9 +37,19 @@ _LOGGERS = ("pydicom", "highdicom", "pylibjpeg", "libjpeg", "openjpeg")
 _RLE_RATIO = 64
 _RATIO = 5000
 _COLOURS = ("Red", "Green", "Blue")
+_MODALITIES = {"CT": "ct", "CR": "xray", "DX": "xray", "RG": "xray", "RF": "xray", "XA": "xray"}
 # All that reading an image needs: nothing else of the header, such as who it shows, is kept.
 _NEEDED = (
-    *("SOPClassUID", "NumberOfFrames", "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation"),
+    *(
+        "SOPClassUID",
+        "Modality",
+        "RescaleType",
+        "NumberOfFrames",
+        "Rows",
+        "Columns",
+        "SamplesPerPixel",
+        "PhotometricInterpretation",
+    ),
     *("PlanarConfiguration", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
     *PADDING,
     *("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "VOILUTFunction"),
@@ -69,6 +79,19 @@ class Header:
     @property
     def colours(self) -> str:
         return str(self.options["photometric_interpretation"])
+
+    @property
+    def modality(self) -> str | None:
+        """``"ct"`` or ``"xray"``, or ``None`` for all else."""
+        return _MODALITIES.get(_text(self.dataset, "Modality").upper())
+
+    @property
+    def in_hounsfield_units(self) -> bool:
+        """Of CT, unless the header says that the values are in other units (PS3.3, C.8.2.1.1.2)."""
+        rescaled = "RescaleSlope" in self.dataset and "RescaleIntercept" in self.dataset
+        shared = "SharedFunctionalGroupsSequence" in self.dataset
+        units = _text(self.dataset, "RescaleType").upper()
+        return self.modality == "ct" and (rescaled or shared) and units in ("", "HU")
 
     @property
     def frames(self) -> int:

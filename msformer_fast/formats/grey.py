@@ -9,6 +9,14 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
+#: Centre and width in Hounsfield units of the window that shows lungs: from air to bone, -1000 to 400.
+LUNG_WINDOW = (-300.0, 1400.0)
+#: What a file's notes say where it was taken without being asked for.
+LUNG_NOTE = "CT in Hounsfield units, shown from -1000 to 400 as for lungs; --window takes another"
+
+# Scanners pad with down to -3024, and metal reaches what 16 bits hold; the least share of air and of tissue in a body.
+_LEAST, _MOST, _AIR, _TISSUE = -4096, 65535, 0.1, 0.05
+
 
 def between(values: Array, low: float, high: float) -> NDArray[np.float32]:
     """New float32 of the same shape: 0 up to ``low``, 1 from ``high`` on, linear between; NaN is 0.
@@ -45,3 +53,12 @@ def look_up(values: Array, table: Array, first: int) -> Array:
             values = np.rint(np.nan_to_num(values, nan=float(first)))
         position = np.clip(values, first, first + len(table) - 1) - first
     return np.asarray(table[position.astype(np.intp)])
+
+
+def looks_like_hounsfield(values: NDArray[np.float64]) -> bool:
+    """Whether finite values are spread as the Hounsfield units of a slice of a body: air, and tissue about water."""
+    if not values.size or not (_LEAST <= values.min() <= -900 and 200 <= values.max() <= _MOST):
+        return False
+    air = float(((values > -1100) & (values < -600)).mean())
+    tissue = float(((values > -200) & (values < 200)).mean())
+    return air > _AIR and tissue > _TISSUE

@@ -35,8 +35,14 @@ class ImageFile(abc.ABC):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Sentences about what could not be read of the header and was left out, so far; without a value of it."""
+        """Sentences about what could not be read of the header and was left out, or what was taken unasked, so far;
+        without a value of the header."""
         return ()
+
+    @property
+    def modality(self) -> str | None:
+        """What made the image: ``"ct"``, ``"xray"``, or ``None`` where the file does not say, or another thing."""
+        return None
 
     @abc.abstractmethod
     def read(self, index: int) -> NDArray[np.float32]:

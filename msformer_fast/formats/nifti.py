@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from msformer_fast.errors import InputError
 from msformer_fast.files import atomic, show
-from msformer_fast.formats.grey import between, extent
+from msformer_fast.formats.grey import LUNG_NOTE, LUNG_WINDOW, between, extent, looks_like_hounsfield
 from msformer_fast.formats.image_file import ImageFile
 from msformer_fast.formats.nifti_header import (
     check,
@@ -51,6 +51,8 @@ class NiftiFile(ImageFile):
         path: of the file.
         axis: voxel axis along which it is sliced, 0, 1 or 2.
         window: (centre, width) in scaled units.
+        lungs: without a window, show values that are spread as Hounsfield units through
+            :data:`msformer_fast.formats.grey.LUNG_WINDOW`, and say so in the notes.
         max_pixels: that a slice may have; a volume may have ten times as many voxels.
 
     Raises:
@@ -66,6 +68,7 @@ class NiftiFile(ImageFile):
         *,
         axis: int = 2,
         window: tuple[float, float] | None = None,
+        lungs: bool = False,
         max_pixels: int = 200_000_000,
     ) -> None:
         name = show(path)
@@ -88,9 +91,27 @@ class NiftiFile(ImageFile):
         check_length(path, name, self._offset + self._bytes, self._zipped)
         self._flat: Array | None = None
         self._levels: tuple[float, float] | None = None
+        self._lungs = lungs
+        self._hounsfield: bool | None = None
         self.frames = self._volume_shape[axis]
         plane = [side for number, side in enumerate(self._volume_shape) if number != axis]
         self._shape = (plane[1], plane[0]) if self._transposed else (plane[0], plane[1])
+
+    @property
+    def modality(self) -> str | None:
+        """``"ct"`` where the values are spread as Hounsfield units of a body are; all voxels are read for it."""
+        if self._hounsfield is None:
+            self._hounsfield = looks_like_hounsfield(self._sample(self._voxels()))
+        return "ct" if self._hounsfield else None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See :attr:`ImageFile.notes`."""
+        return (LUNG_NOTE,) if self._through_lung_window else ()
+
+    @property
+    def _through_lung_window(self) -> bool:
+        return self._lungs and self._window is None and self.modality == "ct"
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -158,17 +179,23 @@ class NiftiFile(ImageFile):
     def _find_levels(self, voxels: Array) -> tuple[float, float]:
         if self._window is not None:
             return self._windowed(voxels, *self._window)
-        step = max(1, -(-voxels.size // _SAMPLE))
-        # Every so many voxels; of a step that shares a factor with a side, whole rows would be left out.
-        while step > 1 and any(math.gcd(step, side) > 1 for side in self._volume_shape):
-            step += 1
-        sample = self._scaled(voxels[::step])
-        sample = sample[np.isfinite(sample)]
+        sample = self._sample(voxels)
+        if self._through_lung_window:
+            return self._windowed(voxels, *LUNG_WINDOW)
         if not sample.size:
             return 0.0, 0.0
         with np.errstate(all="ignore"):
             low, high = (float(each) for each in np.percentile(sample, [_TAIL, 100 - _TAIL]))
         return (low, high) if high > low else extent(sample)
+
+    def _sample(self, voxels: Array) -> NDArray[np.float64]:
+        """Finite values of voxels spread over the volume."""
+        step = max(1, -(-voxels.size // _SAMPLE))
+        # Every so many voxels; of a step that shares a factor with a side, whole rows would be left out.
+        while step > 1 and any(math.gcd(step, side) > 1 for side in self._volume_shape):
+            step += 1
+        sample = self._scaled(voxels[::step])
+        return np.asarray(sample[np.isfinite(sample)])
 
     def _windowed(self, voxels: Array, centre: float, width: float) -> tuple[float, float]:
         low, high = centre - width / 2, centre + width / 2

@@ -13,8 +13,6 @@ from msformer_fast.foreground.proposal import Proposal
 
 #: The black frame of a radiograph, as a part of the light tissue's value; see :func:`evidence.gather`.
 FRAME_LEVEL = 0.2
-#: Confidence from which a mask needs no second look.
-SURE = 0.96
 #: Score under which what was found is unlike any lungs that the priors were taken from (-4.3 at least). Those of CT
 #: slices have other shapes, and reach -9 where they are found.
 LIKELY = -12.0
