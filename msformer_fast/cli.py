@@ -14,7 +14,7 @@ from typing import Any
 from msformer_fast.benchmarks.options import add_arguments
 from msformer_fast.cohort.options import add_cohort_arguments
 from msformer_fast.errors import BackendError, DivergenceError, InputError, out_of_memory
-from msformer_fast.options import add_output, add_settings, run_one, settings_of
+from msformer_fast.options import add_output, add_settings, apply_preset, run_one, settings_of
 from msformer_fast.version import __version__
 
 
@@ -28,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     arguments.words = list(sys.argv[1:] if argv is None else argv)
     try:
+        if hasattr(arguments, "preset"):
+            apply_preset(arguments)
         _prepare_process(arguments)
         code: int = arguments.run(arguments)
         return code
@@ -239,7 +241,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("demo", _demo, "Draw a test image, segment it and say the Dice.")
     sub.add_argument("--kind", choices=("lesion", "chest"), default="lesion", help="what to draw (%(default)s)")
     sub.add_argument("-o", "--output", default="msformer-fast-demo", metavar="DIR", help="folder (%(default)s)")
-    add_settings(sub, size=129)
+    add_settings(sub)
 
     sub = command("bench", _bench, "Measure every op, the step and an image on this machine, against its rivals.")
     add_arguments(sub)
