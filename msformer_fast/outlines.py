@@ -1,9 +1,9 @@
 """Masks and label maps at the image's own size, with outlines as fine as the image's, not as the network's.
 
-A mask is chosen where the longest side has 129 pixels. Enlarged as it is, its outline has steps or cut corners. Here its
-signed distance is enlarged, which is smooth, and the outline is put where the image has its edge: by grey level where
-the edge is sharper than that grid, at the outer foot of the slope where it is not (lungs in X-rays, pigment in skin), for
-that is where people draw it.
+A mask is chosen where the longest side has 129 pixels. Enlarged as it is, its outline has steps or cut corners. Here
+its signed distance is enlarged, which is smooth, and the outline is put where the image has its edge: by grey level
+where the edge is sharper than that grid, at the outer foot of the slope where it is not (lungs in X-rays, pigment in
+skin), for that is where people draw it.
 """
 
 from __future__ import annotations

@@ -295,8 +295,8 @@ def _pixels(
 def _without_margin(
     pixels: NDArray[np.float32], size: int | None, patch: int, whole: tuple[int, int], prompt: Prompt | None = None
 ) -> tuple[Margin | None, tuple[int, int]]:
-    """The margin, if what is inside can be segmented and no prompt is in it, and the network's size for that: of no more pixels than the
-    whole image would have, whose memory was planned."""
+    """The margin, if what is inside can be segmented and no prompt is in it, and the network's size for that: of no
+    more pixels than the whole image would have, whose memory was planned."""
     margin = find_margin(pixels)
     if margin is None or (prompt is not None and prompt.within(margin, pixels.shape) is None):
         return None, whole

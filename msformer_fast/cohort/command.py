@@ -48,11 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _prompts(arguments: argparse.Namespace) -> dict[str, Any]:
     """The arguments of ``segment`` that points and boxes of the command line are; checked."""
     prompts: dict[str, Any] = {}
-    for option, (name, length) in (
-        ("point", COLUMNS["point"]),
-        ("not_point", COLUMNS["not_point"]),
-        ("box", COLUMNS["box"]),
-    ):
+    for option in ("point", "not_point", "box"):
+        name, length = COLUMNS[option]
         given = getattr(arguments, option)
         if given:
             prompts[name] = [list(parse(text, length, option.replace("_", "-"))) for text in given]

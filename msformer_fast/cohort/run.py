@@ -174,9 +174,8 @@ def _tasks(
         meant = known is None or known.get("prompt", {}) == pointed
         if known is not None and known["status"] == DONE:
             same = _same(known, now) and meant
-            if (now["bytes"] is None and meant) or (
-                same and record_path(folder, name).exists()
-            ):  # a missing image's result stays
+            gone = now["bytes"] is None and meant  # a missing image's result stays
+            if gone or (same and record_path(folder, name).exists()):
                 continue
             summary.changed += 1
         elif known is not None and not retry_failed and meant:

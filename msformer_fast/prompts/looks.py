@@ -1,4 +1,4 @@
-"""What the prompt rule looks at: what the clusters and the image say of every pixel, and the parts that they make up."""
+"""What the prompt rule looks at: what clusters and image say of every pixel, and the parts that they make up."""
 
 from __future__ import annotations
 
