@@ -29,18 +29,18 @@ SURE = 0.85
 
 # All were chosen on every other image, by name, of those that the documentation reports on.
 # Gains for each unit of contrast and of slope of the outline; beyond this contrast there is no more to gain.
-_CONTRAST, _SLOPE, _CONTRAST_MOST = 12.0, 5.0, 1.2
+_CONTRAST, _SLOPE, _CONTRAST_MOST = 12.0, 16.0, 1.2
 # Means and deviations of a part's features.
-_AREA, _SOLIDITY, _BORDER = (-1.4, 0.7), (0.95, 0.06), (0.0, 0.1)
+_AREA, _SOLIDITY, _BORDER = (-1.4, 0.5), (0.95, 0.08), (0.0, 0.15)
 # Deviation of how far from a part's middle a click is: 0 in the middle, 1 at the outline.
 _OFF_MIDDLE = 0.2
 # Deviations of what the two of a pair differ by, and what a pair gains; largest differences of all.
-_PAIR = {"row": 0.06, "area": 0.5, "solidity": 0.06, "mean": 0.1}
+_PAIR = {"row": 0.08, "area": 0.7, "solidity": 0.06, "mean": 0.05}
 _PAIR_GAIN = 3.0
 _PAIR_MOST = {"row": 0.2, "area": 1.6}
 _PAIR_OVERLAP, _OTHER_BORDER = 0.02, 0.2
 # Smaller parts of the same look: least share of the clicked part's area and contrast, largest difference in value.
-_LEAST_AREA, _LEAST_CONTRAST, _MOST_UNLIKE, _LEAST_SOLIDITY = 0.05, 0.8, 0.06, 0.5
+_LEAST_AREA, _LEAST_CONTRAST, _MOST_UNLIKE, _LEAST_SOLIDITY = 0.05, 0.9, 0.06, 0.5
 _KEPT, _OTHERS_KEPT = 40, 60
 
 
