@@ -252,7 +252,8 @@ def summary_table(summary: dict[str, dict[str, Any]], count: int) -> str:
         found = [(key, value) for key, value in entry.items() if key.endswith("_minus_this") and value]
         for key, against in found:
             low, high = against["interval"]
-            text += f"   {key.partition('_')[0]} minus this {against['dice']:+.3f} [{low:+.3f} {high:+.3f}] p={against['p_value']:.2g}"
+            text += f"   {key.partition('_')[0]} minus this {against['dice']:+.3f} [{low:+.3f} {high:+.3f}]"
+            text += f" p={against['p_value']:.2g}"
         lines.append(text)
     lines.append(
         f"{count} image(s); means with the bootstrap's 95 % interval, paired differences of Dice, Wilcoxon's p. The "
