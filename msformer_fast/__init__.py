@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from msformer_fast.nn import TwoMaps
     from msformer_fast.ops import Attended, BatchStatistics, Clustering, GuidedScores, Patches, WithStatistics
     from msformer_fast.phantom import Phantom
+    from msformer_fast.presets import PRESETS, Preset
+    from msformer_fast.prompts.prompt import Prompt
     from msformer_fast.runs import Run
     from msformer_fast.segmentation import Segmentation, segment
     from msformer_fast.self_guiding import Guided, Iteration, self_guide
@@ -65,9 +67,12 @@ _HOME = {
     "Margin": "margin",
     "MaskScores": "metrics",
     "OutputError": "errors",
+    "PRESETS": "presets",
     "Patches": "ops",
     "Phantom": "phantom",
     "Place": "swaps",
+    "Preset": "presets",
+    "Prompt": "prompts.prompt",
     "Run": "runs",
     "Scores": "model",
     "Segmentation": "segmentation",
@@ -100,12 +105,14 @@ _MODULES = (
     "ops",
     "outputs",
     "phantom",
+    "presets",
     "process",
     "profiling",
     "reference",
 )
 
 __all__ = [
+    "PRESETS",
     "Attended",
     "BackendError",
     "BatchStatistics",
@@ -128,6 +135,8 @@ __all__ = [
     "Patches",
     "Phantom",
     "Place",
+    "Preset",
+    "Prompt",
     "Run",
     "Scores",
     "Segmentation",
