@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from msformer_fast.nn import TwoMaps
     from msformer_fast.ops import Attended, BatchStatistics, Clustering, GuidedScores, Patches, WithStatistics
     from msformer_fast.phantom import Phantom
-    from msformer_fast.presets import PRESETS, Preset
+    from msformer_fast.presets import Preset
     from msformer_fast.prompts.prompt import Prompt
     from msformer_fast.runs import Run
     from msformer_fast.segmentation import Segmentation, segment
@@ -67,7 +67,6 @@ _HOME = {
     "Margin": "margin",
     "MaskScores": "metrics",
     "OutputError": "errors",
-    "PRESETS": "presets",
     "Patches": "ops",
     "Phantom": "phantom",
     "Place": "swaps",
@@ -94,6 +93,7 @@ _MODULES = (
     "benchmarks",
     "cohort",
     "evaluate",
+    "evaluate_prompts",
     "floors",
     "foreground",
     "formats",
@@ -109,10 +109,10 @@ _MODULES = (
     "process",
     "profiling",
     "reference",
+    "runs",
 )
 
 __all__ = [
-    "PRESETS",
     "Attended",
     "BackendError",
     "BatchStatistics",
