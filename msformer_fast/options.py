@@ -71,7 +71,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     add(
         "--preset",
         default=DEFAULT,
-        help="quick: 129 pixels, patience 6; paper: 257 pixels, 50 iterations, no patience. Options given beside it "
+        help="quick: 129 pixels, patience 3; paper: 257 pixels, 50 iterations, no patience. Options given beside it "
         "count before it (%(default)s)",
     )
     add("--size", type=int, help="longest side that the network sees, in pixels (the preset's)")

@@ -53,6 +53,6 @@ def test_the_record_names_it(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     command = ["segment", str(tmp_path / "mole.png"), "-o", str(tmp_path / "out"), *words]
     assert main(command) == 0
     record = json.loads((tmp_path / "out" / "mole.json").read_text())
-    assert record["settings"]["preset"] == "quick, but size 49" and record["settings"]["patience"] == 6
+    assert record["settings"]["preset"] == "quick, but size 49" and record["settings"]["patience"] == 3
     assert main([*command, "--preset", "best"]) == 2
     assert "preset: got 'best'" in capsys.readouterr().err
