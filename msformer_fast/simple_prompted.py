@@ -18,7 +18,7 @@ POINT_METHODS = ("flood fill", "gaussian mixture")
 BOX_METHODS = ("gaussian mixture", "grabcut")
 
 #: Of the flood fill: chosen on every other image, by name, of those that the documentation reports on, in its favour.
-TOLERANCE = 0.2
+TOLERANCE = 0.3
 _SIDE, _SIGMA = 257, 2.0
 _COMPONENTS = 2
 _FITTED_PIXELS, _ITERATIONS = 20_000, 5
