@@ -132,6 +132,25 @@ FIGURES = {
         "edde69b",
         "CPU, one thread",
     ),
+    "prompts": Figures(
+        "Dice with a click or a box",
+        f"msformer-fast evaluate {IMAGES} --split even --size 129 --patience 6 --prompts point box",
+        "28c91b7",
+        "CPU, one thread",
+    ),
+    "outlines": Figures(
+        "Dice and HD95 at the image's own size",
+        f"msformer-fast evaluate {IMAGES} --split even --size 129 --patience 6",
+        "28c91b7",
+        "CPU, one thread",
+        note="Of CT with the rule for X-rays, which was the only one then.",
+    ),
+    "frontier": Figures(
+        "Dice by size and patience",
+        f"python -m msformer_fast.benchmarks.frontier {IMAGES} --rule lungs --split odd --runs runs -o frontier",
+        "865bf54",
+        "CPU, one thread",
+    ),
     "calibration": Figures(
         "confidence against Dice",
         "python -m msformer_fast.benchmarks.calibrate fit --plot docs/calibration.png FOLDER...",

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from msformer_fast.nn import TwoMaps
     from msformer_fast.ops import Attended, BatchStatistics, Clustering, GuidedScores, Patches, WithStatistics
     from msformer_fast.phantom import Phantom
+    from msformer_fast.presets import Preset
+    from msformer_fast.prompts.prompt import Prompt
     from msformer_fast.runs import Run
     from msformer_fast.segmentation import Segmentation, segment
     from msformer_fast.self_guiding import Guided, Iteration, self_guide
@@ -68,6 +70,8 @@ _HOME = {
     "Patches": "ops",
     "Phantom": "phantom",
     "Place": "swaps",
+    "Preset": "presets",
+    "Prompt": "prompts.prompt",
     "Run": "runs",
     "Scores": "model",
     "Segmentation": "segmentation",
@@ -89,6 +93,7 @@ _MODULES = (
     "benchmarks",
     "cohort",
     "evaluate",
+    "evaluate_prompts",
     "floors",
     "foreground",
     "formats",
@@ -100,9 +105,11 @@ _MODULES = (
     "ops",
     "outputs",
     "phantom",
+    "presets",
     "process",
     "profiling",
     "reference",
+    "runs",
 )
 
 __all__ = [
@@ -128,6 +135,8 @@ __all__ = [
     "Patches",
     "Phantom",
     "Place",
+    "Preset",
+    "Prompt",
     "Run",
     "Scores",
     "Segmentation",

@@ -14,7 +14,8 @@ from typing import Any
 from msformer_fast.benchmarks.options import add_arguments
 from msformer_fast.cohort.options import add_cohort_arguments
 from msformer_fast.errors import BackendError, DivergenceError, InputError, out_of_memory
-from msformer_fast.options import add_output, add_settings, run_one, settings_of
+from msformer_fast.options import add_output, add_settings, apply_preset, run_one, settings_of
+from msformer_fast.presets import preset_name
 from msformer_fast.version import __version__
 
 
@@ -28,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     arguments.words = list(sys.argv[1:] if argv is None else argv)
     try:
+        if hasattr(arguments, "preset"):
+            apply_preset(arguments)
         _prepare_process(arguments)
         code: int = arguments.run(arguments)
         return code
@@ -92,6 +95,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         summary_table,
         to_csv,
     )
+    from msformer_fast.evaluate_prompts import prompt_names
     from msformer_fast.evaluation_sheet import evaluation_sheet
     from msformer_fast.files import check_output_folder, write_json, write_text
     from msformer_fast.images import write_png
@@ -102,6 +106,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     # By all of the images, so that both halves may go into one folder.
     names = dict(zip((image for image, _ in every), output_names([image for image, _ in every]), strict=True))
     pairs = split_pairs(every, arguments.split)
+    prompts = tuple(arguments.prompts)
+    prompt_names(prompts)
     wanted = METHODS if arguments.methods is None else tuple(arguments.methods)
     for name in wanted:
         if name not in METHODS:
@@ -124,20 +130,22 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     def report(row: dict[str, Any]) -> None:
         if not arguments.quiet:
-            others = "".join(f", {name} {row[column(name, 'dice')]:.3f}" for name in methods)
+            others = "".join(f", {name} {row[column(name, 'dice')]:.3f}" for name in (*methods, *prompts))
             print(
                 f"{row['image']:<24} dice: oracle {row['oracle_dice']:.3f}, blind {row['blind_dice']:.3f}{others}   "
                 f"{row['iterations']} iterations, {row['label_count']} labels, {row['seconds']:.1f} s",
                 flush=True,
             )
 
-    rows = evaluate(pairs, run, report, methods)
-    summary = summarise(rows, methods)
+    rows = evaluate(pairs, run, report, methods, prompts)
+    summary = summarise(rows, methods, prompts)
     write_text(tables[0], to_csv(rows))
     settings = {**settings_of(arguments), "split": arguments.split}
+    settings["preset"] = preset_name(settings)
     write_json(tables[1], {"summary": summary, "images": len(rows), "settings": settings})
     write_png(tables[2], evaluation_sheet(rows, pairs, folder, names))
     print(summary_table(summary, len(rows)))
+    print(f"preset: {settings['preset']}")
     for why in missing.values():
         print(f"left out: {why}")
     if ours := count_outputs(arguments.images):
@@ -234,12 +242,19 @@ def _parser() -> argparse.ArgumentParser:
         metavar="METHOD",
         help="to compare with: otsu, 2-means, 'gaussian mixture', slic, 'rule alone' (default: all; none: no names)",
     )
+    sub.add_argument(
+        "--prompts",
+        nargs="*",
+        default=(),
+        metavar="PROMPT",
+        help="what to take from the truth for the prompted protocol: point (its most inner pixel), box (default: none)",
+    )
     add_settings(sub)
 
     sub = command("demo", _demo, "Draw a test image, segment it and say the Dice.")
     sub.add_argument("--kind", choices=("lesion", "chest", "ct"), default="lesion", help="what to draw (%(default)s)")
     sub.add_argument("-o", "--output", default="msformer-fast-demo", metavar="DIR", help="folder (%(default)s)")
-    add_settings(sub, size=129)
+    add_settings(sub)
 
     sub = command("bench", _bench, "Measure every op, the step and an image on this machine, against its rivals.")
     add_arguments(sub)

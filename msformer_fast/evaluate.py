@@ -1,4 +1,7 @@
-"""Scores of a folder of images against a folder of ground-truth masks: both protocols, and methods to compare with."""
+"""Scores of a folder of images against a folder of ground-truth masks: all protocols, and methods to compare with.
+
+Masks are compared at the size of the image on disk.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msformer_fast.errors import InputError
+from msformer_fast.evaluate_prompts import PROMPTS, prompt_names, score_prompts
 from msformer_fast.files import show
 from msformer_fast.foreground import CHEST_RULES, foreground
 from msformer_fast.foreground.evidence import darkness_channel
@@ -116,17 +120,25 @@ def split_pairs(pairs: Sequence[tuple[Path, Path]], split: str) -> list[tuple[Pa
     return kept
 
 
-def score_pair(result: Segmentation, image: str | Path, mask: str | Path, methods: Sequence[str] = ()) -> Row:
-    """One row of the table: both protocols' scores of one image, and those of other methods on the same image.
+def score_pair(
+    result: Segmentation,
+    image: str | Path,
+    mask: str | Path,
+    methods: Sequence[str] = (),
+    prompts: Sequence[str] = (),
+) -> Row:
+    """One row of the table: the protocols' scores of one image, and those of other methods on the same image.
 
-    ``methods``: names in :data:`METHODS`.
+    ``methods``: names in :data:`METHODS`. ``prompts``: of :data:`msformer_fast.evaluate_prompts.PROMPTS`.
     """
     truth = read_mask(mask, result.mask.shape)
     scored = {"oracle": score_oracle(result.labels, truth), "blind": score_blind(result.mask, truth)}
-    pixels = read_image(image) if methods else None
+    pixels = read_image(image) if methods or prompts else None
     for name in methods:
         assert pixels is not None
         scored[name] = score_blind(_other_mask(name, pixels, result.foreground.rule), truth)
+    if pixels is not None:
+        scored |= score_prompts(result, pixels, truth, prompts, Path(image).name)
     row: Row = {column(who, name): value for who, scores in scored.items() for name, value in scores.as_dict().items()}
     return row | {
         "confidence": round(result.foreground.confidence, 4),
@@ -161,31 +173,35 @@ def evaluate(
     run: Callable[[Path], Segmentation],
     report: Callable[[Row], object] | None = None,
     methods: Sequence[str] = (),
+    prompts: Sequence[str] = (),
 ) -> list[Row]:
     """Segment every image with ``run`` and score it; ``report`` sees each row as it comes.
 
-    ``methods``: others to score on the same images, names in :data:`METHODS`.
+    ``methods``: others to score on the same images, names in :data:`METHODS`. ``prompts``: likewise, what is taken from
+    the truth for the prompted protocol, of :data:`msformer_fast.evaluate_prompts.PROMPTS`.
     """
     rows = []
     for image, mask in pairs:
-        rows.append({"image": image.name, **score_pair(run(image), image, mask, methods)})
+        rows.append({"image": image.name, **score_pair(run(image), image, mask, methods, prompts)})
         if report is not None:
             report(rows[-1])
     return rows
 
 
-def summarise(rows: Sequence[Row], methods: Sequence[str] = (), *, level: float = 0.95) -> dict[str, dict[str, Any]]:
+def summarise(
+    rows: Sequence[Row], methods: Sequence[str] = (), prompts: Sequence[str] = (), *, level: float = 0.95
+) -> dict[str, dict[str, Any]]:
     """For each protocol and method: the mean of every metric with its bootstrap interval, and how it compares.
 
     Returns:
         By name: the mean of every metric under the metric's name, ``intervals`` (low, high) of these means,
         ``dice_median``, ``dice_min``, ``share_under_half`` (of Dice under 0.5) with ``share_under_half_interval``; and
         but for ``blind`` itself, ``blind_minus_this``: mean difference in Dice, its interval, the p-value of
-        Wilcoxon's signed-rank test (``None`` with fewer than two images).
+        Wilcoxon's signed-rank test (``None`` with fewer than two images). Methods with a prompt are compared with the
+        same prompt's own protocol, as ``point_minus_this`` and ``box_minus_this``.
     """
     summary: dict[str, dict[str, Any]] = {}
-    ours = np.array([row[column("blind", "dice")] for row in rows], dtype=float)
-    for who in (*PROTOCOLS, *methods):
+    for who in (*PROTOCOLS, *methods, *prompt_names(prompts)):
         values = {name: np.array([row[column(who, name)] for row in rows], dtype=float) for name in METRICS}
         intervals = {name: bootstrap_interval(each, level=level) for name, each in values.items()}
         missed = bootstrap_interval((values["dice"] < 0.5).astype(float), level=level)
@@ -197,12 +213,14 @@ def summarise(rows: Sequence[Row], methods: Sequence[str] = (), *, level: float 
             "share_under_half": missed.value,
             "share_under_half_interval": [missed.low, missed.high],
         }
-        if who != "blind":
-            entry["blind_minus_this"] = None
+        against = next((prompt for prompt in prompts if who.startswith(prompt)), "blind")
+        if who != against:
+            entry[f"{against}_minus_this"] = None
             if len(rows) > 1:
+                ours = np.array([row[column(against, "dice")] for row in rows], dtype=float)
                 test = paired_test(ours, values["dice"], level=level)
                 low_high = [test.difference.low, test.difference.high]
-                entry["blind_minus_this"] = {
+                entry[f"{against}_minus_this"] = {
                     "dice": test.difference.value,
                     "interval": low_high,
                     "p_value": test.p_value,
@@ -217,21 +235,25 @@ def summary_table(summary: dict[str, dict[str, Any]], count: int) -> str:
         "blind": "MS-Former, blind (no truth)",
         "oracle": "MS-Former, oracle (sees the truth)",
         RULE_ALONE: "rule alone, no network",
+        "point": "MS-Former, one point",
+        "box": "MS-Former, a box",
     }
-    order = ["blind", *(name for name in summary if name not in PROTOCOLS), "oracle"]
+    prompted = [name for name in summary if name.partition(" ")[0] in PROMPTS]
+    order = ["blind", *(name for name in summary if name not in (*PROTOCOLS, *prompted)), "oracle", *prompted]
     width = max(len(notes.get(name, name)) for name in order)
     heads = ("median", "<0.5", "hm", "xor", "hd95")
-    lines = [f"{'':<{width}}  {'dice [95 %]':<20}" + "".join(f"{head:>8}" for head in heads) + "   blind minus this"]
+    lines = [f"{'':<{width}}  {'dice [95 %]':<20}" + "".join(f"{head:>8}" for head in heads) + "   paired difference"]
     for name in order:
         entry = summary[name]
         low, high = entry["intervals"]["dice"]
         text = f"{notes.get(name, name):<{width}}  {entry['dice']:.3f} [{low:.3f} {high:.3f}] "
         columns = ("dice_median", "share_under_half", "hm", "xor", "hd95")
         text += "".join(f"{entry[each]:8.3f}" for each in columns)
-        against = entry.get("blind_minus_this")
-        if against:
+        found = [(key, value) for key, value in entry.items() if key.endswith("_minus_this") and value]
+        for key, against in found:
             low, high = against["interval"]
-            text += f"   {against['dice']:+.3f} [{low:+.3f} {high:+.3f}] p={against['p_value']:.2g}"
+            text += f"   {key.partition('_')[0]} minus this {against['dice']:+.3f} [{low:+.3f} {high:+.3f}]"
+            text += f" p={against['p_value']:.2g}"
         lines.append(text)
     lines.append(
         f"{count} image(s); means with the bootstrap's 95 % interval, paired differences of Dice, Wilcoxon's p. The "

@@ -99,7 +99,7 @@ def run_path(folder: Path, seen: NDArray[np.float32], settings: dict[str, Any], 
     Whatever leaves the result alike for a user (memory, capture, the rule, how many seeds) does not count; the device
     does, since its numbers round differently.
     """
-    free = ("rule", "size", "seed", "seeds", "memory", "capture", "device")
+    free = ("rule", "preset", "size", "seed", "seeds", "memory", "capture", "device")
     named = {name: value for name, value in settings.items() if name not in free}
     named |= {"version": _VERSION, "seed": seed, "shape": seen.shape, "device": settings["device"].partition(":")[0]}
     digest = hashlib.sha256(json.dumps(named, sort_keys=True, default=list).encode())

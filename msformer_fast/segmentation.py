@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,18 @@ from msformer_fast.consensus import consensus_labels
 from msformer_fast.errors import InputError
 from msformer_fast.files import check_output_folder, show
 from msformer_fast.foreground import LUNG_RULES, Foreground, Maps, check_modality, clusters_in, foreground_of_runs
-from msformer_fast.foreground.evidence import enlarge
 from msformer_fast.formats import open_image
 from msformer_fast.images import MIN_SIDE, fit_size, resize_image, resize_nearest
 from msformer_fast.inputs import as_image
 from msformer_fast.losses import LossWeights
 from msformer_fast.margin import Margin, find_margin
+from msformer_fast.outlines import carry_up, carry_up_labels
+from msformer_fast.presets import DEFAULT, PRESETS, preset_name
+from msformer_fast.prompts.prompt import Prompt, as_prompt
+from msformer_fast.prompts.rule import PROMPT_RULE, prompted
 from msformer_fast.runs import Run, guide_image, load_run, run_path, save_run
 from msformer_fast.self_guiding import Callback, Iteration
-from msformer_fast.settings import check_values, choose_device
+from msformer_fast.settings import check_prompt, check_values, choose_device
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Segmentation:
         margin: uniform margin that was left out: the network never saw it, the mask is empty there; or ``None``.
         notes: sentences about what could not be read of a DICOM file's header and was left out, or a window that was
             taken unasked; seldom any.
+        prompt: points and boxes that were given, in pixels of the image; or ``None``.
     """
 
     labels: NDArray[np.unsignedinteger[Any]]
@@ -62,6 +67,7 @@ class Segmentation:
     runs: tuple[Run, ...] = ()
     margin: Margin | None = None
     notes: tuple[str, ...] = ()
+    prompt: Prompt | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but the maps, ready for JSON."""
@@ -82,6 +88,7 @@ class Segmentation:
                 "likeness": self.foreground.likeness,
             },
             **({"notes": list(self.notes)} if self.notes else {}),
+            **({"prompt": self.prompt.as_dict()} if self.prompt else {}),
             "image_size": list(self.labels.shape),
             "margin": None if self.margin is None else asdict(self.margin),
             "network_size": list(self.network_size),
@@ -103,12 +110,15 @@ def segment(
     window: tuple[float, float] | None = None,
     rule: str = "auto",
     modality: str | None = None,
-    size: int | None = 257,
+    points: Sequence[Any] | NDArray[Any] | None = None,
+    not_points: Sequence[Any] | NDArray[Any] | None = None,
+    boxes: Sequence[Any] | NDArray[Any] | None = None,
+    size: int | None = PRESETS[DEFAULT].size,
     seed: int = 0,
     seeds: int = 1,
-    max_iterations: int = 50,
+    max_iterations: int = PRESETS[DEFAULT].max_iterations,
     min_labels: int = 3,
-    patience: int | None = None,
+    patience: int | None = PRESETS[DEFAULT].patience,
     learning_rate: float = 0.1,
     momentum: float = 0.9,
     weights: LossWeights | tuple[float, float, float] | None = None,
@@ -138,11 +148,20 @@ def segment(
             of them, written as one volume, there is :func:`msformer_fast.segment_cohort`.
         axis: voxel axis along which a NIfTI volume is sliced: 0, 1 or 2.
         window: centre and width of the grey levels of a DICOM or NIfTI file, in its units, in place of the file's own.
-        rule: how the foreground is chosen, a name in :data:`msformer_fast.foreground.RULES`. For lungs, CT in
-            Hounsfield units is shown from -1000 to 400 unless a window is given.
+        rule: how the foreground is chosen, a name in :data:`msformer_fast.foreground.RULES`; with points or boxes
+            ``"auto"`` is ``"prompt"``, and no other is accepted. For lungs, CT in Hounsfield units is shown from -1000
+            to 400 unless a window is given.
         modality: ``"ct"`` or ``"xray"``, where it is known of an image in memory; a DICOM or NIfTI file tells it
             itself, and of all others their looks do.
-        size: longest side, in pixels, of what the network sees; ``None`` for the image's own size.
+        points: (x, y) of a pixel of the object, or several, in pixels of the whole image from its upper left corner, x
+            to the right. One point means the part that holds it, and what looks the same elsewhere (the other one of
+            two lungs); several mean the parts that hold them.
+        not_points: likewise, of pixels that are not of the object.
+        boxes: (x0, y0, x1, y1) of a box that holds the object, or several, each with an object of its own. With points
+            in a box the object is theirs, and ends within about the box.
+        size: longest side, in pixels, of what the network sees; ``None`` for the image's own size. This default and
+            those of ``max_iterations`` and ``patience`` are the preset ``"quick"``; the paper's settings are
+            ``**PRESETS["paper"]._asdict()`` (:mod:`msformer_fast.presets`).
         seed: of the network's parameters.
         seeds: runs, each from the next seed: the candidates of all are weighed together, and ``labels`` are their
             vote. Each costs as much as the first.
@@ -165,21 +184,27 @@ def segment(
             image and settings, to try another rule without the network; ``None`` to keep nothing.
 
     Raises:
-        InputError: an image or a setting that cannot be used; a file of several frames, and none named.
+        InputError: an image or a setting that cannot be used; a file of several frames, and none named; a point or a
+            box outside of the image, or another rule with it.
         BackendError: a backend, or ``capture="always"``, that cannot run; the message says why.
         DivergenceError: a loss became NaN or infinite; names the iteration.
 
-    Source: MS-Former, algorithm 1; defaults are the authors'.
+    Source: MS-Former, algorithm 1; defaults are the authors', but for the preset's.
     """
     started = time.perf_counter()
     weights = LossWeights(*weights) if weights is not None else LossWeights()
     check_modality(modality)
+    prompt = as_prompt(points, not_points, boxes)
+    check_prompt(rule, prompt)
     check_values(rule, seeds, max_iterations, min_labels, patience, learning_rate, momentum, weights, dtype, capture)
     pixels, notes, known = _pixels(image, frame, axis, window, rule in LUNG_RULES)
     modality = known if modality is None else modality
+    if prompt is not None:
+        prompt.check(pixels.shape)
     target = choose_device(device)
     network_size = fit_size(pixels.shape[0], pixels.shape[1], size)
-    margin, network_size = _without_margin(pixels, size, patch, network_size)
+    margin, network_size = _without_margin(pixels, size, patch, network_size, prompt)
+    inner = prompt if prompt is None or margin is None else prompt.within(margin, pixels.shape)
     if margin is not None:
         pixels = np.ascontiguousarray(pixels[margin.inside(pixels.shape)])
     seen = resize_image(pixels, network_size)
@@ -206,18 +231,21 @@ def segment(
         "backend": backend,
         "capture": capture,
     }
+    settings["preset"] = preset_name(settings)
 
     options = target, dtype, callback
     made = [_run(seen, settings, each, folder, *options) for each in range(seed, seed + seeds)]
-    chosen = foreground_of_runs([Maps(run.labels, run.scores) for run in made], seen, rule, modality=modality)
-    labels, agreement = made[0].labels, None
+    pointed = None if inner is None else inner.at(pixels.shape, seen.shape)
+    chosen = choose_foreground(made, seen, rule, pointed, modality=modality)
+    labels, agreement = carry_up_labels(made[0].labels, pixels.shape[:2], made[0].scores, made[0].kept), None
     if seeds > 1:
         # The vote has numbers of its own.
         voted, agreement = consensus_labels([run.labels for run in made])
         chosen = replace(chosen, labels=clusters_in(chosen.mask, voted))
-        labels = voted.astype(np.result_type(labels.dtype, np.min_scalar_type(int(voted.max()))))
+        voted = voted.astype(np.result_type(labels.dtype, np.min_scalar_type(int(voted.max()))))
+        labels = carry_up_labels(voted, pixels.shape[:2])
         agreement = resize_nearest(agreement, pixels.shape[:2])
-    labels, mask = resize_nearest(labels, pixels.shape[:2]), enlarge(chosen.mask, pixels.shape[:2])
+    mask = carry_up(chosen.mask, pixels)
     if margin is not None:
         chosen = replace(chosen, reason=f"{chosen.reason} Left out: {margin}.")
         outside = max(clusters, int(labels.max()) + 1)
@@ -237,7 +265,20 @@ def segment(
         runs=tuple(made),
         margin=margin,
         notes=notes,
+        prompt=prompt,
     )
+
+
+def choose_foreground(
+    runs: Sequence[Run],
+    seen: NDArray[np.float32],
+    rule: str,
+    prompt: Prompt | None = None,
+    modality: str | None = None,
+) -> Foreground:
+    """The foreground of runs on ``seen`` (h, w, C), by a rule or by a prompt in its pixels."""
+    maps = [Maps(run.labels, run.scores) for run in runs]
+    return foreground_of_runs(maps, seen, rule, modality=modality) if prompt is None else prompted(maps, seen, prompt)
 
 
 def _pixels(
@@ -268,12 +309,12 @@ def _pixels(
 
 
 def _without_margin(
-    pixels: NDArray[np.float32], size: int | None, patch: int, whole: tuple[int, int]
+    pixels: NDArray[np.float32], size: int | None, patch: int, whole: tuple[int, int], prompt: Prompt | None = None
 ) -> tuple[Margin | None, tuple[int, int]]:
-    """The margin, if what is inside can be segmented, and the network's size for that: of no more pixels than the
-    whole image would have, whose memory was planned."""
+    """The margin, if what is inside can be segmented and no prompt is in it, and the network's size for that: of no
+    more pixels than the whole image would have, whose memory was planned."""
     margin = find_margin(pixels)
-    if margin is None:
+    if margin is None or (prompt is not None and prompt.within(margin, pixels.shape) is None):
         return None, whole
     height, width = pixels[margin.inside(pixels.shape)].shape[:2]
     try:
@@ -312,8 +353,13 @@ def check_settings(**settings: Any) -> None:
     Raises:
         InputError, BackendError, DivergenceError: see :func:`segment`.
     """
-    fit_size(2**31, 2**31, settings.get("size", 257))
+    fit_size(2**31, 2**31, settings.get("size", PRESETS[DEFAULT].size))
     once: dict[str, Any] = {name: min(1, settings[name]) for name in ("seeds", "max_iterations") if name in settings}
     given: dict[str, Any] = {"max_iterations": 1, **settings, **once, "size": None, "runs": None, "callback": None}
+    # Where an image is pointed at depends on the image.
+    if given.get("rule") == PROMPT_RULE:
+        given["rule"] = "auto"
+    for name in ("points", "not_points", "boxes"):
+        given.pop(name, None)
     noise = np.random.default_rng(0).random((MIN_SIDE, MIN_SIDE, 3), dtype=np.float32)
     segment(noise, **given)

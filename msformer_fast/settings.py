@@ -10,6 +10,8 @@ from msformer_fast.capture import check_capture
 from msformer_fast.errors import InputError
 from msformer_fast.foreground import RULES
 from msformer_fast.losses import LossWeights
+from msformer_fast.prompts.prompt import Prompt
+from msformer_fast.prompts.rule import PROMPT_RULE
 
 
 def check_values(
@@ -25,8 +27,8 @@ def check_values(
     capture: str,
 ) -> None:
     """Raises InputError unless :func:`msformer_fast.segment` takes these values, whatever the image."""
-    if not isinstance(rule, str) or rule not in RULES:
-        raise InputError(f"rule must be one of {', '.join(RULES)}; got {rule!r}")
+    if not isinstance(rule, str) or rule not in (*RULES, PROMPT_RULE):
+        raise InputError(f"rule must be one of {', '.join((*RULES, PROMPT_RULE))}; got {rule!r}")
     if seeds < 1:
         raise InputError(f"seeds must be at least 1, got {seeds}")
     if patience is not None and patience < 1:
@@ -43,6 +45,17 @@ def check_values(
     check_capture(capture)
     if dtype not in (torch.float32, torch.float64):
         raise InputError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
+
+
+def check_prompt(rule: str, prompt: Prompt | None) -> None:
+    """Raises InputError where points or boxes are given with another rule than theirs, or their rule without them."""
+    if prompt is not None and rule not in ("auto", PROMPT_RULE):
+        raise InputError(
+            f"rule: got {rule!r} with points or boxes, which have a rule of their own; accepted are 'auto' and "
+            f"'{PROMPT_RULE}', or give no points and boxes"
+        )
+    if prompt is None and rule == PROMPT_RULE:
+        raise InputError(f"rule: '{PROMPT_RULE}' needs points or boxes; give one, or another rule")
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:

@@ -23,6 +23,7 @@ from torch import nn
 import msformer_fast as mf
 from msformer_fast.cli import _parser
 from msformer_fast.cohort.command import _OF_THE_COMMAND
+from msformer_fast.options import apply_preset
 
 from .conftest import ROOT
 
@@ -156,7 +157,9 @@ def test_named_tuples_unpack_as_before() -> None:
 
 def test_segment_cohort_has_the_options_of_the_command_line() -> None:
     """The same names, the same defaults; and the two folders' names."""
-    given = vars(_parser().parse_args(["segment", "scans"]))
+    arguments = _parser().parse_args(["segment", "scans"])
+    apply_preset(arguments)
+    given = {**vars(arguments), "points": None, "not_points": None, "boxes": None}  # one option each, given again
     options = {name: value for name, value in given.items() if name not in _OF_THE_COMMAND}
     parameters = inspect.signature(mf.segment_cohort).parameters
     defaults = {name: each.default for name, each in parameters.items() if each.kind is inspect.Parameter.KEYWORD_ONLY}
@@ -169,5 +172,5 @@ def test_segment_takes_what_segment_cohort_does() -> None:
     """Settings of one image have the same names and defaults in both."""
     one, many = (inspect.signature(each).parameters for each in (mf.segment, mf.segment_cohort))
     shared = one.keys() & many.keys()
-    assert len(shared) == 20
+    assert len(shared) == 23
     assert {name: one[name].default for name in shared} == {name: many[name].default for name in shared}

@@ -23,12 +23,14 @@ from msformer_fast.files import show
 from msformer_fast.formats import stem
 from msformer_fast.options import progress, settings_of
 from msformer_fast.own_outputs import ENDINGS
+from msformer_fast.prompts.prompt import as_prompt
+from msformer_fast.prompts.text import COLUMNS, parse
 
 # Seconds between two lines where no progress bar can be drawn.
 _LINE_EVERY = 30.0
 _FAILURES_SHOWN = 20
 # Arguments of the command alone; all others are options of segment_cohort, by name.
-_OF_THE_COMMAND = ("inputs", "output", "quiet", "run", "words")
+_OF_THE_COMMAND = ("inputs", "output", "quiet", "run", "words", "preset", "point", "not_point", "box")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -38,8 +40,21 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.axis, window, arguments.dicom_seg, arguments.keep_patient, too_large=arguments.too_large
     )
     options.check()
+    prompts = _prompts(arguments)
     single = len(arguments.inputs) == 1 and not _is_many(arguments.inputs[0])
-    return _one(arguments, options) if single else _many(arguments)
+    return _one(arguments, options, prompts) if single else _many(arguments, prompts)
+
+
+def _prompts(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of ``segment`` that points and boxes of the command line are; checked."""
+    prompts: dict[str, Any] = {}
+    for option in ("point", "not_point", "box"):
+        name, length = COLUMNS[option]
+        given = getattr(arguments, option)
+        if given:
+            prompts[name] = [list(parse(text, length, option.replace("_", "-"))) for text in given]
+    as_prompt(**prompts)
+    return prompts
 
 
 def _is_many(text: str) -> bool:
@@ -49,7 +64,7 @@ def _is_many(text: str) -> bool:
     return os.path.isdir(text) or text.lower().endswith(LISTS) or (has_magic(text) and not os.path.lexists(text))
 
 
-def _one(arguments: argparse.Namespace, options: Options) -> int:
+def _one(arguments: argparse.Namespace, options: Options, prompts: dict[str, Any]) -> int:
     from msformer_fast.process import keep_freed_memory, set_threads
 
     keep_freed_memory()
@@ -61,7 +76,7 @@ def _one(arguments: argparse.Namespace, options: Options) -> int:
     folder = Path(arguments.output or ".")
     budget = bytes_of(arguments.max_memory)
     budget = free_bytes() if budget is None else budget
-    task = Task(str(source), name, str(folder), settings_of(arguments), options, budget)
+    task = Task(str(source), name, str(folder), settings_of(arguments) | prompts, options, budget)
     if not arguments.overwrite:
         refuse_existing([folder / (name + ending) for ending in ENDINGS])
     with progress(arguments, source.name) as callback:
@@ -73,8 +88,8 @@ def _one(arguments: argparse.Namespace, options: Options) -> int:
     return 0
 
 
-def _many(arguments: argparse.Namespace) -> int:
-    options = {name: value for name, value in vars(arguments).items() if name not in _OF_THE_COMMAND}
+def _many(arguments: argparse.Namespace, prompts: dict[str, Any]) -> int:
+    options = {name: value for name, value in vars(arguments).items() if name not in _OF_THE_COMMAND} | prompts
     with _reporting(arguments) as (report, notice):
         summary = segment_cohort(
             arguments.inputs, arguments.output or "results", **options, report=report, notice=notice

@@ -12,7 +12,7 @@ from typing import Any
 from msformer_fast.cohort.fitting import fitted
 from msformer_fast.cohort.journal import DONE, Line
 from msformer_fast.cohort.picture import write_image
-from msformer_fast.cohort.task import Options, Task, digest, unfinished
+from msformer_fast.cohort.task import Options, Task, digest, prompt_of, unfinished
 from msformer_fast.cohort.volume import write_volume
 from msformer_fast.errors import BackendError, DivergenceError, InputError, OutputError, out_of_memory
 from msformer_fast.files import check_output_folder, reason, show
@@ -62,6 +62,12 @@ def segment_file(
     options = task.options
     lungs = task.settings.get("rule", "auto") in LUNG_RULES
     file = open_image(task.path, axis=options.axis, window=options.window, lungs=lungs)
+    pointed = prompt_of(task.settings)
+    if pointed and file.is_volume:
+        raise InputError(
+            f"{show(task.path)}: is a volume of {file.frames} slices, and points and boxes are of one image; in Python "
+            "segment(..., frame=N, points=...) takes one slice"
+        )
     settings, resized = fitted(file, task)  # before anything is decoded, which alone may take more
     options, notes = _possible(file, options)
     first = file.read(0)  # what cannot be decoded is refused before a folder is made for it

@@ -14,6 +14,8 @@ from typing import TypeAlias
 from msformer_fast.errors import InputError
 from msformer_fast.files import reason, show
 from msformer_fast.formats import IMAGE_SUFFIXES
+from msformer_fast.prompts.prompt import as_prompt
+from msformer_fast.prompts.text import COLUMNS, parse_cell
 
 #: Endings of lists.
 LISTS = (".csv", ".tsv")
@@ -88,16 +90,44 @@ def listed(path: str) -> Iterator[str]:
         InputError: it cannot be read as a list, no column or more than one can be the one of the paths, or a row has
             no path.
     """
+    return (target for target, _ in listed_with_prompts(path))
+
+
+def listed_with_prompts(path: str) -> Iterator[tuple[str, dict[str, list[list[float]]]]]:
+    """As :func:`listed`, and with each path its points and boxes, arguments of :func:`msformer_fast.segment`.
+
+    They stand in columns called point, not_point and box (or points, not_points, boxes), as ``X,Y`` and
+    ``X0,Y0,X1,Y1``, several in a cell separated by semicolons.
+
+    Raises:
+        InputError: as :func:`listed`; or a cell holds no such numbers.
+    """
     folder, name = os.path.dirname(path), show(path)
     table = _table(_text(path, name), folder, name)
     if not table:
         return
     column, headed = _column(table, folder, name)
+    heads = [_heading(cell) for cell in table[headed - 1][1]] if headed else []
     for number, row in table[headed:]:
         text = row[column] if len(row) > column else ""
         if not text.strip() or "\0" in text:
             raise InputError(f"{name}: row {number} has no path; give one in every row")
-        yield _resolved(text, folder) or os.path.normpath(os.path.join(folder, _native(text.strip())))
+        target = _resolved(text, folder) or os.path.normpath(os.path.join(folder, _native(text.strip())))
+        yield target, _prompts(heads, row, f"{name}: row {number}")
+
+
+def _prompts(heads: Sequence[str], row: Sequence[str], where: str) -> dict[str, list[list[float]]]:
+    prompts: dict[str, list[list[float]]] = {}
+    for head, cell in zip(heads, row, strict=False):
+        if head in COLUMNS:
+            name, length = COLUMNS[head]
+            if found := parse_cell(cell, length, f"{where}, {head}"):
+                prompts[name] = prompts.get(name, []) + found
+    try:
+        as_prompt(**prompts)
+    except InputError as error:
+        raise InputError(f"{where}, {error}") from None
+    return prompts
 
 
 def _text(path: str, name: str) -> str:

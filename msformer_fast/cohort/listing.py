@@ -5,10 +5,10 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from msformer_fast.cohort.list_file import LISTS, listed
+from msformer_fast.cohort.list_file import LISTS, listed_with_prompts
 from msformer_fast.errors import InputError
 from msformer_fast.files import reason, show
 from msformer_fast.formats import IMAGE_SUFFIXES, is_image_file, stem
@@ -27,10 +27,12 @@ class Found:
     Attributes:
         path: absolute, its links not followed.
         relative: path below the folder, pattern or list that it was found by; where its outputs lie.
+        prompts: points and boxes that a list gives with it, arguments of :func:`msformer_fast.segment`.
     """
 
     path: str
     relative: str
+    prompts: Mapping[str, list[list[float]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,8 @@ class _Walk:
         else:
             raise InputError(f"inputs: {show(text)}: no such file or folder; give images, folders, patterns or a .csv")
 
-    def _keep(self, path: str, relative: str) -> None:
-        self.found.setdefault(path, Found(path, relative))
+    def _keep(self, path: str, relative: str, prompts: Mapping[str, list[list[float]]] | None = None) -> None:
+        self.found.setdefault(path, Found(path, relative, prompts or {}))
 
     def _sort(self, path: str, relative: str) -> None:
         """What was come upon, not named: an image, an output, or another thing."""
@@ -153,10 +155,16 @@ class _Walk:
 
     def _list(self, path: str) -> None:
         folder = os.path.dirname(path)
-        for target in listed(path):
+        for target, prompts in listed_with_prompts(path):
             relative = os.path.relpath(target, folder)
             inside = relative.split(os.sep)[0] != os.pardir
-            self._keep(target, relative if inside else os.path.basename(target))
+            before = self.found.get(target)
+            if before is not None and prompts and before.prompts != prompts:
+                raise InputError(
+                    f"{show(path)}: {show(target)} is listed twice with different points or boxes; give all of an "
+                    "image in one row, separated by semicolons"
+                )
+            self._keep(target, relative if inside else os.path.basename(target), prompts)
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:

@@ -15,6 +15,7 @@ from msformer_fast.errors import InputError
 from msformer_fast.images import MIN_SIDE, fit_size
 from msformer_fast.kernels.native import is_compiled
 from msformer_fast.limits import CLUSTERING_LOSS_CLUSTERS, EFFICIENT_ATTENTION_CHANNELS, MIX_FFN_CHANNELS
+from msformer_fast.presets import DEFAULT, PRESETS
 
 # Resident bytes of a worker that has loaded what it needs, readers of DICOM and NIfTI too, and has tried its settings
 # on a few pixels: 640 MB measured (PyTorch 2.13 for CPUs, one or two threads), a tenth more here.
@@ -202,7 +203,7 @@ def predicted_bytes(shape: tuple[int, int], network_size: tuple[int, int], setti
 def network_bytes(settings: Mapping[str, Any], device: str) -> int:
     """:func:`step_bytes` of the largest image that ``settings`` let the network see; of 1025 pixels where they set no
     size: images may be larger, and are then judged one by one."""
-    side = settings.get("size", 257) or 1025
+    side = settings.get("size", PRESETS[DEFAULT].size) or 1025
     return int(_MARGIN * _step(side, side, {**settings, "device": device})) + _SCRATCH
 
 

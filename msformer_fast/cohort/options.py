@@ -16,6 +16,13 @@ def add_cohort_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-o", "--output", metavar="DIR", help="output folder (one image: ., many: results)")
     parser.add_argument("--overwrite", action="store_true", help="replace outputs, or an earlier run")
+    prompts = parser.add_argument_group(
+        "what to segment", "in pixels of the image, from its upper left corner; in lists a column of that name"
+    )
+    add = prompts.add_argument
+    add("--point", action="append", metavar="X,Y", help="a pixel of the object; again for more")
+    add("--not-point", action="append", metavar="X,Y", help="a pixel that is not of it; again for more")
+    add("--box", action="append", metavar="X0,Y0,X1,Y1", help="a box that holds the object; again for more")
     many = parser.add_argument_group("many images")
     add = many.add_argument
     add("--recursive", action="store_true", help="look into the folders below a folder")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msformer_fast.cohort.journal import Line
 from msformer_fast.cohort.run import run_cohort
 from msformer_fast.cohort.summary import CohortSummary
 from msformer_fast.cohort.task import Options
 from msformer_fast.errors import InputError
+from msformer_fast.presets import DEFAULT, PRESETS
+from msformer_fast.prompts.prompt import as_prompt
 
 if TYPE_CHECKING:
     import torch  # not at run time: this process only hands out work
@@ -38,13 +40,16 @@ def segment_cohort(
     dicom_seg: bool = False,
     keep_patient: bool = False,
     rule: str = "auto",
-    size: int = 257,
+    points: Sequence[Any] | None = None,
+    not_points: Sequence[Any] | None = None,
+    boxes: Sequence[Any] | None = None,
+    size: int = PRESETS[DEFAULT].size,
     seed: int = 0,
     seeds: int = 1,
     runs: str | os.PathLike[str] | None = None,
-    max_iterations: int = 50,
+    max_iterations: int = PRESETS[DEFAULT].max_iterations,
     min_labels: int = 3,
-    patience: int | None = None,
+    patience: int | None = PRESETS[DEFAULT].patience,
     learning_rate: float = 0.1,
     weights: Sequence[float] | None = None,
     channels: int = 100,
@@ -81,6 +86,8 @@ def segment_cohort(
         window: centre and width of the grey levels of DICOM and NIfTI files, in place of the files' own.
         dicom_seg: write a DICOM Segmentation of DICOM images too.
         keep_patient: with the patient's data in it.
+        points, not_points, boxes: of every image; a list may have columns of its own, which count before these. See
+            :func:`msformer_fast.segment`.
         rule, size, seed, seeds, runs, max_iterations, min_labels, patience, learning_rate, weights, channels, clusters,
             depth, device, memory, cross_scale, backend, capture: see :func:`msformer_fast.segment`.
         report: called with the line of each image that is through, how many are, and of how many. A line is a mapping:
@@ -97,8 +104,10 @@ def segment_cohort(
     """
     options = Options(axis, _pair(window), dicom_seg, keep_patient, too_large)
     options.check()
+    prompt = as_prompt(points, not_points, boxes)
     settings = {
         "rule": rule,
+        **({} if prompt is None else prompt.as_dict()),
         "size": size,
         "seed": seed,
         "seeds": seeds,

@@ -23,11 +23,12 @@ from msformer_fast.cohort.ray_engine import RayEngine
 from msformer_fast.cohort.results import PARTIAL, record_path, recorded_line, thumbnail_path
 from msformer_fast.cohort.seen import Seen
 from msformer_fast.cohort.summary import CohortSummary, tell_beginning
-from msformer_fast.cohort.task import FREE, Options, Task, stamp
+from msformer_fast.cohort.task import FREE, Options, Task, prompt_of, stamp
 from msformer_fast.cohort.workers import LocalEngine
 from msformer_fast.errors import BackendError, DivergenceError, InputError, OutputError
 from msformer_fast.files import check_output_folder, plain, show, write_text
 from msformer_fast.own_outputs import ENDINGS
+from msformer_fast.presets import DEFAULT, PRESETS
 from msformer_fast.version import __version__
 
 INDEX = "index.html"
@@ -86,7 +87,7 @@ def run_cohort(
         BackendError: see :func:`msformer_fast.segment`.
     """
     started = time.perf_counter()
-    wanted = {"size": 257, **(settings or {})}
+    wanted = {"size": PRESETS[DEFAULT].size, **(settings or {})}
     options = options or Options()
     options.check()
     tell = notice or (lambda sentence: None)
@@ -107,13 +108,16 @@ def run_cohort(
         journal = Journal(folder, made_by, resume=resume, overwrite=overwrite)
         summary = CohortSummary(ignored=listing.ignored, outputs=listing.outputs, index=Path(output) / INDEX)
         run = hashlib.sha256(json.dumps(plain(made_by), sort_keys=True).encode()).hexdigest()[:32]
-        tasks = _tasks(listing.found, journal, folder, run, retry_failed, summary)
+        tasks = _tasks(listing.found, journal, folder, run, retry_failed, summary, wanted)
         plan = Plan(wanted, jobs, threads, max_memory, len(tasks))
         if engine == "ray":
             machine: Engine = RayEngine(ray_address, jobs, threads)
         else:
             machine = LocalEngine(plan.jobs, plan.threads, plan.budget, plan.with_gpus if jobs is None else None)
-        ready = [Task(path, name, str(folder), wanted, options, plan.budget, run) for path, name in tasks]
+        ready = [
+            Task(each.path, name, str(folder), {**wanted, **each.prompts}, options, plan.budget, run)
+            for each, name in tasks
+        ]
         tell_beginning(tell, summary, journal, len(listing.found), len(ready))
         stop = threading.Event()
         try:
@@ -147,9 +151,15 @@ def run_cohort(
 
 
 def _tasks(
-    found: Sequence[Found], journal: Journal, folder: Path, run: str, retry_failed: bool, summary: CohortSummary
-) -> list[tuple[str, str]]:
-    """Path and name of every image to do; results that a killed process left without a line get it."""
+    found: Sequence[Found],
+    journal: Journal,
+    folder: Path,
+    run: str,
+    retry_failed: bool,
+    summary: CohortSummary,
+    settings: Mapping[str, Any],
+) -> list[tuple[Found, str]]:
+    """Every image to do and its name; results that a killed process left without a line get it."""
     moved = moved_lines(found, journal.lines)
     for path, line in moved.items():
         journal.move(path, line)
@@ -160,20 +170,23 @@ def _tasks(
     for each, name in zip(found, names, strict=True):
         known = journal.lines.get(each.path)
         now = stamp(each.path)
+        pointed = prompt_of({**settings, **each.prompts})
+        meant = known is None or known.get("prompt", {}) == pointed
         if known is not None and known["status"] == DONE:
-            same = _same(known, now)
-            if now["bytes"] is None or (same and record_path(folder, name).exists()):  # a missing image's result stays
+            same = _same(known, now) and meant
+            gone = now["bytes"] is None and meant  # a missing image's result stays
+            if gone or (same and record_path(folder, name).exists()):
                 continue
             summary.changed += 1
-        elif known is not None and not retry_failed:
+        elif known is not None and not retry_failed and meant:
             summary.kept_failures += 1
             continue
         if journal.resumed and known is None:
             recorded = recorded_line(folder, name, run)
-            if recorded is not None and _is_of(recorded, each):
+            if recorded is not None and recorded.get("prompt", {}) == pointed and _is_of(recorded, each):
                 journal.add(recorded | {"source": each.path, **now})
                 continue
-        tasks.append((each.path, name))
+        tasks.append((each, name))
     return tasks
 
 

@@ -11,11 +11,14 @@ from typing import Any
 
 from msformer_fast.cohort.journal import FAILED, Line
 from msformer_fast.errors import InputError
+from msformer_fast.prompts.prompt import as_prompt
 
 #: What is done about an image whose segmentation would take more memory than there is.
 TOO_LARGE = ("refuse", "resize")
 #: Settings that leave the results alike: they may change from one part of a run to the next.
 FREE = ("memory", "capture", "runs")
+#: Settings that say what is meant in an image; a list may give them image by image.
+PROMPTS = ("points", "not_points", "boxes")
 _CHUNK = 2**20
 
 
@@ -71,7 +74,15 @@ class Task:
 
 def unfinished(task: Task) -> Line:
     """What the line of an image begins with: failed, until it is done."""
-    return {"source": task.path, "output": task.name, "status": FAILED, **stamp(task.path)}
+    pointed = prompt_of(task.settings)
+    more = {"prompt": pointed} if pointed else {}
+    return {"source": task.path, "output": task.name, "status": FAILED, **stamp(task.path), **more}
+
+
+def prompt_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The points and boxes among the settings, ready for JSON; empty without any."""
+    prompt = as_prompt(**{name: settings.get(name) for name in PROMPTS})
+    return {} if prompt is None else prompt.as_dict()
 
 
 def stamp(path: str) -> dict[str, int | None]:

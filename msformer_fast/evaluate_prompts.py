@@ -1,0 +1,105 @@
+"""The prompted protocol: one point or a box is taken from the truth, and what each method makes of it is scored."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msformer_fast.errors import InputError
+from msformer_fast.foreground.evidence import Mask
+from msformer_fast.images import resize_image
+from msformer_fast.metrics import MaskScores, score_blind
+from msformer_fast.outlines import carry_up
+from msformer_fast.prompts.prompt import Prompt
+from msformer_fast.runs import Run
+from msformer_fast.segmentation import Segmentation, choose_foreground
+from msformer_fast.simple_prompted import (
+    BOX_METHODS,
+    POINT_METHODS,
+    missing_for_prompts,
+    simple_box,
+    simple_point,
+)
+
+#: What is taken from the truth: its most inner pixel, or its bounding box with every side moved by up to 5 %.
+PROMPTS = ("point", "box")
+_JITTER = 0.05
+#: The prompt rule on the image's values alone, without clusters.
+WITHOUT_CLUSTERS = "without clusters"
+
+
+def prompt_names(prompts: Sequence[str]) -> list[str]:
+    """The protocols of these prompts and, behind each, the methods with the same prompt that can run here.
+
+    Raises InputError for a prompt that is none of :data:`PROMPTS`.
+    """
+    names = []
+    for prompt in prompts:
+        if prompt not in PROMPTS:
+            raise InputError(f"prompts: got {prompt!r}; accepted are {', '.join(PROMPTS)}")
+        methods = POINT_METHODS if prompt == "point" else BOX_METHODS
+        names += [prompt, f"{prompt} {WITHOUT_CLUSTERS}"]
+        names += [f"{prompt} {method}" for method in methods if missing_for_prompts(method) is None]
+    return names
+
+
+def truth_prompt(truth: Mask, prompt: str, name: str) -> Prompt:
+    """The point or box of a truth (H, W). ``name`` of the image decides how a box is jittered, as a seed."""
+    from scipy import ndimage
+
+    if prompt == "point":
+        depth = ndimage.distance_transform_edt(np.pad(truth, 1))[1:-1, 1:-1]
+        row, column = np.unravel_index(int(depth.argmax()), truth.shape)
+        return Prompt(points=((float(column), float(row)),))
+    rows, columns = np.flatnonzero(truth.any(axis=1)), np.flatnonzero(truth.any(axis=0))
+    x0, y0, x1, y1 = float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
+    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+    moves = np.random.default_rng(seed).uniform(-_JITTER, _JITTER, 4) * [x1 - x0, y1 - y0, x1 - x0, y1 - y0]
+    return Prompt(boxes=(tuple(float(each) for each in np.array([x0, y0, x1, y1]) + moves),))  # type: ignore[arg-type]
+
+
+def score_prompts(
+    result: Segmentation, pixels: NDArray[np.float32], truth: Mask, prompts: Sequence[str], name: str
+) -> dict[str, MaskScores]:
+    """The scores of every name in :func:`prompt_names` on one image (H, W, C), from the runs that were made already."""
+    scored = {}
+    for prompt in prompts:
+        given = truth_prompt(truth, prompt, name)
+        makers: dict[str, Callable[[], Mask]] = {
+            prompt: lambda given=given: prompted_mask(result, pixels, given),  # type: ignore[misc]
+            f"{prompt} {WITHOUT_CLUSTERS}": lambda given=given: prompted_mask(  # type: ignore[misc]
+                result, pixels, given, clusters=False
+            ),
+        }
+        for each in prompt_names([prompt]):
+            mask = makers[each]() if each in makers else _simple(pixels, given, each.removeprefix(f"{prompt} "))
+            scored[each] = score_blind(mask, truth)
+    return scored
+
+
+def prompted_mask(result: Segmentation, pixels: NDArray[np.float32], prompt: Prompt, *, clusters: bool = True) -> Mask:
+    """The mask (H, W) that the prompt would have had in ``result``'s place, without the network running again."""
+    margin, inside, inner = result.margin, pixels, prompt
+    if margin is not None:
+        moved = prompt.within(margin, pixels.shape)
+        if moved is None:
+            raise InputError("prompt: lies in the margin that was left out; segment the image with it instead")
+        inside, inner = pixels[margin.inside(pixels.shape)], moved
+    seen = resize_image(inside, result.network_size)
+    runs: Sequence[Run] = result.runs
+    if not clusters:
+        runs = [replace(run, scores=None) for run in runs[:1]]  # type: ignore[arg-type]
+    chosen = choose_foreground(runs, seen, "auto", inner.at(inside.shape, seen.shape))
+    mask = carry_up(chosen.mask, inside)
+    return mask if margin is None else margin.pad(mask, False)
+
+
+def _simple(pixels: NDArray[Any], prompt: Prompt, method: str) -> Mask:
+    if prompt.points:
+        return simple_point(pixels, prompt.points[0], method)
+    return simple_box(pixels, prompt.boxes[0], method)

@@ -1,0 +1,35 @@
+"""Points and boxes as people write them: on the command line, and in the cells of a list."""
+
+from __future__ import annotations
+
+import re
+
+from msformer_fast.errors import InputError
+
+_FORMS = {2: "X,Y", 4: "X0,Y0,X1,Y1"}
+#: Arguments of :func:`msformer_fast.segment` by the names of a list's columns, and how many numbers one has.
+COLUMNS = {
+    **dict.fromkeys(("point", "points"), ("points", 2)),
+    **dict.fromkeys(("not_point", "not_points", "not-point", "not-points"), ("not_points", 2)),
+    **dict.fromkeys(("box", "boxes"), ("boxes", 4)),
+}
+
+
+def parse(text: str, length: int, name: str) -> tuple[float, ...]:
+    """The numbers of one point (``length`` 2) or box (4), separated by commas or blanks.
+
+    Raises InputError, which calls it ``name``.
+    """
+    pieces = [piece for piece in re.split(r"[,\s]+", text.strip().strip("()[]")) if piece]
+    try:
+        numbers = tuple(float(piece) for piece in pieces)
+    except ValueError:
+        numbers = ()
+    if len(numbers) != length:
+        raise InputError(f"{name}: got {text!r}; accepted is {_FORMS[length]}, numbers of pixels")
+    return numbers
+
+
+def parse_cell(text: str, length: int, name: str) -> list[list[float]]:
+    """All points or boxes of a cell, separated by semicolons; none of an empty one."""
+    return [list(parse(piece, length, name)) for piece in text.split(";") if piece.strip()]
