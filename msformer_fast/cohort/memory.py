@@ -37,7 +37,7 @@ _RUN, _CHOOSING = 64, 600
 _TERMS: dict[str, list[list[float]]] = json.loads((Path(__file__).parent / "memory_terms.json").read_text())
 MODES = tuple(_TERMS)
 #: Bytes of 4 C hidden activations that are made at a time, where a backend makes rows of them or has scratch memory.
-BUFFER = {"torch": 4.2e6, "triton": 33.6e6}
+BUFFER = {"torch": 4.2e6, "triton": 25e6}
 # Modes in which PyTorch differentiates an expression, with T x T matrices of the T patches.
 _EXPRESSIONS = "reference", "expression"
 
