@@ -7,6 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
+from msformer_fast.kernels.mix_ffn_kernels import normal_cdf
 from tests.harness import ptx
 
 
@@ -22,6 +23,12 @@ def softmax_kernel(p_x, p_out, columns, BLOCK: tl.constexpr):
     b_x = tl.load(p_x + row * columns + o, mask=o < columns, other=-float("inf")).to(tl.float32)
     b_e = tl.exp(b_x - tl.max(b_x, 0))
     tl.store(p_out + row * columns + o, (b_e / tl.sum(b_e, 0)).to(p_out.dtype.element_ty), mask=o < columns)
+
+
+@triton.jit
+def cdf_kernel(p_x, p_out, n, BLOCK: tl.constexpr):
+    o = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(p_out + o, normal_cdf(tl.load(p_x + o, mask=o < n)), mask=o < n)
 
 
 @triton.jit
@@ -101,6 +108,15 @@ def test_masks(warps: int) -> None:
     out = torch.full((1003,), float("nan"))
     add_kernel[(4,)](x, y, out, 1003, BLOCK=256, num_warps=warps)
     assert torch.equal(out, x + y)
+
+
+def test_normal_cdf() -> None:
+    """To one and a half units in the last place of 1, far out too; 0, 1 and NaN where they belong."""
+    far = torch.tensor([-float("inf"), float("inf"), float("nan"), -3e38, 3e38, -1e4, 1e4, 0.0])
+    x = torch.cat([torch.linspace(-16, 16, 4001), torch.randn(2000), far])
+    out = torch.full_like(x, -1.0)
+    cdf_kernel[(triton.cdiv(len(x), 1024),)](x, out, len(x), BLOCK=1024, num_warps=4)
+    torch.testing.assert_close(out.double(), torch.special.ndtr(x.double()), rtol=0, atol=1.5 * 2**-23, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
