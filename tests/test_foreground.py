@@ -8,6 +8,7 @@ from scipy import ndimage
 
 from msformer_fast.errors import InputError
 from msformer_fast.foreground import RULES, Maps, foreground, foreground_of_runs
+from msformer_fast.foreground.calibration import DOUBTFUL
 from msformer_fast.metrics import dice
 from msformer_fast.phantom import make
 
@@ -222,7 +223,7 @@ def test_two_equal_targets_are_doubtful_and_one_is_not():
     two = foreground(both.astype(int), skin - 0.4 * both[..., None], "lesion")
     one_mask = ellipse(60, 80, 25, 30)
     one = foreground(one_mask.astype(int), skin - 0.4 * one_mask[..., None], "lesion")
-    assert two.confidence < 0.7 and two.doubtful and "doubtful" in two.reason
+    assert two.agreement < 0.7 and two.confidence < DOUBTFUL["lesion"] and two.doubtful and "doubtful" in two.reason
     assert one.confidence > 0.9 and not one.doubtful
 
 

@@ -13,7 +13,10 @@ from msformer_fast import DivergenceError, InputError, phantom, segment
 from msformer_fast.runs import KEPT_SCORES, load_run
 from msformer_fast.self_guiding import _largest
 
-SMALL: dict[str, Any] = {"size": None, "channels": 6, "clusters": 14, "depth": 1, "max_iterations": 4, "min_labels": 1}
+SMALL: dict[str, Any] = {
+    **{"size": None, "channels": 6, "clusters": 14, "depth": 1},
+    **{"max_iterations": 4, "min_labels": 1, "patience": None},
+}
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +113,7 @@ def test_patience_stops_where_labels_no_longer_fall(image: np.ndarray) -> None:
         fewest = np.minimum.accumulate(counts)
         waits = [index - int(np.flatnonzero(fewest == fewest[index])[0]) for index in range(len(counts))]
         expected = next((index + 1 for index, wait in enumerate(waits) if wait >= patience), None)
-        result = segment(image, patience=patience, **settings)
+        result = segment(image, **{**settings, "patience": patience})
         if expected is None:
             assert len(result.history) == len(counts) and result.stopped != "patience"
         else:
@@ -131,4 +134,4 @@ def test_scores_beyond_half_precision_are_clamped() -> None:
 @pytest.mark.parametrize(("name", "value"), [("seeds", 0), ("patience", 0)])
 def test_settings_are_checked(image: np.ndarray, name: str, value: int) -> None:
     with pytest.raises(InputError, match=f"{name} must be at least 1"):
-        segment(image, **{name: value}, **SMALL)
+        segment(image, **{**SMALL, name: value})

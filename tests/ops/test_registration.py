@@ -37,9 +37,9 @@ SCHEMAS = (
     "linear_clustering_loss_backward(Tensor, Tensor, Tensor, Tensor?, Tensor, Tensor, str, str) -> "
     "(Tensor, Tensor, Tensor)",
     "mix_ffn(Tensor, Tensor[], bool[], bool, bool, bool, bool, float, bool, bool, bool, str) -> (Tensor, "
-    "Tensor, Tensor, Tensor)",
+    "Tensor, Tensor, Tensor, Tensor)",
     "mix_ffn_backward(Tensor, Tensor, Tensor[], bool[], bool, bool, bool, bool, float, Tensor, Tensor, "
-    "str) -> (Tensor, Tensor[])",
+    "Tensor, str) -> (Tensor, Tensor[])",
     "patch_embedding(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor?, SymInt, bool, float, str) "
     "-> (Tensor, Tensor)",
     "patch_embedding_backward(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, SymInt, "
