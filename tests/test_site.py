@@ -37,7 +37,7 @@ def test_it_is_built_without_a_warning_and_whole(site: Path) -> None:
     text = (site / "explanation" / "method.html").read_text(encoding="utf-8")
     assert text.count("<math") > 30 and not re.search(r"<script[^>]*mathjax", text, re.IGNORECASE)
     lines = (site / "results" / "step.html").read_text(encoding="utf-8")
-    assert "5404742" in lines and "msformer_fast.benchmarks.ledger" in lines
+    assert re.search(r"commit <code[^>]*>.*?[0-9a-f]{7}", lines) and "msformer_fast.benchmarks.ledger" in lines
     help_text = (site / "reference" / "command-line.html").read_text(encoding="utf-8")
     assert help_text.count("usage: msformer-fast") == 6
 
