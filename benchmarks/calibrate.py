@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 
 from msformer_fast.evaluate import find_pairs
 from msformer_fast.files import check_output_folder
-from msformer_fast.foreground.calibration import DOUBTFUL, Raw, calibrated, features
+from msformer_fast.foreground.calibration import DOUBTFUL, Raw, calibrated, expected_dice, features
 from msformer_fast.foreground.doubt import LEFT
 from msformer_fast.formats.plain import read_image, read_mask
 from msformer_fast.images import MIN_SIDE, write_png
+from msformer_fast.look import GREY, PALETTE
 
 # Under this Dice a mask should be marked, over that it should not.
 BAD, GOOD = 0.8, 0.9
@@ -35,8 +36,12 @@ _BINS = 5
 _MARKED = 0.1
 # Weight of the penalty on large weights.
 _SHRINK = 0.01
-# Colours that those tell apart too who see few (Okabe and Ito, 2008), and shapes.
-_LOOKS = {"lesion": ("#d55e00", "s"), "lungs-xray": ("#0072b2", "o"), "lungs-ct": ("#009e73", "^")}
+# Colour and shape of each rule's points.
+_LOOKS = {
+    "lesion": (PALETTE["vermilion"], "s"),
+    "lungs-xray": (PALETTE["blue"], "o"),
+    "lungs-ct": (PALETTE["bluish green"], "^"),
+}
 
 
 @dataclass(frozen=True)
@@ -118,10 +123,6 @@ def fit(judged: Sequence[Judged]) -> NDArray[np.float64]:
     return np.asarray(minimize(loss, np.array([0.0, 1.0, 0.0]), bounds=bounds).x)
 
 
-def _sigmoid(logit: float) -> float:
-    return float(1 / (1 + np.exp(-logit)))
-
-
 def figures(judged: Sequence[Judged]) -> dict[str, float]:
     """Expected calibration error, and how well the mark tells bad masks from good ones."""
     if not judged:
@@ -150,8 +151,8 @@ def plot(judged: Sequence[Judged], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(5, 5), layout="constrained")
-    axes.plot([0, 1], [0, 1], color="#8a8a8a", linewidth=1)
-    axes.axhline(BAD, color="#8a8a8a", linewidth=0.6, linestyle=":")
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=1)
+    axes.axhline(BAD, color=GREY, linewidth=0.6, linestyle=":")
     for rule, (colour, marker) in _LOOKS.items():
         for doubtful in (False, True):
             chosen = [each for each in judged if each.rule == rule and each.doubtful == doubtful]
@@ -192,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         odd = [each for each in of_rule if each.odd and not each.misfit]
         if odd:
             weights = fit(odd)
-            good = [_sigmoid(float(features(each.raw) @ weights)) for each in odd if each.dice > GOOD]
+            good = [expected_dice(each.raw, weights) for each in odd if each.dice > GOOD]
             limit = np.floor(100 * np.quantile(good, _MARKED)) / 100
             print(f'    "{rule}": ({", ".join(f"{weight:.3f}" for weight in weights)}),  # doubtful under {limit:.2f}')
         for name, half in (("odd", True), ("even", False)):

@@ -27,11 +27,9 @@ from msformer_fast.errors import InputError
 from msformer_fast.evaluate import PROTOCOLS, column, find_pairs, score_pair, split_pairs
 from msformer_fast.evaluate_prompts import PROMPTS, prompt_names
 from msformer_fast.files import check_output_folder, write_text
-from msformer_fast.losses import LossWeights
-from msformer_fast.model import MSFormer
 from msformer_fast.process import set_threads
-from msformer_fast.runs import KEPT_SCORES, Run, run_path, save_run
-from msformer_fast.self_guiding import Iteration, _largest, self_guide
+from msformer_fast.runs import KEPT_SCORES, Run, label_dtype, loop_settings, network_and_image, run_path, save_run
+from msformer_fast.self_guiding import Iteration, StopRule, _largest, self_guide
 from msformer_fast.statistics import bootstrap_interval
 
 #: What the choice of a preset was made among.
@@ -40,14 +38,11 @@ SIZES, PATIENCES = (65, 97, 129, 193, 257), (2, 3, 4, 5, 6, 7, 8)
 
 def stop(history: Sequence[Iteration], patience: int, min_labels: int) -> tuple[int, str]:
     """The iteration behind which a loop of this patience stops, and why: as :func:`msformer_fast.self_guide` does."""
-    fewest, at = np.inf, 0
+    rule = StopRule(min_labels, patience)
     for each in history:
-        if each.label_count < fewest:
-            fewest, at = each.label_count, each.index
-        if each.label_count <= min_labels:
-            return each.index, "min_labels"
-        if each.index - at >= patience:
-            return each.index, "patience"
+        reason = rule(each.index, each.label_count)
+        if reason is not None:
+            return each.index, reason
     return history[-1].index, "max_iterations"
 
 
@@ -71,25 +66,17 @@ class Prefixes:
         dtype: torch.dtype,
         callback: object,
     ) -> Run:
-        sizes = seen.shape[2], settings["channels"], settings["clusters"], settings["depth"], settings["patch"]
-        options = {name: settings[name] for name in ("memory", "cross_scale", "backend")}
-        model = MSFormer(*sizes, seed=seed, device=device, dtype=dtype, **options)
+        model, x = network_and_image(seen, settings, seed, device, dtype)
+        unsigned = label_dtype(settings["clusters"])
         maps: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]] = []
 
         def keep(module: object, given: object, scores: Any) -> None:
             labels = scores.logits.detach().argmax(1)
             kept = _largest(scores.logits.detach(), labels, KEPT_SCORES)
-            maps.append((labels[0].cpu().numpy().astype(np.uint8), *(each[0].cpu().numpy() for each in kept)))
+            maps.append((labels[0].cpu().numpy().astype(unsigned), *(each[0].cpu().numpy() for each in kept)))
 
         model.register_forward_hook(keep)
-        names = ("learning_rate", "momentum", "max_iterations", "min_labels", "patience")
-        guided = self_guide(
-            model,
-            torch.from_numpy(np.ascontiguousarray(seen)).permute(2, 0, 1)[None].to(device=device, dtype=dtype),
-            weights=LossWeights(**settings["weights"]),
-            capture="never",
-            **{name: settings[name] for name in names},
-        )
+        guided = self_guide(model, x, **(loop_settings(settings) | {"capture": "never"}))  # hooks are not captured
         longest: Run | None = None
         for patience in sorted({*self._patiences, settings["patience"]}):
             if patience > settings["patience"]:  # this run is too short to tell

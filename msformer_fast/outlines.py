@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msformer_fast.foreground.evidence import Image, Mask, judged_size, rescale
+from msformer_fast.foreground.evidence import Image, Mask, enlarge, judged_size, rescale
 from msformer_fast.images import resize_nearest
 
 # All lengths are in pixels of the grid on which masks are chosen.
@@ -48,8 +48,7 @@ def carry_up(mask: Mask, image: NDArray[np.floating[Any]]) -> Mask:
     coarse = judged_size(shape)
     small = rescale(mask.astype(np.float64), coarse) >= 0.5
     if not small.any() or small.all():  # smaller than half a pixel of the grid
-        covered = rescale(mask.astype(np.float64), shape)
-        return np.asarray(covered >= min(0.5, covered.max()))
+        return enlarge(mask, shape)
     distance = _signed_distance(small)
     width = _edge_width(distance, image)
     if width < _SHARP and max(shape) > max(coarse):

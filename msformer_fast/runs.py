@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from msformer_fast.errors import DivergenceError, InputError
 from msformer_fast.files import atomic, show
@@ -61,19 +62,8 @@ def guide_image(
         DivergenceError: a loss became NaN or infinite, or the scores NaN.
     """
     started = time.perf_counter()
-    sizes = seen.shape[2], settings["channels"], settings["clusters"], settings["depth"], settings["patch"]
-    options = {name: settings[name] for name in ("memory", "cross_scale", "backend")}
-    model = MSFormer(*sizes, seed=seed, device=device, dtype=dtype, **options)
-    x = torch.from_numpy(np.ascontiguousarray(seen)).permute(2, 0, 1)[None].to(device=device, dtype=dtype)
-    names = ["learning_rate", "momentum", "max_iterations", "min_labels", "patience", "capture"]
-    guided = self_guide(
-        model,
-        x,
-        weights=LossWeights(**settings["weights"]),
-        callback=callback,
-        keep_scores=KEPT_SCORES,
-        **{name: settings[name] for name in names},
-    )
+    model, x = network_and_image(seen, settings, seed, device, dtype)
+    guided = self_guide(model, x, callback=callback, keep_scores=KEPT_SCORES, **loop_settings(settings))
     assert guided.scores is not None and guided.kept is not None
     scores = guided.scores[0].cpu().numpy()
     if np.isnan(scores).any():  # the last step was taken on losses that were finite still
@@ -81,16 +71,35 @@ def guide_image(
             f"the scores became NaN with the step of iteration {len(guided.history) - 1}; try a smaller learning rate "
             f"than {settings['learning_rate']:g}"
         )
-    clusters = settings["clusters"]
-    unsigned = np.uint8 if clusters <= 256 else np.uint16 if clusters <= 2**16 else np.uint32
     return Run(
-        guided.labels[0].cpu().numpy().astype(unsigned),
+        guided.labels[0].cpu().numpy().astype(label_dtype(settings["clusters"])),
         scores,
         guided.kept[0].cpu().numpy(),
         guided.history,
         guided.stopped,
         time.perf_counter() - started,
     )
+
+
+def network_and_image(
+    seen: NDArray[np.float32], settings: dict[str, Any], seed: int, device: torch.device, dtype: torch.dtype
+) -> tuple[MSFormer, Tensor]:
+    """The network that is drawn for ``seen`` (h, w, C), and that image as it takes it, (1, C, h, w)."""
+    sizes = seen.shape[2], settings["channels"], settings["clusters"], settings["depth"], settings["patch"]
+    options = {name: settings[name] for name in ("memory", "cross_scale", "backend")}
+    model = MSFormer(*sizes, seed=seed, device=device, dtype=dtype, **options)
+    return model, torch.from_numpy(np.ascontiguousarray(seen)).permute(2, 0, 1)[None].to(device=device, dtype=dtype)
+
+
+def loop_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Those of the settings that :func:`msformer_fast.self_guide` takes."""
+    names = ("learning_rate", "momentum", "max_iterations", "min_labels", "patience", "capture")
+    return {"weights": LossWeights(**settings["weights"]), **{name: settings[name] for name in names}}
+
+
+def label_dtype(clusters: int) -> type[np.unsignedinteger[Any]]:
+    """The narrowest that holds every label."""
+    return np.uint8 if clusters <= 256 else np.uint16 if clusters <= 2**16 else np.uint32
 
 
 def run_path(folder: Path, seen: NDArray[np.float32], settings: dict[str, Any], seed: int) -> Path:

@@ -203,6 +203,25 @@ def _largest(logits: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor
     return scores.clamp(-most, most).half(), kept
 
 
+class StopRule:
+    """Whether the loop stops behind an iteration: see ``min_labels`` and ``patience`` of :func:`msformer_fast.segment`.
+
+    It is asked about every iteration once, in order.
+    """
+
+    def __init__(self, min_labels: int, patience: int | None) -> None:
+        self._min_labels, self._patience = min_labels, patience
+        self._fewest, self._fewest_at = math.inf, 0
+
+    def __call__(self, index: int, label_count: float) -> str | None:
+        """``"min_labels"``, ``"patience"``, or ``None`` to go on."""
+        if label_count < self._fewest:
+            self._fewest, self._fewest_at = label_count, index
+        if label_count <= self._min_labels:
+            return "min_labels"
+        return "patience" if self._patience is not None and index - self._fewest_at >= self._patience else None
+
+
 class _Log:
     """The history, and what it says about going on."""
 
@@ -210,10 +229,7 @@ class _Log:
         self.history: list[Iteration] = []
         self._started = time.perf_counter()
         self._learning_rate = learning_rate
-        self._min_labels = min_labels
-        self._patience = patience
-        self._fewest = math.inf
-        self._fewest_at = 0
+        self._stop = StopRule(min_labels, patience)
         self._callback = callback
 
     def read(self, launched: Launched) -> list[float]:
@@ -236,9 +252,4 @@ class _Log:
         self.history.append(iteration)
         if self._callback is not None and self._callback(iteration) is False:
             return "callback"
-        if label_count < self._fewest:
-            self._fewest, self._fewest_at = label_count, iteration.index
-        if label_count <= self._min_labels:
-            return "min_labels"
-        waited = iteration.index - self._fewest_at
-        return "patience" if self._patience is not None and waited >= self._patience else None
+        return self._stop(iteration.index, label_count)

@@ -65,8 +65,8 @@ def simple_mask(image: Any, method: str, prior: str, *, seed: int = 0) -> Mask:
         raise InputError(f"seed: got {seed!r}; accepted is a whole number of at least 0")
     pixels = _checked(image)
     if method == "gaussian mixture":
-        _mixture_module()
-    smooth = _smoothed(pixels)
+        mixture_module()
+    smooth = smoothed(pixels)
     dark = np.zeros(smooth.shape[:2], dtype=bool)
     if np.ptp(smooth, axis=(0, 1)).max() > _EPSILON:
         dark = _SPLITS[method](smooth, np.random.default_rng(int(seed)))
@@ -85,7 +85,8 @@ def _checked(image: Any) -> Image:
     return pixels.astype(np.float64)
 
 
-def _smoothed(pixels: Image) -> Image:
+def smoothed(pixels: Image) -> Image:
+    """The image (H, W, C) as every method sees it, and methods with a prompt too."""
     from scipy.ndimage import gaussian_filter
 
     sigma = max(0.5, _SIGMA * min(pixels.shape[:2]) / _SIDE)
@@ -121,21 +122,39 @@ def _two_means(smooth: Image, rng: np.random.Generator) -> Mask:
 
 
 def _mixture(smooth: Image, rng: np.random.Generator) -> Mask:
+    colours = smooth.reshape(-1, smooth.shape[2])
+    return _darker(fitted_mixture(colours, rng, starts=_RUNS).predict(colours), smooth)
+
+
+def fitted_mixture(
+    colours: NDArray[np.float64], rng: np.random.Generator, *, starts: int, seed: int | None = None
+) -> Any:
+    """scikit-learn's mixture of two Gaussians, fitted to some of the colours (N, C).
+
+    Args:
+        rng: draws the colours, and the seed of the fit where none is given.
+        starts: of the fit, of which the best is taken.
+
+    Raises:
+        InputError: scikit-learn is missing.
+    """
     import warnings
 
-    colours = smooth.reshape(-1, smooth.shape[2])
+    module = mixture_module()
     drawn = colours[rng.choice(len(colours), min(len(colours), _FITTED_PIXELS), replace=False)]
-    mixture = _mixture_module().GaussianMixture(
-        2, covariance_type="full", reg_covar=_EPSILON, n_init=_RUNS, random_state=int(rng.integers(2**31))
-    )
+    if len(drawn) < 2:
+        drawn = np.repeat(drawn, 2, axis=0)
+    seed = int(rng.integers(2**31)) if seed is None else seed
+    mixture = module.GaussianMixture(2, covariance_type="full", reg_covar=_EPSILON, n_init=starts, random_state=seed)
     with warnings.catch_warnings():
         # A fit that has not settled, or to fewer than two colours, is the method's result all the same.
         warnings.simplefilter("ignore", import_module("sklearn.exceptions").ConvergenceWarning)
         mixture.fit(drawn)
-    return _darker(mixture.predict(colours), smooth)
+    return mixture
 
 
-def _mixture_module() -> Any:
+def mixture_module() -> Any:
+    """scikit-learn's. Raises InputError where it is missing."""
     try:
         import_module("sklearn")
         return import_module("sklearn.mixture")
@@ -214,7 +233,7 @@ def missing_requirement(method: str) -> str | None:
     """Why a method of :data:`METHODS` cannot run here, as a sentence, or ``None``."""
     try:
         if method == "gaussian mixture":
-            _mixture_module()
+            mixture_module()
     except InputError as error:
         return str(error)
     return None

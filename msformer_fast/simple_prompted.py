@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from importlib import import_module
 from typing import Any
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from msformer_fast.errors import InputError
 from msformer_fast.foreground.evidence import Image, Mask
 from msformer_fast.prompts.prompt import Box, Point
+from msformer_fast.simple_methods import fitted_mixture, missing_requirement, smoothed
 
 #: Methods that take a point, and those that take a box.
 POINT_METHODS = ("flood fill", "gaussian mixture")
@@ -19,9 +19,7 @@ BOX_METHODS = ("gaussian mixture", "grabcut")
 
 #: Of the flood fill: chosen on every other image, by name, of those that the documentation reports on, in its favour.
 TOLERANCE = 0.3
-_SIDE, _SIGMA = 257, 2.0
-_COMPONENTS = 2
-_FITTED_PIXELS, _ITERATIONS = 20_000, 5
+_STARTS, _ITERATIONS = 2, 5
 
 
 def simple_point(image: NDArray[Any], point: Point, method: str, *, tolerance: float = TOLERANCE) -> Mask:
@@ -45,13 +43,12 @@ def simple_point(image: NDArray[Any], point: Point, method: str, *, tolerance: f
 
     if method not in POINT_METHODS:
         raise InputError(f"method: got {method!r}; accepted is one of {', '.join(POINT_METHODS)}")
-    smooth = _smoothed(image)
+    smooth = smoothed(image.astype(np.float64))
     row, column = int(point[1]), int(point[0])
     if method == "flood fill":
         like = np.abs(smooth - smooth[row, column]).max(axis=2) <= tolerance
     else:
-        everywhere = np.ones(smooth.shape[:2], dtype=bool)
-        classes = _mixture(smooth, everywhere).predict(smooth.reshape(-1, smooth.shape[2])).reshape(smooth.shape[:2])
+        classes = _classes(smooth)
         like = classes == classes[row, column]
     parts, _ = ndimage.label(like)
     return np.asarray(ndimage.binary_fill_holes(parts == parts[row, column]))
@@ -83,10 +80,8 @@ def simple_box(image: NDArray[Any], box: Box, method: str) -> Mask:
     if method == "grabcut":
         return _grabcut(image, (x0, y0, x1 - x0, y1 - y0))
     mask[y0:y1, x0:x1] = True
-    smooth = _smoothed(image)
-    classes = (
-        _mixture(smooth, mask).predict(smooth[y0:y1, x0:x1].reshape(-1, smooth.shape[2])).reshape(y1 - y0, x1 - x0)
-    )
+    smooth = smoothed(image.astype(np.float64))
+    classes = _classes(smooth[y0:y1, x0:x1])
     sides = np.concatenate([classes[0], classes[-1], classes[:, 0], classes[:, -1]])
     mask[y0:y1, x0:x1] = ndimage.binary_fill_holes(classes == (0 if (sides == 1).mean() > 0.5 else 1))
     return mask
@@ -94,42 +89,26 @@ def simple_box(image: NDArray[Any], box: Box, method: str) -> Mask:
 
 def missing_for_prompts(method: str) -> str | None:
     """Why a method cannot run here, as a sentence, or ``None``."""
-    module, name = {"gaussian mixture": ("sklearn", "scikit-learn"), "grabcut": ("cv2", "OpenCV")}.get(method, ("", ""))
-    if not module:
-        return None
+    if method != "grabcut":
+        return missing_requirement(method)
     try:
-        import_module(module)
+        import_module("cv2")
     except ImportError:
-        return f"{method!r} needs {name}"
+        return "method: 'grabcut' needs OpenCV; install opencv-python-headless"
     return None
 
 
-def _smoothed(image: NDArray[Any]) -> Image:
-    from scipy import ndimage
-
-    sigma = max(0.5, _SIGMA * min(image.shape[:2]) / _SIDE)
-    return np.asarray(ndimage.gaussian_filter(image.astype(np.float64), (sigma, sigma, 0)))
-
-
-def _mixture(smooth: Image, where: Mask) -> Any:
-    why = missing_for_prompts("gaussian mixture")
-    if why is not None:
-        raise InputError(f"method: {why}; install msformer-fast[evaluate]")
-    colours, rng = smooth[where], np.random.default_rng(0)
-    drawn = colours[rng.choice(len(colours), min(len(colours), _FITTED_PIXELS), replace=False)]
-    if len(drawn) < _COMPONENTS:
-        drawn = np.repeat(drawn, _COMPONENTS, axis=0)
-    mixture = import_module("sklearn.mixture").GaussianMixture(_COMPONENTS, reg_covar=1e-6, n_init=2, random_state=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", import_module("sklearn.exceptions").ConvergenceWarning)
-        mixture.fit(drawn)
-    return mixture
+def _classes(smooth: Image) -> NDArray[Any]:
+    """The component (h, w), 0 or 1, that each pixel of (h, w, C) belongs to most likely."""
+    colours = smooth.reshape(-1, smooth.shape[2])
+    mixture = fitted_mixture(colours, np.random.default_rng(0), starts=_STARTS, seed=0)
+    return np.asarray(mixture.predict(colours).reshape(smooth.shape[:2]))
 
 
 def _grabcut(image: NDArray[Any], box: tuple[int, int, int, int]) -> Mask:
     why = missing_for_prompts("grabcut")
     if why is not None:
-        raise InputError(f"method: {why}; install opencv-python-headless")
+        raise InputError(why)
     cv2 = import_module("cv2")
     from msformer_fast.overlay import to_rgb
 

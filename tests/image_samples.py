@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from msformer_fast import InputError
+from msformer_fast import InputError, phantom
+from msformer_fast.images import write_png
 
 RNG = np.random.default_rng(7)
 GREY8 = RNG.integers(0, 256, (40, 50), dtype=np.uint8)
@@ -23,6 +24,17 @@ ADAM7 = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (
 def unit(array: np.ndarray) -> np.ndarray:
     scaled = array.astype(np.float32) / np.float32(np.iinfo(array.dtype).max)
     return np.repeat(scaled[:, :, None], 3, axis=2) if scaled.ndim == 2 else scaled
+
+
+def lesion_pairs(folder: Path, names: list[str]) -> Path:
+    """A folder with drawn lesions of these names in ``images``, and their masks in ``masks``."""
+    for name in ("images", "masks"):
+        (folder / name).mkdir()
+    for seed, name in enumerate(names):
+        picture, truth = phantom.lesion((60, 66), seed=seed)
+        write_png(folder / "images" / f"{name}.png", (picture * 255).astype(np.uint8))
+        write_png(folder / "masks" / f"{name}.png", truth)
+    return folder
 
 
 def save(path: Path, array: np.ndarray, **options: object) -> Path:

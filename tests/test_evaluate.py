@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from msformer_fast import InputError, phantom, segment
+from msformer_fast import InputError, segment
 from msformer_fast.cli import main
 from msformer_fast.evaluate import (
     METHODS,
@@ -24,9 +24,9 @@ from msformer_fast.evaluate import (
     worst_first,
 )
 from msformer_fast.formats.plain import read_image, read_mask
-from msformer_fast.images import write_png
 from msformer_fast.metrics import dice
 from msformer_fast.simple_methods import simple_mask
+from tests.image_samples import lesion_pairs
 
 FAST = ["--size", "65", "--channels", "6", "--clusters", "8", "--depth", "1", "--max-iterations", "2", "--quiet"]
 
@@ -85,13 +85,7 @@ def test_worst_first() -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name in ("images", "masks"):
-        (tmp_path / name).mkdir()
-    for seed in range(3):
-        picture, truth = phantom.lesion((60, 66), seed=seed)
-        write_png(tmp_path / "images" / f"{seed}.png", (picture * 255).astype(np.uint8))
-        write_png(tmp_path / "masks" / f"{seed}.png", truth)
-    return tmp_path
+    return lesion_pairs(tmp_path, ["0", "1", "2"])
 
 
 def test_every_method_is_scored_on_the_same_image(folder: Path) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from msformer_fast import InputError, phantom
+from msformer_fast import InputError
 from msformer_fast.cli import main
 from msformer_fast.evaluate_prompts import prompt_names, truth_prompt
-from msformer_fast.images import write_png
 from msformer_fast.metrics import dice
 from msformer_fast.simple_prompted import simple_box, simple_point
+from tests.image_samples import lesion_pairs
 
 
 def square() -> tuple[np.ndarray, np.ndarray]:
@@ -53,12 +53,7 @@ def test_grabcut() -> None:
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("images", "masks"):
-        (tmp_path / name).mkdir()
-    for seed in range(2):
-        picture, truth = phantom.lesion((60, 66), seed=seed)
-        write_png(tmp_path / "images" / f"{seed}.png", (picture * 255).astype(np.uint8))
-        write_png(tmp_path / "masks" / f"{seed}.png", truth)
+    lesion_pairs(tmp_path, ["0", "1"])
     words = "--size 65 --channels 6 --clusters 8 --depth 1 --max-iterations 2 --quiet --methods --prompts point box"
     command = ["evaluate", str(tmp_path / "images"), str(tmp_path / "masks"), "-o", str(tmp_path / "out")]
     assert main([*command, *words.split()]) == 0

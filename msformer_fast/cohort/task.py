@@ -6,19 +6,19 @@ import hashlib
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from msformer_fast.cohort.journal import FAILED, Line
 from msformer_fast.errors import InputError
-from msformer_fast.prompts.prompt import as_prompt
+from msformer_fast.prompts.prompt import Prompt, as_prompt
 
 #: What is done about an image whose segmentation would take more memory than there is.
 TOO_LARGE = ("refuse", "resize")
 #: Settings that leave the results alike: they may change from one part of a run to the next.
 FREE = ("memory", "capture", "runs")
 #: Settings that say what is meant in an image; a list may give them image by image.
-PROMPTS = ("points", "not_points", "boxes")
+PROMPTS = tuple(each.name for each in fields(Prompt))
 _CHUNK = 2**20
 
 

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from msformer_fast.foreground.evidence import Image, Labels, Mask
+from msformer_fast.foreground.evidence import Image, Labels, Mask, grown, outline_of
 
 # The table is thinner than this, in pixels on either side of its middle, and so falls off the body.
 _TABLE = 2.0
@@ -109,15 +109,9 @@ def _outer(parts: Labels, count: int) -> Labels:
     outer = [
         number
         for number in range(1, count + 1)
-        if number in corners or contact[number] > _CUT_OFF * _outline(parts == number)
+        if number in corners or contact[number] > _CUT_OFF * outline_of(parts == number).sum()
     ]
     return np.array(outer, dtype=np.intp)
-
-
-def _outline(mask: Mask) -> int:
-    from scipy import ndimage
-
-    return int((mask & ~ndimage.binary_erosion(mask)).sum())
 
 
 def _depth(mask: Mask, radius: float) -> Image:
@@ -131,7 +125,8 @@ def _depth(mask: Mask, radius: float) -> Image:
 
 def _largest_wide(mask: Mask, radius: float) -> Mask:
     """The largest part of a mask after an opening by reconstruction of this radius."""
-    return _grown(_largest(_depth(mask, radius) > radius), mask, radius)
+    core = _largest(_depth(mask, radius) > radius)
+    return grown(core, mask, radius) if core.any() else core
 
 
 def _largest(mask: Mask) -> Mask:
@@ -141,10 +136,3 @@ def _largest(mask: Mask) -> Mask:
     sizes = np.bincount(parts.ravel())
     sizes[0] = 0
     return np.asarray(parts == sizes.argmax()) if sizes.any() else np.zeros_like(mask)
-
-
-def _grown(seed: Mask, mask: Mask, radius: float) -> Mask:
-    """What of ``mask`` is within ``radius`` of ``seed``."""
-    from scipy import ndimage
-
-    return mask & (ndimage.distance_transform_edt(~seed) <= radius) if seed.any() else seed

@@ -46,4 +46,9 @@ def features(raw: Raw) -> NDArray[np.float64]:
 
 def calibrated(rule: str, raw: Raw) -> float:
     """The Dice to expect of a mask, 0 to 1."""
-    return float(1 / (1 + np.exp(-features(raw) @ np.array(WEIGHTS[rule]))))
+    return expected_dice(raw, np.array(WEIGHTS[rule]))
+
+
+def expected_dice(raw: Raw, weights: NDArray[np.float64]) -> float:
+    """The logistic curve of these weights (3,)."""
+    return float(1 / (1 + np.exp(-features(raw) @ weights)))

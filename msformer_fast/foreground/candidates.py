@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from msformer_fast.foreground.evidence import Evidence, Image, Mask, around
+from msformer_fast.foreground.evidence import Evidence, Image, Mask, around, grown, outline_of
 
 # Widths in pixels of the bands inside and outside of an outline whose difference is its contrast, and the gap
 # between outline and outer band: partial pixels belong to neither.
 _INNER, _GAP, _OUTER = 3.0, 0.5, 4.0
+# Pixels this deep inside a mask, or this far outside, are certain; between them the outline may follow the edge.
+_CERTAIN_INSIDE, _CERTAIN_OUTSIDE = 4.0, 7.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,27 +50,57 @@ def level_set_parts(
         cuts: radii in pixels.
         areas: least and largest share of the image that a part may have.
     """
-    from scipy import ndimage
-
-    least, most = (share * soft.size for share in areas)
     found: dict[bytes, Candidate] = {}
     for level in np.unique(np.quantile(soft, quantiles)):
-        dark = soft <= level
-        if dark.all():
-            continue
-        depth = ndimage.distance_transform_edt(dark)
-        for cut in cuts:
-            parts, _ = ndimage.label(depth > cut)
-            sizes = np.bincount(parts.ravel())
-            for part in 1 + np.flatnonzero((sizes[1:] >= least) & (sizes[1:] <= most)):
-                mask = parts == part
-                if cut:
-                    mask = dark & (ndimage.distance_transform_edt(~mask) <= cut)
-                mask = ndimage.binary_fill_holes(mask)
-                key = mask.tobytes()
-                if key not in found:
-                    found[key] = Candidate(mask, measure(mask, evidence))
+        for mask in parts_of(soft <= level, cuts, areas):
+            key = mask.tobytes()
+            if key not in found:
+                found[key] = Candidate(mask, measure(mask, evidence))
     return list(found.values())
+
+
+def parts_of(level_set: Mask, cuts: Sequence[int], areas: tuple[float, float]) -> Iterator[Mask]:
+    """The connected parts of a level set (h, w), cut free of narrow bridges at each radius, holes filled; none of all.
+
+    ``cuts`` and ``areas`` as in :func:`level_set_parts`; an area is that of the part before what was cut grows back.
+    """
+    from scipy import ndimage
+
+    if level_set.all():
+        return
+    least, most = (share * level_set.size for share in areas)
+    depth = ndimage.distance_transform_edt(level_set)
+    for cut in cuts:
+        parts, _ = ndimage.label(depth > cut)
+        sizes = np.bincount(parts.ravel())
+        for part in 1 + np.flatnonzero((sizes[1:] >= least) & (sizes[1:] <= most)):
+            mask = parts == part
+            yield ndimage.binary_fill_holes(grown(mask, level_set, cut) if cut else mask)
+
+
+def moved_to_edges(mask: Mask, edges: Image) -> Mask:
+    """A mask with its outline at the nearest edge, holes filled; may be empty.
+
+    Watershed of the gradient between what is surely inside and surely outside (Beucher and Lantuéjoul, 1979): what has
+    other things at its sides, as a lung has ribs, heart and diaphragm, ends at another grey level at each of them.
+
+    Args:
+        mask: (h, w).
+        edges: magnitude of the image's gradient, (h, w).
+    """
+    from scipy import ndimage
+    from skimage.segmentation import watershed
+
+    window = around(mask, _CERTAIN_OUTSIDE + 1)
+    near = mask[window]
+    depth = ndimage.distance_transform_edt(near)
+    markers = np.zeros(near.shape, dtype=np.int32)
+    markers[depth > min(_CERTAIN_INSIDE, 0.5 * depth.max())] = 1
+    markers[ndimage.distance_transform_edt(~near) > _CERTAIN_OUTSIDE] = 2
+    moved = np.zeros_like(mask)
+    basins = watershed(edges[window], markers)  # type: ignore[no-untyped-call]
+    moved[window] = ndimage.binary_fill_holes(basins == 1)
+    return moved
 
 
 def measure(mask: Mask, evidence: Evidence) -> dict[str, float]:
@@ -93,7 +125,7 @@ def measure(mask: Mask, evidence: Evidence) -> dict[str, float]:
     inner = mask & (inside <= _INNER)
     outer = (outside > _GAP) & (outside <= _OUTER) & off_frame
     lighter = channel[outer].mean() - channel[inner].mean() if outer.any() else 0.0
-    y, x = np.nonzero(mask & ~ndimage.binary_erosion(mask))  # outside the image is outside the mask
+    y, x = np.nonzero(outline_of(mask))
     frame = ndimage.binary_dilation(~off_frame)[y, x]
     y, x = y + top_row, x + left_column
     border = (y < 1) | (x < 1) | (y > height - 2) | (x > width - 2)

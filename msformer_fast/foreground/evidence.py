@@ -19,12 +19,12 @@ SIDE = 129
 # Temperature of the softmax, in standard deviations of the scores: the loop drives scores so far apart that without
 # it the soft map is the hard one. From 0.1 to 1.6 the best candidates are equally good.
 _TEMPERATURE = 0.4
-# Standard deviation in pixels of the smoothing before anything is compared.
-_SMOOTHING = 0.8
+#: Standard deviation in pixels of the smoothing before anything is compared.
+SMOOTHING = 0.8
 # A larger share of the image is no frame but a dark image.
 _MOST_FRAME = 0.9
-# Weight of the soft map where both are mixed: the map is free of hairs and texture, the image has the finer outline.
-_SOFT_SHARE = 0.5
+#: Weight of the soft map where both are mixed: the map is free of hairs and texture, the image has the finer outline.
+SOFT_SHARE = 0.5
 # Standard deviation of the centre weight, in units of the image's height and width.
 _CENTRE_WIDTH = 0.2
 
@@ -63,29 +63,33 @@ def gather(labels: Labels, scores: NDArray[Any] | None, channel: Image, frame_le
 
     shape = judged_size(labels.shape)
     soft = rescale(soft_map(labels, channel, scores), shape)
-    small = rescale(channel, shape)
-    smooth = ndimage.gaussian_filter(small, _SMOOTHING)
+    smooth, edges = _smooth_and_edges(channel, shape)
     parts, _ = ndimage.label(smooth < frame_level * np.percentile(smooth, 90))
     border = border_values(parts)
     frame = ndimage.binary_dilation(np.isin(parts, border[border > 0]))
     if frame.mean() > _MOST_FRAME:
         frame = np.zeros_like(frame)
-    low, high = np.percentile(smooth[~frame], [5, 95])
-    mixed = _SOFT_SHARE * soft + (1 - _SOFT_SHARE) * smooth
-    edges = ndimage.gaussian_gradient_magnitude(small, _SMOOTHING)
-    return Evidence(soft, mixed, smooth, edges, frame, max(float(high - low), 1e-6))
+    mixed = SOFT_SHARE * soft + (1 - SOFT_SHARE) * smooth
+    return Evidence(soft, mixed, smooth, edges, frame, contrast_of(smooth[~frame]))
 
 
 def image_evidence(channel: Image) -> Evidence:
     """The maps of an image alone, (H, W), without a run and without a frame."""
+    smooth, edges = _smooth_and_edges(channel, judged_size(channel.shape))
+    return Evidence(smooth, smooth, smooth, edges, np.zeros(smooth.shape, dtype=bool), contrast_of(smooth))
+
+
+def _smooth_and_edges(channel: Image, shape: tuple[int, int]) -> tuple[Image, Image]:
     from scipy import ndimage
 
-    small = rescale(channel, judged_size(channel.shape))
-    smooth = ndimage.gaussian_filter(small, _SMOOTHING)
-    edges = ndimage.gaussian_gradient_magnitude(small, _SMOOTHING)
-    low, high = np.percentile(smooth, [5, 95])
-    nowhere = np.zeros(smooth.shape, dtype=bool)
-    return Evidence(smooth, smooth, smooth, edges, nowhere, max(float(high - low), 1e-6))
+    small = rescale(channel, shape)
+    return ndimage.gaussian_filter(small, SMOOTHING), ndimage.gaussian_gradient_magnitude(small, SMOOTHING)
+
+
+def contrast_of(values: NDArray[np.float64]) -> float:
+    """Spread of the values, from the 5th to the 95th percentile; positive."""
+    low, high = np.percentile(values, [5, 95])
+    return max(float(high - low), 1e-6)
 
 
 def soft_map(labels: Labels, channel: Image, scores: NDArray[Any] | None) -> Image:
@@ -99,12 +103,18 @@ def soft_map(labels: Labels, channel: Image, scores: NDArray[Any] | None) -> Ima
         index = index.ravel()
         means = np.bincount(index, channel.ravel()) / np.bincount(index)
         return np.asarray(means[index].reshape(labels.shape))
+    shares = cluster_shares(scores)
+    means = (shares * channel).sum(axis=(1, 2)) / shares.sum(axis=(1, 2))
+    return np.asarray(np.tensordot(means, shares, axes=1))
+
+
+def cluster_shares(scores: NDArray[Any]) -> Image:
+    """How much a pixel belongs to each cluster, (R, H, W): the softmax over the scores (R, H, W)."""
     logits = scores.astype(np.float64)
     logits -= logits.max(axis=0)
     shares = np.exp(logits / (_TEMPERATURE * max(float(logits.std()), 1e-6)))
     shares /= shares.sum(axis=0)
-    means = (shares * channel).sum(axis=(1, 2)) / shares.sum(axis=(1, 2))
-    return np.asarray(np.tensordot(means, shares, axes=1))
+    return shares
 
 
 def darkness_channel(image: Image) -> Image:
@@ -148,6 +158,20 @@ def around(mask: Mask, margin: float) -> tuple[slice, slice]:
         for side, length in zip(box, mask.shape, strict=True)
     )
     return rows, columns
+
+
+def grown(seed: Mask, within: Mask, radius: float) -> Mask:
+    """What of ``within`` is within ``radius`` pixels of ``seed``: the other half of an opening by reconstruction."""
+    from scipy import ndimage
+
+    return within & (ndimage.distance_transform_edt(~seed) <= radius)
+
+
+def outline_of(mask: Mask) -> Mask:
+    """The pixels of a mask that have a 4-neighbour outside of it; outside of the image is outside."""
+    from scipy import ndimage
+
+    return mask & ~ndimage.binary_erosion(mask)
 
 
 def centre_weight(shape: tuple[int, ...]) -> Image:

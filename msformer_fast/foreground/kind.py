@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from msformer_fast.foreground.evidence import Image, grey_channel, image_evidence
+from msformer_fast.foreground.evidence import Image, grey_channel, image_evidence, outline_of
 from msformer_fast.foreground.lungs_ct import at_best_level
 
 #: Likeness from which an image is a CT slice. Of the images that the rules were chosen on, slices have 0.20 and more,
@@ -91,5 +91,4 @@ def ct_likeness(grey: Image) -> float:
     if step <= 0:
         return 0.0
     spread = sum(float(np.subtract(*np.percentile(side, [75, 25]))) for side in (within, around))
-    outline = mask ^ ndimage.binary_erosion(mask)
-    return (float(evidence.edges[outline].mean()) - _EVENNESS * spread) / step
+    return (float(evidence.edges[outline_of(mask)].mean()) - _EVENNESS * spread) / step

@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 
 from msformer_fast.foreground.body import Body, find_body
-from msformer_fast.foreground.evidence import Evidence, Mask
+from msformer_fast.foreground.evidence import Evidence, Mask, outline_of
 from msformer_fast.foreground.priors import normal_term
 from msformer_fast.foreground.proposal import Proposal
 
@@ -96,12 +96,11 @@ def _proposal(evidence: Evidence, level: float, core: float, cut: float) -> tupl
     inside = float(np.median(evidence.channel[mask]))
     ring = (ndimage.distance_transform_edt(~mask) <= _RING) & body.tissue
     difference = max((float(np.median(evidence.channel[ring])) if ring.any() else level) - inside, 1e-6)
-    outline = mask ^ ndimage.binary_erosion(mask)
     air = int((body.air > 0).sum())
     missed = int(((body.air > 0) & ~mask).sum())
     terms = {
         "middle": normal_term((level - inside) / difference - 0.5, _MIDDLE),
-        "edge": _EDGE * float(evidence.edges[outline].mean()) / evidence.contrast,
+        "edge": _EDGE * float(evidence.edges[outline_of(mask)].mean()) / evidence.contrast,
         "contrast": _CONTRAST * difference / evidence.contrast,
         "share": normal_term(float(np.log(mask.sum() / body.torso.sum())) - _SHARE[0], _SHARE[1]),
         "missed": -_MISSED * missed / air,

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from msformer_fast.foreground.candidates import Candidate, level_set_parts, measure
-from msformer_fast.foreground.evidence import Evidence, Mask, around
+from msformer_fast.foreground.candidates import Candidate, level_set_parts, measure, moved_to_edges
+from msformer_fast.foreground.evidence import Evidence
 from msformer_fast.foreground.priors import LUNG, LUNG_DISTANCE, LUNG_PAIR, normal_term
 from msformer_fast.foreground.proposal import Proposal
 
@@ -19,8 +19,6 @@ LIKELY = -12.0
 _QUANTILES = np.linspace(0.05, 0.7, 20)
 _CUTS = (0, 1, 2, 3)
 _AREAS = (0.015, 0.3)
-# Pixels this deep inside a candidate, or this far outside, are certain; between them the outline follows the edge.
-_CERTAIN_INSIDE, _CERTAIN_OUTSIDE = 4.0, 7.0
 _SIDE_KEPT = 60
 _PAIRS_KEPT = 40
 _SIDES = ("left", "right")
@@ -57,28 +55,8 @@ def _candidates(evidence: Evidence) -> list[Candidate]:
     """Dark parts off the frame, each as its level set gives it and with its outline moved to the nearest edge."""
     mixed = np.where(evidence.frame, max(1.0, float(evidence.mixed.max())), evidence.mixed)
     parts = level_set_parts(evidence, mixed, quantiles=_QUANTILES, cuts=_CUTS, areas=_AREAS)
-    moved = [(part, _snap(part.mask, evidence)) for part in parts]
+    moved = [(part, moved_to_edges(part.mask, evidence.edges)) for part in parts]
     return parts + [replace(part, mask=mask, features=measure(mask, evidence)) for part, mask in moved if mask.any()]
-
-
-def _snap(mask: Mask, evidence: Evidence) -> Mask:
-    """Watershed of the gradient between what is surely inside and surely outside (Beucher and Lantuéjoul, 1979).
-
-    Ribs, heart and diaphragm have their own grey levels, so that one level cannot follow a lung's whole outline.
-    """
-    from scipy import ndimage
-    from skimage.segmentation import watershed
-
-    window = around(mask, _CERTAIN_OUTSIDE + 1)
-    near = mask[window]
-    depth = ndimage.distance_transform_edt(near)
-    markers = np.zeros(near.shape, dtype=np.int32)
-    markers[depth > min(_CERTAIN_INSIDE, 0.5 * depth.max())] = 1
-    markers[ndimage.distance_transform_edt(~near) > _CERTAIN_OUTSIDE] = 2
-    moved = np.zeros_like(mask)
-    basins = watershed(evidence.edges[window], markers)  # type: ignore[no-untyped-call]
-    moved[window] = ndimage.binary_fill_holes(basins == 1)
-    return moved
 
 
 def _best(parts: list[Candidate]) -> list[tuple[Candidate, dict[str, float]]]:

@@ -246,11 +246,13 @@ def _shapes(
     if backend != "triton":
         kept = (batch, height + 2, width, hidden) if keep else 0
         return contiguous_like(t), *(t.new_empty(shape, dtype=sums) for shape in (kept, 0, 0, 0))
+    from msformer_fast.kernels.launch import padded
+
     return (
         t.new_empty(t.shape, dtype=torch.promote_types(t.dtype, product) if options.residual else product),
         t.new_empty((batch, height, width, hidden) if keep else 0, dtype=product),
         t.new_empty((2, batch, height, width) if options.inner_norm else 0, dtype=sums),
-        t.new_empty((12, max(16, 1 << (hidden - 1).bit_length())), dtype=sums),
+        t.new_empty((12, padded(hidden)), dtype=sums),
         t.new_empty((2, channels) if statistics else 0, dtype=sums),
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from msformer_fast.foreground.choice import choose
-from msformer_fast.foreground.evidence import Mask
+from msformer_fast.foreground.evidence import Mask, outline_of
 from msformer_fast.foreground.priors import normal_term
 from msformer_fast.prompts.looks import Looks, Part, parts_in
 from msformer_fast.prompts.prompt import Box
@@ -101,7 +101,7 @@ def _score(part: Part, allowed: Mask) -> float:
     from scipy import ndimage
 
     features = part.features
-    outline = part.mask & ~ndimage.binary_erosion(part.mask)
+    outline = outline_of(part.mask)
     # What ends where the rim ends goes on beyond it, and is not what the box was drawn around.
     cut = float((outline & ~ndimage.binary_erosion(allowed, border_value=True)).sum() / outline.sum())
     score = _CONTRAST * min(features["contrast"], _CONTRAST_MOST) + _SLOPE * features["edge"]

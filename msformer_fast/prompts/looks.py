@@ -9,14 +9,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msformer_fast.foreground.candidates import measure
-from msformer_fast.foreground.evidence import Evidence, Image, Mask, around, darkness_channel, judged_size, rescale
+from msformer_fast.foreground.candidates import measure, moved_to_edges, parts_of
+from msformer_fast.foreground.evidence import (
+    SMOOTHING,
+    SOFT_SHARE,
+    Evidence,
+    Image,
+    Mask,
+    cluster_shares,
+    contrast_of,
+    darkness_channel,
+    judged_size,
+    outline_of,
+    rescale,
+)
 
-# Temperature of the softmax over scores, in their standard deviations; see :mod:`msformer_fast.foreground.evidence`.
-_TEMPERATURE = 0.4
-_SMOOTHING = 0.8
-# Weight of what the clusters say beside the smoothed image.
-_SOFT_SHARE = 0.5
 # Slow changes of grey that are taken away in the levelled map: their size in pixels, and how much of them.
 _SLOW, _LEVELLED = 12.0, 0.9
 # The value of a click is the median over a square of this half side.
@@ -26,8 +33,6 @@ _CUTS = (0, 1, 2, 3)
 # Parts are nearly alike whose areas differ by this part, and whose centroids by so many pixels.
 _ALIKE_AREA, _ALIKE_PLACE = 0.01, 0.25
 _AREAS = (0.004, 0.95)
-# Of a snapped outline: pixels this deep inside or this far outside are certain.
-_CERTAIN_INSIDE, _CERTAIN_OUTSIDE = 4.0, 7.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,23 +71,19 @@ def look(scores: Sequence[NDArray[Any] | None], image: Image) -> Looks:
 
     shape = judged_size(image.shape)
     colour = _at(image, shape)
-    smooth = ndimage.gaussian_filter(colour, (_SMOOTHING, _SMOOTHING, 0))
+    smooth = ndimage.gaussian_filter(colour, (SMOOTHING, SMOOTHING, 0))
     expected = [smooth if each is None else _at(expected_colour(each, image), shape) for each in scores]
-    mixed = _SOFT_SHARE * np.mean(expected, axis=0) + (1 - _SOFT_SHARE) * smooth
+    mixed = SOFT_SHARE * np.mean(expected, axis=0) + (1 - SOFT_SHARE) * smooth
     channel, soft = darkness_channel(smooth), darkness_channel(mixed)
-    low, high = np.percentile(channel, [5, 95])
-    edges = ndimage.gaussian_gradient_magnitude(darkness_channel(colour), _SMOOTHING)
+    edges = ndimage.gaussian_gradient_magnitude(darkness_channel(colour), SMOOTHING)
     nowhere = np.zeros(shape, dtype=bool)
-    dark = Evidence(soft, soft, channel, edges, nowhere, max(float(high - low), 1e-6))
+    dark = Evidence(soft, soft, channel, edges, nowhere, contrast_of(channel))
     return Looks(mixed, dark, replace(dark, soft=1 - soft, mixed=1 - soft, channel=1 - channel))
 
 
 def expected_colour(scores: NDArray[Any], image: Image) -> Image:
     """The mean colour of the clusters that a pixel may belong to, (H, W, C), by the softmax over their scores."""
-    logits = scores.astype(np.float64)
-    logits -= logits.max(axis=0)
-    shares = np.exp(logits / (_TEMPERATURE * max(float(logits.std()), 1e-6)))
-    shares /= shares.sum(axis=0)
+    shares = cluster_shares(scores)
     colours = np.einsum("rhw,hwc->rc", shares, image) / shares.sum(axis=(1, 2))[:, None]
     return np.asarray(np.einsum("rhw,rc->hwc", shares, colours))
 
@@ -131,29 +132,18 @@ class _Found:
 
     def add(self, values: Image, levels: NDArray[np.float64], allowed: Mask | None) -> None:
         """The connected parts of the level sets, as they are and cut free of narrow bridges, holes filled."""
-        from scipy import ndimage
-
-        least, most = (share * values.size for share in _AREAS)
         for level in np.unique(levels):
-            low = values <= level if allowed is None else (values <= level) & allowed
-            if low.all():
-                continue
-            depth = ndimage.distance_transform_edt(low)
-            for cut in _CUTS:
-                numbered, _ = ndimage.label(depth > cut)
-                areas = np.bincount(numbered.ravel())
-                for number in 1 + np.flatnonzero((areas[1:] >= least) & (areas[1:] <= most)):
-                    part = numbered == number
-                    if cut:
-                        part = low & (ndimage.distance_transform_edt(~part) <= cut)
-                    self._keep(ndimage.binary_fill_holes(part), allowed)
+            for mask in parts_of(values <= level if allowed is None else (values <= level) & allowed, _CUTS, _AREAS):
+                self._keep(mask, allowed)
 
     def _keep(self, mask: Mask, allowed: Mask | None) -> None:
         """The part as it is, and with its outline moved to the nearest edge."""
         if not self._is_new(mask):
             return
         self.parts.append(described(mask, self._looks))
-        moved = moved_to_edges(mask, self._looks, allowed)
+        moved = moved_to_edges(mask, self._looks.dark.edges)
+        if allowed is not None:
+            moved &= allowed
         if moved.any() and self._is_new(moved):
             self.parts.append(described(moved, self._looks))
 
@@ -169,32 +159,13 @@ class _Found:
 
 def described(mask: Mask, looks: Looks) -> Part:
     """The part with what it looks like. Its contrast has no sign: it is lighter or darker than what is around it."""
-    from scipy import ndimage
-
     evidence = looks.dark
     measured = measure(mask, evidence)
-    outline = mask & ~ndimage.binary_erosion(mask)
+    outline = outline_of(mask)
     measured["contrast"] = abs(measured["contrast"])
     measured["edge"] = float(evidence.edges[outline].mean() / evidence.contrast)
     measured["mean"] = float(evidence.mixed[mask].mean() / evidence.contrast)
     return Part(mask, measured)
-
-
-def moved_to_edges(mask: Mask, looks: Looks, allowed: Mask | None) -> Mask:
-    """The mask with its outline at the nearest edge (watershed; Beucher and Lantuéjoul, 1979); may be empty."""
-    from scipy import ndimage
-    from skimage.segmentation import watershed
-
-    window = around(mask, _CERTAIN_OUTSIDE + 1)
-    near = mask[window]
-    depth = ndimage.distance_transform_edt(near)
-    markers = np.zeros(near.shape, dtype=np.int32)
-    markers[depth > min(_CERTAIN_INSIDE, 0.5 * depth.max())] = 1
-    markers[ndimage.distance_transform_edt(~near) > _CERTAIN_OUTSIDE] = 2
-    basins = watershed(looks.dark.edges[window], markers)  # type: ignore[no-untyped-call]
-    moved = np.zeros_like(mask)
-    moved[window] = ndimage.binary_fill_holes(basins == 1)
-    return moved if allowed is None else moved & allowed
 
 
 def _at(image: Image, shape: tuple[int, int]) -> Image:

@@ -15,7 +15,8 @@ from msformer_fast.margin import Margin
 Point: TypeAlias = tuple[float, float]
 Box: TypeAlias = tuple[float, float, float, float]
 
-_FORMS = {2: "X,Y", 4: "X0,Y0,X1,Y1"}
+#: How a point and a box are written, by how many numbers they have.
+FORMS = {2: "X,Y", 4: "X0,Y0,X1,Y1"}
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def _rows(name: str, given: Any, length: int) -> list[list[float]]:
     """Rows of ``length`` finite numbers."""
     if given is None:
         return []
-    accepted = f"accepted are {_FORMS[length]}, finite numbers, one or several"
+    accepted = f"accepted are {FORMS[length]}, finite numbers, one or several"
     try:
         array = np.asarray(given)
         if array.dtype.kind not in "iuf":

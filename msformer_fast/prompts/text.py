@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from msformer_fast.errors import InputError
+from msformer_fast.prompts.prompt import FORMS
 
-_FORMS = {2: "X,Y", 4: "X0,Y0,X1,Y1"}
 #: Arguments of :func:`msformer_fast.segment` by the names of a list's columns, and how many numbers one has.
 COLUMNS = {
     **dict.fromkeys(("point", "points"), ("points", 2)),
@@ -26,7 +26,7 @@ def parse(text: str, length: int, name: str) -> tuple[float, ...]:
     except ValueError:
         numbers = ()
     if len(numbers) != length:
-        raise InputError(f"{name}: got {text!r}; accepted is {_FORMS[length]}, numbers of pixels")
+        raise InputError(f"{name}: got {text!r}; accepted is {FORMS[length]}, numbers of pixels")
     return numbers
 
 

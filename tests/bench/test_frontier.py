@@ -7,19 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from msformer_fast import phantom, segment
+from msformer_fast import segment
 from msformer_fast.benchmarks import frontier
-from msformer_fast.images import write_png
+from tests.image_samples import lesion_pairs
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name in ("images", "masks"):
-        (tmp_path / name).mkdir()
-    image, truth = phantom.lesion((60, 66), seed=0)
-    write_png(tmp_path / "images" / "a.png", (image * 255).astype(np.uint8))
-    write_png(tmp_path / "masks" / "a.png", truth)
-    return tmp_path
+    return lesion_pairs(tmp_path, ["a"])
 
 
 def test_a_prefix_is_what_the_shorter_run_leaves(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
