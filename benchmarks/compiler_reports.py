@@ -68,7 +68,7 @@ def worst(op: str, dtype: str, precision: str, target: str) -> tuple[int | None,
     Args:
         op: or ``"step"`` or ``"image"``.
         dtype: of the tensors; kernels that know of none count too.
-        precision: of float32 products, ``"ieee"`` or ``"tf32"``.
+        precision: of float32 products, ``"ieee"``, ``"tf32"`` or ``"tf32x3"``; of kernels without the last, ``"ieee"``.
 
     Returns:
         Registers of a thread, and the occupancy as ``"16/64"``; ``None`` twice for a card or a dtype that one of the
@@ -76,11 +76,19 @@ def worst(op: str, dtype: str, precision: str, target: str) -> tuple[int | None,
     """
     found: list[Report] = []
     for module in TABLES.get(op, (op,)):
-        reports = [r for r in reports_of(module) if r.target == target and _is_of(r.case, dtype, precision)]
+        of_card = [r for r in reports_of(module) if r.target == target]
+        reports = [r for r in of_card if _is_of(r.case, dtype, served(module, precision, target))]
         if not any(dtype in r.case for r in reports):
             return None, None
         found += reports
     return max(report.registers for report in found), min(found, key=lambda report: report.share).occupancy
+
+
+def served(op: str, precision: str, target: str) -> str:
+    """``precision``, but ``"ieee"`` in place of a ``"tf32x3"`` that no kernel of an op was compiled with for a card."""
+    reports = [report for module in TABLES.get(op, (op,)) for report in reports_of(module)]
+    compiled = any(precision in report.case for report in reports if report.target == target)
+    return "ieee" if precision == "tf32x3" and not compiled else precision
 
 
 def _is_of(case: str, dtype: str, precision: str) -> bool:

@@ -83,7 +83,7 @@ def _errors(found: list[Line]) -> str:
 
 def whole(units: Units) -> str:
     """Step and image: a line for each, a column for each provider."""
-    lines, names = [], ("triton", "triton-lean", "triton-captured", "triton-lean-captured")
+    lines, names = [], ("triton", "triton-ieee", "triton-lean", "triton-captured", "triton-lean-captured")
     for bench, part in (("step", "step"), ("image", "image")):
         for kind in KINDS:
             for side in (SIDE, 513):
@@ -96,7 +96,16 @@ def whole(units: Units) -> str:
                 inductor = late.get("compiled")
                 cells.append(f"{figure(ms(inductor))}{times(late.get('reference'), inductor)}" if inductor else "-")
                 lines.append([f"{bench} {side}, {kind}", *cells])
-    heads = ("ms", "plain PyTorch", "kernels", "lean", "CUDA graphs", "lean, CUDA graphs", "`torch.compile`")
+    heads = (
+        "ms",
+        "plain PyTorch",
+        "kernels",
+        "IEEE products",
+        "lean",
+        "CUDA graphs",
+        "lean, CUDA graphs",
+        "`torch.compile`",
+    )
     return table(heads, lines)
 
 

@@ -96,7 +96,7 @@ def rows_of(
     found: dict[tuple[str, str, str], Kernels] = {}
     if has_launch_tables():
         with contextlib.suppress(BackendError):  # wider than the kernels take
-            found = _recorded(side, channels, patch, strips, multiprocessors, target, input_precision(DTYPE))
+            found = _recorded(side, channels, patch, strips, multiprocessors, target, input_precision(DTYPE, target))
     counted = {} if strips else issued(target, products, side, channels, patch)
     patches = ((side - 1) // patch) ** 2
     head = (1, side, side, channels, channels)
@@ -203,7 +203,9 @@ def main() -> None:
         if not card.target.startswith("sm_"):  # none of the other make's instructions were counted
             continue
         cells = [card.name]
-        for products, throughput in (("float32", card.float32), ("tf32", card.tf32)):
+        for products in ("float32", "tf32"):
+            precision = "tf32" if products == "tf32" else input_precision(DTYPE, card.target)
+            throughput = card.operations("float32", precision)
             of_card: dict[str, Any] = {"multiprocessors": card.multiprocessors, "target": card.target}
             rows = rows_of(side, channels, products=products, **of_card)
             issue = sum(row.times * row.instructions for row in rows) / card.issue

@@ -156,7 +156,8 @@ class OpBench:
         return Floor(sum(moved[name] for name in names), sum(flops[name] for name in names))
 
     def kernels(self, case: Case, part: str, multiprocessors: int, target: str | None) -> Kernels:
-        found = self._recorded(case.replace(device="cpu"), multiprocessors, target, input_precision(torch.float32))
+        precision = input_precision(torch.float32, target)
+        found = self._recorded(case.replace(device="cpu"), multiprocessors, target, precision)
         if part != "both":
             return dict(found[part])
         return {f"{name}, {half}": row for half, rows in found.items() for name, row in rows.items()}

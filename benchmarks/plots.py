@@ -31,6 +31,7 @@ OWN = {
     "native": (PALETTE["reddish purple"], ">"),
     "triton": (PALETTE["vermilion"], "^"),
     "triton-lean": (PALETTE["orange"], "v"),
+    "triton-ieee": (PALETTE["yellow"], "H"),
     "triton-captured": (PALETTE["vermilion"], "P"),
     "triton-lean-captured": (PALETTE["orange"], "<"),
     "compiled": (PALETTE["bluish green"], "p"),

@@ -11,7 +11,7 @@ import torch
 
 from msformer_fast.benchmarks.cards import CARDS, Card
 from msformer_fast.benchmarks.case import Bench, Case, Kernels, check_names
-from msformer_fast.benchmarks.compiler_reports import worst
+from msformer_fast.benchmarks.compiler_reports import served, worst
 from msformer_fast.benchmarks.traffic import has_launch_tables
 from msformer_fast.errors import BackendError
 from msformer_fast.ops.precision import input_precision
@@ -105,7 +105,7 @@ def predict(cases: Sequence[tuple[Bench, Case]], cards: Sequence[str] = tuple(CA
 
 
 def _prediction(card: Card, case: Case, part: str, pieces: Sequence[_Piece]) -> Prediction:
-    precision = input_precision(torch.float32)
+    precision = served(case.bench, input_precision(torch.float32, card.target), card.target)
     operations = card.operations(case.dtype, precision)
     whole = _Piece(*map(sum, zip(*pieces, strict=True)))
     terms = whole.terms(card, operations)

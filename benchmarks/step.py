@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from msformer_fast import MSFormer, self_guiding_losses
 from msformer_fast.benchmarks.case import Case, Floor, Kernels, Subject, Wanted, refuse_device
 from msformer_fast.benchmarks.ledger import rows_of
+from msformer_fast.ops.precision import card_of, input_precision, use_ieee_products
 from msformer_fast.parity import NOISE
 
-#: Backend and memory of each provider; "compiled" is the plain network under ``torch.compile``.
+#: Backend and memory of each provider; "triton-ieee" multiplies by fused multiply-adds alone, "compiled" is the plain
+#: network under ``torch.compile``.
 PROVIDERS = {
     "reference": ("reference", "fast"),
     "torch": ("torch", "fast"),
@@ -21,6 +23,7 @@ PROVIDERS = {
     "native": ("native", "fast"),
     "triton": ("triton", "fast"),
     "triton-lean": ("triton", "lean"),
+    "triton-ieee": ("triton", "fast"),
     "compiled": ("reference", "fast"),
 }
 
@@ -54,6 +57,8 @@ class StepBench:
         return [*PROVIDERS, *CAPTURED]
 
     def why_not(self, case: Case, provider: str) -> str | None:
+        if provider == "triton-ieee" and input_precision(torch.float32, card_of(case.device)) != "tf32x3":
+            return "float32 products are fused multiply-adds here in any case, or of tf32, as was asked for"
         return refuse_device(case, provider)
 
     def prepare(self, case: Case, provider: str) -> Subject:
@@ -64,7 +69,8 @@ class StepBench:
         if provider == "compiled":
             torch.compiler.reset()
             model = torch.compile(model, dynamic=False)  # type: ignore[assignment]
-        return _subject(model, image_of(case), backend)
+        subject = _subject(model, image_of(case), backend)
+        return _with_ieee_products(subject) if provider == "triton-ieee" else subject
 
     def truth(self, case: Case) -> dict[str, Tensor]:
         backend, memory = ("reference", "fast") if case["side"] <= PLAIN_TRUTH else ("torch", "lean")
@@ -128,6 +134,21 @@ def _subject(model: nn.Module, image: Tensor, backend: str) -> Subject:
     before: dict[str, Callable[[], object]] = {"forward": rest, "backward": prepared, "step": rest}
     parts: dict[str, Callable[[], object]] = {"forward": forward, "backward": backward, "step": step}
     return Subject(parts, before, results, close=rest)
+
+
+def _with_ieee_products(subject: Subject) -> Subject:
+    def within(call: Callable[[], Any]) -> Callable[[], Any]:
+        def called() -> Any:
+            use_ieee_products()
+            try:
+                return call()
+            finally:
+                use_ieee_products(False)
+
+        return called
+
+    parts, before = ({name: within(call) for name, call in each.items()} for each in (subject.parts, subject.before))
+    return Subject(parts, before, within(subject.results), subject.close)
 
 
 def _captured(model: nn.Module, image: Tensor, backend: str) -> Subject:

@@ -34,6 +34,32 @@ def load_vector(p, o, n, absent: tl.constexpr, ACC: tl.constexpr):
 
 
 @triton.jit
+def tf32_parts(b):
+    """A float32 block as the sum of two: rounded to the 11 digits of tf32, and what is left, of 12 digits."""
+    b_high = ((b.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+    return b_high, b - b_high
+
+
+@triton.jit
+def add_dot(b_a, b_b, b_sum, PREC: tl.constexpr, ACC: tl.constexpr):
+    """b_a b_b + b_sum. PREC: how float32 operands are multiplied, see ``launch.product_kind``.
+
+    tf32x3: the product of what is left of both is less than a rounding. Tensor cores cut each of their sums to float32,
+    where an fma rounds: always towards zero, an error that grows with their number. So they sum no more than this
+    block, from zero, smallest terms first, and what they give is added outside, rounded.
+    """
+    if PREC == "tf32x3":
+        b_a, b_rest_a = tf32_parts(b_a)
+        b_b, b_rest_b = tf32_parts(b_b)
+        b_product = tl.dot(b_rest_a, b_b, input_precision="tf32", out_dtype=ACC)
+        b_product = tl.dot(b_a, b_rest_b, b_product, input_precision="tf32", out_dtype=ACC)
+        b_sum += tl.dot(b_a, b_b, b_product, input_precision="tf32", out_dtype=ACC)
+    else:
+        b_sum = tl.dot(b_a, b_b, b_sum, input_precision=PREC, out_dtype=ACC)
+    return b_sum
+
+
+@triton.jit
 def log1p(x):
     """log(1 + x) for x >= 0: the rounding of 1 + x is divided out again (Kahan)."""
     above = 1.0 + x

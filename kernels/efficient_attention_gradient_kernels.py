@@ -39,7 +39,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from msformer_fast.kernels.blocks import load_vector, store_block
+from msformer_fast.kernels.blocks import add_dot, load_vector, store_block
 from msformer_fast.kernels.efficient_attention_kernels import (
     SIZES,
     add_product,
@@ -104,6 +104,7 @@ def query_gradients_kernel(
         b_n, norm = layer_norm(b_x, p_gamma, p_beta, o_n, N, eps, C, NORM, ACC, DOT)
 
         # Softmax over the channels of the head, all of which are here, transposed.
+        # The pass over tokens multiplies otherwise under tf32x3: nothing adds dz over channels, so 0 need not come out.
         b_q = project(
             b_n, p_x, p_gamma, p_beta, p_wq, norm, o_n, o_d, N, end, c_end, C, BLOCK_K,
             TRANSPOSE=True, ACC=ACC, PREC=PREC,
@@ -126,12 +127,12 @@ def query_gradients_kernel(
             b_g = load_rows(p_grad_y, o_n, o_j, N, C, C)
 
         b_dbr += tl.sum(b_g.to(ACC), 0)
-        b_dM = tl.dot(b_q.to(DOT), b_g.to(DOT), b_dM, input_precision=PREC, out_dtype=ACC)
+        b_dM = add_dot(b_q.to(DOT), b_g.to(DOT), b_dM, PREC, ACC)
 
         b_delta = tl.sum(b_q * b_dq, 0)
         b_dz = b_q * (b_dq - b_delta[None, :])  # [BLOCK_D, BLOCK_N]
         b_dbq += tl.sum(b_dz, 1)
-        b_dwq = tl.dot(b_dz.to(DOT), b_n, b_dwq, input_precision=PREC, out_dtype=ACC)
+        b_dwq = add_dot(b_dz.to(DOT), b_n, b_dwq, PREC, ACC)
 
         # Programs for other columns find the same statistics: the first stores them.
         m_n = o_n < tl.where(column == 0, N, 0)
@@ -242,9 +243,9 @@ def token_gradients_kernel(
             b_dk = (b_e * (b_dp - load_vector(p_key_delta, o_r, CK, 0.0, ACC)[None, :])).to(DOT)
 
             b_dG = load_rows(p_dG, o_r, o_c, CK, C, C).to(DOT)  # [BLOCK_D, BLOCK_C]
-            b_dn = tl.dot(b_e.to(DOT), b_dG, b_dn, input_precision=PREC, out_dtype=ACC)
+            b_dn = add_dot(b_e.to(DOT), b_dG, b_dn, PREC, ACC)
             b_wk = load_rows(p_wk, o_r, o_c, CK, C, C).to(DOT)
-            b_dn = tl.dot(b_dk, b_wk, b_dn, input_precision=PREC, out_dtype=ACC)
+            b_dn = add_dot(b_dk, b_wk, b_dn, PREC, ACC)
 
         # Queries, head by head: dn += dz Wq, the softmax from its statistics.
         b_g = load_rows(p_grad_y, o_n, o_c, N, C, C).to(DOT)
@@ -270,7 +271,7 @@ def token_gradients_kernel(
                 b_dz = b_e / b_sum_q[:, None] * (b_dq - b_delta[:, None])  # [BLOCK_N, BLOCK_D]
                 b_dz = tl.where((o_r < end)[None, :], b_dz, 0.0).to(DOT)
                 b_wq = load_rows(p_wq, o_r, o_c, end, C, C).to(DOT)
-                b_dn = tl.dot(b_dz, b_wq, b_dn, input_precision=PREC, out_dtype=ACC)
+                b_dn = add_dot(b_dz, b_wq, b_dn, PREC, ACC)
 
         # LayerNorm's gradient, and g past it.
         b_dn = tl.where((o_n < N)[:, None], b_dn, 0.0)
@@ -316,6 +317,7 @@ def key_gradients_kernel(
     ACC: tl.constexpr, DOT: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """Backward 3: partial sums of dWk over this program's tokens. Grid: images * programs, blocks of key channels."""
+    LOGITS: tl.constexpr = "ieee" if PREC == "tf32x3" else PREC  # as the forward made them, to the bit
     program = tl.program_id(0).to(tl.int64)
     image = program // programs
     o_c, o_d = tl.arange(0, BLOCK_C), tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -333,7 +335,7 @@ def key_gradients_kernel(
 
         b_k = project(
             b_n, p_x, p_gamma, p_beta, p_wk, norm, o_n, o_d, N, CK, c_end, C, BLOCK_K,
-            TRANSPOSE=True, ACC=ACC, PREC=PREC,
+            TRANSPOSE=True, ACC=ACC, PREC=LOGITS,
         )  # fmt: skip
         b_dp = project(
             b_n, p_x, p_gamma, p_beta, p_dG, norm, o_n, o_d, N, CK, c_end, C, BLOCK_K,
@@ -343,7 +345,7 @@ def key_gradients_kernel(
         # With e for p: dG and r are divided by the softmax's sum already.
         b_dk = tl.exp(b_k - b_max[:, None]) * (b_dp - b_key_delta[:, None])  # [BLOCK_D, BLOCK_N]
         b_dk = tl.where((o_n < N)[None, :], b_dk, 0.0)
-        b_dwk = tl.dot(b_dk.to(DOT), b_n, b_dwk, input_precision=PREC, out_dtype=ACC)
+        b_dwk = add_dot(b_dk.to(DOT), b_n, b_dwk, PREC, ACC)
 
     m_w = (o_d < CK)[:, None] & (o_c < C)[None, :]
     tl.store(p_partial_dwk + program * CK * C + o_d[:, None] * C + o_c[None, :], b_dwk, mask=m_w)

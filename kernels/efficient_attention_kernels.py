@@ -27,7 +27,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from msformer_fast.kernels.blocks import load_vector, store_block
+from msformer_fast.kernels.blocks import add_dot, load_vector, store_block
 
 # Never specialised: a new size runs the code of the old one.
 TOKENS = ("N", "programs", "blocks", "rows", "images", "query_programs", "key_programs", "token_programs")
@@ -110,9 +110,9 @@ def add_product(
     b_w = load_rows(p_w, o_d, o_k, n_d, C, C).to(b_a.dtype)  # [BLOCK_D, columns]
 
     if TRANSPOSE:
-        b_out = tl.dot(b_w, tl.trans(b_a), b_out, input_precision=PREC, out_dtype=ACC)
+        b_out = add_dot(b_w, tl.trans(b_a), b_out, PREC, ACC)
     else:
-        b_out = tl.dot(b_a, tl.trans(b_w), b_out, input_precision=PREC, out_dtype=ACC)
+        b_out = add_dot(b_a, tl.trans(b_w), b_out, PREC, ACC)
     return b_out
 
 
@@ -153,6 +153,7 @@ def context_kernel(
     p_bn_mean, p_bn_var, p_bn_weight, p_bn_bias (C), bn_eps: batch norm of x, or None
     p_normed (B, N, C): x through its batch norm, which the first block of key channels writes; or None
     """
+    LOGITS: tl.constexpr = "ieee" if PREC == "tf32x3" else PREC  # the backward makes them again, with the same bits
     program = tl.program_id(0).to(tl.int64)
     o_image = program // programs * N * C
     o_c = tl.arange(0, BLOCK_C)
@@ -178,21 +179,21 @@ def context_kernel(
         # Keys, transposed: the maximum and the sum then run along rows. As in project, but through the batch norm.
         b_k = tl.zeros((BLOCK_D, BLOCK_N), ACC)
         if BLOCK_K == BLOCK_C:
-            b_k = add_product(b_k, b_n, p_wk, o_d, o_c, CK, C, TRANSPOSE=True, ACC=ACC, PREC=PREC)
+            b_k = add_product(b_k, b_n, p_wk, o_d, o_c, CK, C, TRANSPOSE=True, ACC=ACC, PREC=LOGITS)
         else:
             for c in range(0, c_end, BLOCK_K):
                 o_k = c + tl.arange(0, BLOCK_K)
                 b_x_k = load_rows(p_x, o_n, o_k, N, C, C)  # [BLOCK_N, BLOCK_K]
                 b_x_k = batch_norm(b_x_k, p_bn_mean, p_bn_var, p_bn_weight, p_bn_bias, bn_eps, o_k, C, ACC).to(ACC)
                 b_n_k = affine((b_x_k - b_mean[:, None]) * b_rstd[:, None], p_gamma, p_beta, o_k, C).to(DOT)
-                b_k = add_product(b_k, b_n_k, p_wk, o_d, o_k, CK, C, TRANSPOSE=True, ACC=ACC, PREC=PREC)
+                b_k = add_product(b_k, b_n_k, p_wk, o_d, o_k, CK, C, TRANSPOSE=True, ACC=ACC, PREC=LOGITS)
 
         # Online softmax over the tokens: rescale what was summed so far to the new maximum.
         b_k = tl.where((o_n < N)[None, :], b_k, float("-inf"))
         b_new = tl.maximum(b_max, tl.max(b_k, 1))  # [BLOCK_D]
         b_scale, b_e = tl.exp(b_max - b_new), tl.exp(b_k - b_new[:, None])
         b_sum = b_sum * b_scale + tl.sum(b_e, 1)
-        b_G = tl.dot(b_e.to(DOT), b_n, b_G * b_scale[:, None], input_precision=PREC, out_dtype=ACC)
+        b_G = add_dot(b_e.to(DOT), b_n, b_G * b_scale[:, None], PREC, ACC)
         b_max = b_new
 
     tl.store(p_partial_max + program * CK + o_d, b_max, mask=o_d < CK)
@@ -300,7 +301,7 @@ def attend_kernel(
             b_scale, b_q = tl.exp(b_max - b_new), tl.exp(b_q - b_new[:, None])
             b_sum = b_sum * b_scale + tl.sum(b_q, 1)
             b_M = load_rows(p_M, o_d, o_c, end, C, C).to(DOT)  # [BLOCK_D, BLOCK_C]
-            b_head = tl.dot(b_q.to(DOT), b_M, b_head * b_scale[:, None], input_precision=PREC, out_dtype=ACC)
+            b_head = add_dot(b_q.to(DOT), b_M, b_head * b_scale[:, None], PREC, ACC)
             b_max = b_new
 
         b_y += b_head / b_sum[:, None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import triton
 
@@ -20,6 +20,7 @@ def _any(narrow: Row, wide: Row) -> Rows:
 # (part, kind of product): {(targets, largest padded width): (BLOCK_N, BLOCK_D, BLOCK_J, BLOCK_K, num_warps)}: the rule
 # for every card, then the cards that need others. A block of 0 is the whole width. "mixed" is "half" with float32 in
 # memory, as under autocast: half's rows, but for parts that need others. "attend heads" serves more heads than one.
+# A part without rows for "tf32x3" takes those of "ieee", and multiplies so: all would spill.
 # Found by compiling ahead of time: no spill. Nobody has timed them.
 _ATTEND = _any((64, 32, 0, 0, 8), (64, 32, 0, 32, 8))
 _ATTEND_HEADS = {**_ATTEND, ("sm_100", 128): (32, 32, 0, 0, 8)}
@@ -32,6 +33,13 @@ _TOKENS = {
 TABLE: dict[tuple[str, str], Rows] = {
     ("context", "ieee"): _any((32, 128, 0, 32, 8), (16, 64, 0, 32, 8)),
     ("context", "tf32"): _any((32, 128, 0, 0, 8), (32, 64, 0, 32, 8)),
+    ("context", "tf32x3"): {
+        **_any((32, 128, 0, 32, 8), (32, 64, 0, 32, 8)),
+        ("sm_80", 128): (32, 128, 0, 16, 8),
+        ("sm_80", 256): (16, 64, 0, 32, 8),
+        ("sm_90 before 3.8", 256): (16, 64, 0, 32, 8),
+        ("sm_100", 64): (16, 64, 0, 32, 8),
+    },
     ("context", "half"): {**_any((32, 128, 0, 0, 8), (32, 64, 0, 32, 8)), ("sm_120", 128): (32, 128, 0, 32, 8)},
     ("attend", "ieee"): {
         **_any((32, 32, 0, 16, 8), (16, 16, 0, 16, 8)),
@@ -39,8 +47,14 @@ TABLE: dict[tuple[str, str], Rows] = {
         ("sm_86 sm_89", 256): (16, 32, 0, 16, 8),
     },
     ("attend", "tf32"): _ATTEND,
+    ("attend", "tf32x3"): {
+        **_any((64, 32, 0, 32, 8), (64, 32, 0, 32, 8)),
+        ("sm_90", 128): (128, 16, 0, 32, 8),
+        ("sm_80 sm_90", 256): (32, 32, 0, 32, 8),
+    },
     ("attend", "half"): _ATTEND,
     ("attend heads", "tf32"): _ATTEND_HEADS,
+    ("attend heads", "tf32x3"): _any((32, 32, 0, 32, 8), (32, 32, 0, 32, 8)),
     ("attend heads", "half"): _ATTEND_HEADS,
     # Compilers before 3.8 take 90 registers more, and would spill: more is recomputed, but from registers.
     ("queries", "ieee"): {
@@ -49,6 +63,11 @@ TABLE: dict[tuple[str, str], Rows] = {
         ("sm_90 before 3.8", 256): (16, 0, 16, 16, 8),
     },
     ("queries", "tf32"): _any((16, 0, 128, 16, 8), (16, 0, 32, 16, 8)),
+    ("queries", "tf32x3"): {
+        **_any((16, 0, 64, 16, 8), (16, 0, 32, 16, 8)),
+        ("sm_80", 256): (16, 0, 16, 16, 8),
+        ("sm_90 before 3.8", 256): (16, 0, 16, 16, 8),
+    },
     ("queries", "half"): {**_any((16, 0, 128, 16, 8), (16, 0, 32, 16, 8)), ("sm_120", 128): (16, 0, 64, 16, 8)},
     ("queries", "mixed"): {**_any((16, 0, 32, 16, 8), (16, 0, 32, 16, 8)), ("sm_90", 128): (32, 0, 128, 16, 8)},
     ("tokens", "ieee"): {**_any((32, 16, 16, 16, 8), (16, 16, 16, 16, 8)), ("gfx942", 128): (32, 16, 16, 16, 4)},
@@ -72,6 +91,12 @@ TABLE: dict[tuple[str, str], Rows] = {
         ("gfx942", 128): (16, 128, 0, 16, 8),
     },
     ("keys", "tf32"): {**_any((32, 128, 0, 32, 8), (32, 64, 0, 32, 8)), ("sm_120", 64): (32, 64, 0, 0, 8)},
+    ("keys", "tf32x3"): {
+        **_any((32, 128, 0, 32, 8), (32, 64, 0, 32, 8)),
+        ("sm_80", 128): (32, 64, 0, 32, 8),
+        ("sm_80 sm_90", 256): (16, 64, 0, 32, 8),
+        ("sm_90 before 3.8", 256): (16, 32, 0, 32, 8),
+    },
     ("keys", "half"): _any((32, 128, 0, 0, 8), (32, 64, 0, 32, 8)),
 }
 # Few large blocks, whole rows: what a program costs in the interpreter is its operations, whatever their size.
@@ -105,8 +130,10 @@ class Shape(NamedTuple):
         return dict(CK=self.CK, CV=self.CV, **of_tokens, **of_heads)
 
 
-def launch_settings(part: str, shape: Shape, kind: str, target: str | None = None) -> dict[str, int]:
+def launch_settings(part: str, shape: Shape, kind: str, target: str | None = None) -> dict[str, Any]:
     """Launch options of a part: "context", "attend", "queries", "tokens", "keys". An unknown card gets those of any.
+
+    With ``PREC`` among them where a part multiplies otherwise than the kind says.
 
     Args:
         kind: of products, see ``product_kind``; or "mixed".
@@ -115,18 +142,20 @@ def launch_settings(part: str, shape: Shape, kind: str, target: str | None = Non
     widest, limit = max(shape.C, shape.CK, shape.CV), EFFICIENT_ATTENTION_CHANNELS
     if widest > limit:
         raise ValueError(f"efficient_attention: {widest} channels; at most {limit} are supported")
-    kind = "half" if kind == "mixed" and (part, kind) not in TABLE else kind
-    many = f"{part} heads", kind
-    rows = TABLE[many if shape.heads > 1 and many in TABLE else (part, kind)]
+    served = kind if (part, kind) in TABLE else {"mixed": "half", "tf32x3": "ieee"}[kind]
+    many = f"{part} heads", served
+    rows = TABLE[many if shape.heads > 1 and many in TABLE else (part, served)]
 
     row = INTERPRETER[part] if target is None else choose(rows, padded(widest), target)
     block_n, block_d, block_j, block_k, warps = row
 
     block_c, head = padded(shape.C), padded(shape.CK // shape.heads)
-    settings = dict(BLOCK_N=block_n, BLOCK_C=block_c, BLOCK_K=min(block_k or block_c, block_c))
+    settings: dict[str, Any] = dict(BLOCK_N=block_n, BLOCK_C=block_c, BLOCK_K=min(block_k or block_c, block_c))
     settings["BLOCK_D"] = min(block_d or head, padded(shape.CK) if part in ("context", "keys") else head)
     if part in ("queries", "tokens"):
         settings["BLOCK_J"] = min(block_j or block_c, block_c)
+    if (kind, served) == ("tf32x3", "ieee"):
+        settings["PREC"] = "ieee"
     return dict(settings, **compile_options(warps))
 
 

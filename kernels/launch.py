@@ -52,10 +52,12 @@ def accumulator(dtype: torch.dtype) -> tl.dtype:
 
 
 def product_kind(dtype: torch.dtype, input_precision: str) -> str:
-    """Row of a launch table that serves a product: "half" (16 bit), "tf32" or "ieee" (also tf32x3 and float64)."""
-    if dtype.itemsize == 2:
-        return "half"
-    return "tf32" if input_precision == "tf32" else "ieee"
+    """Rows of a launch table that serve a product: "half" (16 bit), or as float32 operands are multiplied.
+
+    "tf32": their mantissas cut to 10 bits; "tf32x3": a sum of three products of such parts, with float32's error;
+    "ieee": fused multiply-adds (also float64).
+    """
+    return "half" if dtype.itemsize == 2 else input_precision
 
 
 def vector_length(dtype: torch.dtype, *divided: int) -> int:

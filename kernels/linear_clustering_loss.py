@@ -17,7 +17,7 @@ round to the same number.
     D: channels    BLOCK_D: channels that a product of logits takes at a time    BLOCK_K: clusters at a time
     BLOCK_O: channels that a program has a gradient of
     WVEC: elements that one access to the weight may take: a power of 2 that divides D
-    PREC: input_precision of float32 products: ieee, tf32 or tf32x3
+    PREC: input_precision of float32 products: ieee or tf32
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from torch import Tensor
 
 from msformer_fast.dtypes import sum_dtype
 from msformer_fast.kernels import clustering_loss
-from msformer_fast.kernels.blocks import log1p, store_block
+from msformer_fast.kernels.blocks import add_dot, log1p, store_block
 from msformer_fast.kernels.clustering_loss import (
     NOTHING,
     NOWHERE,
@@ -92,7 +92,7 @@ def _logits_of(
         b_x = load_tile(p_features, tile, strides, o_d, D, VEC, PIXELS_INNER, 0.0)  # [BLOCK_P, BLOCK_D]
         b_weight = _load_weight(p_weight, o_k, o_d, K, D, WVEC)  # [BLOCK_K, BLOCK_D]
 
-        b_logits = tl.dot(b_x, tl.trans(b_weight), b_logits, input_precision=PREC, out_dtype=ACC)
+        b_logits = add_dot(b_x, tl.trans(b_weight), b_logits, PREC, ACC)
 
     if HAS_BIAS:
         b_logits += tl.load(p_bias + o_k, mask=o_k < K, other=0.0).to(ACC)[None, :]
@@ -189,7 +189,7 @@ def features_gradient_kernel(
 
         # Loaded as late as it can be: above, it costs registers, and spills on some cards.
         b_weight = _load_weight(p_weight, o_k, o_d, K, D, WVEC)  # [BLOCK_K, BLOCK_O]
-        b_out = tl.dot(b_dlogits.to(b_weight.dtype), b_weight, b_out, input_precision=PREC, out_dtype=ACC)
+        b_out = add_dot(b_dlogits.to(b_weight.dtype), b_weight, b_out, PREC, ACC)
 
     store_tile(p_out, tile, (out_b, out_h, out_w, out_k), o_d, D, b_out, VEC, PIXELS_INNER)
 
@@ -221,7 +221,7 @@ def weight_gradient_kernel(
         )  # [BLOCK_P, BLOCK_K]  # fmt: skip
 
         b_x = load_tile(p_features, tile, strides, o_d, D, VEC, PIXELS_INNER, 0.0)  # [BLOCK_P, BLOCK_O]
-        b_dweight = tl.dot(tl.trans(b_dlogits.to(b_x.dtype)), b_x, b_dweight, input_precision=PREC, out_dtype=ACC)
+        b_dweight = add_dot(tl.trans(b_dlogits.to(b_x.dtype)), b_x, b_dweight, PREC, ACC)
         b_dbias += tl.sum(b_dlogits, 0)
 
     program, D = tl.program_id(0).to(tl.int64), multiple_of(D, WVEC)
@@ -297,7 +297,7 @@ def linear_clustering_loss_forward(
         weight: (K, D), of the features' dtype.
         bias: (K), or None.
         reduction: ``"mean"`` or ``"sum"`` over all pixels, or ``"none"``.
-        input_precision: of float32 products: ``"ieee"``, ``"tf32"`` or ``"tf32x3"``.
+        input_precision: of float32 products: ``"ieee"`` or ``"tf32"``.
 
     Returns:
         loss, labels, label_count: as of clustering_loss.

@@ -57,6 +57,11 @@ TABLE = {
         ("sm_80 sm_120", 256): (8, 8, 32, 0, 4, 1),
         ("sm_120", 64): (8, 8, 64, 64, 4, 1),
     },
+    ("expand", "tf32x3"): {
+        ("", 256): (8, 8, 32, 32, 8, 1),
+        ("sm_90", 128): (8, 8, 32, 0, 4, 1),
+        ("sm_90", 256): (8, 8, 32, 64, 4, 1),
+    },
     ("expand", "half"): {
         ("", 128): (8, 8, 64, 0, 4, 1),
         ("", 256): (8, 8, 64, 0, 4, 1),
@@ -78,6 +83,11 @@ TABLE = {
         ("sm_90 before 3.8", 128): (4, 8, 32, 0, 8, 1),
     },
     ("contract", "tf32"): {
+        ("", 128): (8, 8, 32, 0, 8, 1),
+        ("", 256): (4, 8, 32, 0, 8, 1),
+        ("sm_100", 128): (4, 8, 32, 0, 8, 1),
+    },
+    ("contract", "tf32x3"): {
         ("", 128): (8, 8, 32, 0, 8, 1),
         ("", 256): (4, 8, 32, 0, 8, 1),
         ("sm_100", 128): (4, 8, 32, 0, 8, 1),
@@ -109,6 +119,12 @@ TABLE = {
         ("sm_80 sm_90 gfx942", 256): (8, 8, 32, 32, 8, 1),
         ("sm_90", 128): (8, 8, 16, 0, 4, 1),
     },
+    ("hidden", "tf32x3"): {
+        ("", 256): (4, 8, 32, 32, 8, 1),
+        ("sm_80 sm_90", 256): (8, 8, 32, 32, 8, 1),
+        ("sm_90", 128): (8, 8, 16, 0, 4, 1),
+        ("sm_90 before 3.8", 128): (8, 8, 32, 32, 8, 1),
+    },
     ("hidden", "half"): {
         ("", 256): (8, 8, 32, 32, 8, 1),
         ("sm_86 sm_89", 128): (8, 8, 32, 32, 8, 1),
@@ -137,6 +153,12 @@ TABLE = {
         ("sm_120", 128): (8, 8, 16, 0, 8, 1),
         ("gfx942", 128): (8, 8, 16, 0, 8, 1),
     },
+    ("token", "tf32x3"): {
+        ("", 128): (8, 8, 32, 0, 8, 1),
+        ("", 256): (4, 8, 32, 0, 8, 1),
+        ("sm_90", 128): (8, 8, 16, 0, 8, 1),
+        ("sm_100", 128): (4, 8, 32, 0, 8, 1),
+    },
     ("token", "half"): {
         ("", 128): (8, 8, 32, 0, 8, 1),
         ("", 256): (4, 8, 32, 0, 8, 1),
@@ -160,6 +182,7 @@ TABLE = {
         ("sm_100", 64): (4, 8, 32, 0, 8, 1),
         ("sm_80", 128): (2, 8, 64, 0, 8, 1),
     },
+    ("product", "tf32x3"): {("", 128): (2, 8, 32, 0, 8, 1), ("", 256): (4, 4, 16, 0, 8, 1)},
     ("product", "half"): {
         ("", 128): (4, 8, 32, 0, 8, 1),
         ("", 256): (4, 8, 16, 0, 8, 1),
@@ -338,7 +361,7 @@ def mix_ffn_forward(
         t: (B, H, W, C), any strides; of the weights' dtype, or of another under autocast.
         p: of the op; weights and biases of products in one dtype, that u has too.
         options: of the op.
-        input_precision: of float32 products: ``"ieee"`` or ``"tf32"``.
+        input_precision: of float32 products: ``"ieee"``, ``"tf32"`` or ``"tf32x3"``.
         keep: the hidden activations (B, H, W, D), for the backward. Then there is one strip.
         statistics: gather mean and variance of every channel of y as it is stored, (2, C), float32 or better.
         strip: rows that share a row buffer of hidden activations; None for all.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from msformer_fast.kernels.blocks import load_vector, store_block
+from msformer_fast.kernels.blocks import add_dot, load_vector, store_block
 from msformer_fast.kernels.mix_ffn_kernels import (
     INNER_GAMMA,
     SIZES,
@@ -109,13 +109,13 @@ def hidden_gradient_kernel(
             b_dh = tl.zeros((TILE_H * TILE_W, BLOCK_D), ACC)  # da, the product over C
             if BLOCK_K >= C:
                 b_w = load_weight(p_w2, o_k, o_d, stride_row=D, stride_col=1, N_ROW=C, N_COL=D)  # [BLOCK_K, BLOCK_D]
-                b_dh = tl.dot(b_dy, b_w, b_dh, input_precision=PREC, out_dtype=ACC)
+                b_dh = add_dot(b_dy, b_w, b_dh, PREC, ACC)
             else:
                 for c in range(0, c_end, BLOCK_K):
                     o_k = c + tl.arange(0, BLOCK_K)
                     b_dy_piece = load_gradients(p_dy, p_w2, o_p, m_p, o_k, C)
                     b_w = load_weight(p_w2, o_k, o_d, stride_row=D, stride_col=1, N_ROW=C, N_COL=D)
-                    b_dh = tl.dot(b_dy_piece, b_w, b_dh, input_precision=PREC, out_dtype=ACC)
+                    b_dh = add_dot(b_dy_piece, b_w, b_dh, PREC, ACC)
             b_dh *= b_slope
 
             b_dn = b_dh
@@ -183,7 +183,7 @@ def token_gradient_kernel(
             # [P, BLOCK_D]
             b_du = stencil(p_dv, p_vectors, tile, o_d, H, W, R, D, PAD_D, FLIP=True, ACC=ACC)
             b_w = load_weight(p_w1, o_d, o_c, stride_row=C, stride_col=1, N_ROW=D, N_COL=C)  # [BLOCK_D, BLOCK_C]
-            b_dz = tl.dot(b_du.to(p_w1.dtype.element_ty), b_w, b_dz, input_precision=PREC, out_dtype=ACC)
+            b_dz = add_dot(b_du.to(p_w1.dtype.element_ty), b_w, b_dz, PREC, ACC)
 
         # Past the norm over C: x = (t - mean) rstd, z = x gamma + beta.
         b_dt = b_dz
@@ -259,7 +259,7 @@ def product_gradient_kernel(
         # dw2 = dy^T a.
         b_a = tl.load(hidden_of(p_a, tile, o_d, H, R, W, D), mask=m_u, other=0.0)  # [P, BLOCK_D]
         b_dy = load_channels(p_dy, o_p * C, m_p, o_c, C).to(p_a.dtype.element_ty)  # [P, BLOCK_C]
-        s_dw2 = tl.dot(tl.trans(b_a), b_dy, s_dw2, input_precision=PREC, out_dtype=ACC)
+        s_dw2 = add_dot(tl.trans(b_a), b_dy, s_dw2, PREC, ACC)
 
         # dw1 = du^T z, z = x gamma + beta: of x, the rest at the end.
         b_x = load_channels(p_t, o_p * C, m_p, o_c, C).to(ACC)  # [P, BLOCK_C]
@@ -267,7 +267,7 @@ def product_gradient_kernel(
             b_mean, b_rstd = load_statistics(p_tokens, o_p, m_p, pixels, ACC)
             b_x = (b_x - b_mean[:, None]) * b_rstd[:, None]
         b_du = tl.trans(b_du.to(p_a.dtype.element_ty))  # [BLOCK_D, P], 0 outside
-        s_dw1 = tl.dot(b_du, b_x.to(p_a.dtype.element_ty), s_dw1, input_precision=PREC, out_dtype=ACC)
+        s_dw1 = add_dot(b_du, b_x.to(p_a.dtype.element_ty), s_dw1, PREC, ACC)
 
     if NORM:
         s_dw1 *= load_scale(p_gamma, o_c, C, ACC)[None, :]

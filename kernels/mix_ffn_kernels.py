@@ -51,7 +51,7 @@ import triton
 import triton.language as tl
 
 from msformer_fast.kernels.batch_statistics import add_block, load_moments, store_moments
-from msformer_fast.kernels.blocks import load_block, load_vector
+from msformer_fast.kernels.blocks import add_dot, load_block, load_vector
 
 # never specialised: a new size runs the code of the old one
 SIZES = (
@@ -309,13 +309,13 @@ def expand_kernel(
 
         if BLOCK_K >= C:
             b_w = load_weight(p_w1, o_c, o_d, stride_row=1, stride_col=C, N_ROW=C, N_COL=D)  # [BLOCK_K, BLOCK_D]
-            b_u = tl.dot(b_z, b_w, b_u, input_precision=PREC, out_dtype=ACC)
+            b_u = add_dot(b_z, b_w, b_u, PREC, ACC)
         else:
             for c in range(0, c_end, BLOCK_K):
                 o_k = c + tl.arange(0, BLOCK_K)
                 b_z_piece = normed_tokens(p_t, p_gamma, p_beta, o_t, m_p, o_k, b_mean, b_rstd, C, NORM, ACC)
                 b_w = load_weight(p_w1, o_k, o_d, stride_row=1, stride_col=C, N_ROW=C, N_COL=D)
-                b_u = tl.dot(b_z_piece.to(p_u.dtype.element_ty), b_w, b_u, input_precision=PREC, out_dtype=ACC)
+                b_u = add_dot(b_z_piece.to(p_u.dtype.element_ty), b_w, b_u, PREC, ACC)
 
         m_u = m_p[:, None] & (o_d < D)[None, :]
         tl.store(hidden_of(p_u, tile, o_d, H, R, W, D), b_u.to(p_u.dtype.element_ty), mask=m_u)
@@ -389,7 +389,7 @@ def contract_kernel(
             _, b_h = inner_norm(b_v, b_mean, b_rstd, p_vectors, o_d, PAD_D, INNER_NORM)
             b_a = (b_h * normal_cdf(b_h)).to(p_w2.dtype.element_ty)  # [P, BLOCK_D]
             b_w = load_weight(p_w2, o_d, o_c, stride_row=1, stride_col=D, N_ROW=D, N_COL=C)  # [BLOCK_D, BLOCK_C]
-            b_y = tl.dot(b_a, b_w, b_y, input_precision=PREC, out_dtype=ACC)
+            b_y = add_dot(b_a, b_w, b_y, PREC, ACC)
 
         if INNER_NORM:
             tl.debug_barrier()  # all have read before the next tile's v is stored

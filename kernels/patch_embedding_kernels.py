@@ -30,7 +30,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from msformer_fast.kernels.blocks import load_block, store_block
+from msformer_fast.kernels.blocks import add_dot, load_block, store_block
 from msformer_fast.kernels.clustering_loss import logits_gradient
 
 # never specialised: a new size runs the code of the old one
@@ -115,7 +115,7 @@ def embed_kernel(
         b_mean, b_rstd, b_gamma, b_beta = _load_norm(norm, o_k, m_j, ACC)  # [BLOCK_J]
 
         b_y = (b_x.to(ACC) - b_mean[None, :]) * (b_rstd * b_gamma)[None, :] + b_beta[None, :]
-        b_out = tl.dot(b_y.to(b_x.dtype), tl.trans(b_w), b_out, input_precision=PREC, out_dtype=ACC)
+        b_out = add_dot(b_y.to(b_x.dtype), tl.trans(b_w), b_out, PREC, ACC)
 
     total = 2 * B * rows * columns
     o_out = ((tl.program_id(0).to(tl.int64) * total + o_r) * C)[:, None] + o_d[None, :]  # [BLOCK_R, BLOCK_D]
@@ -155,7 +155,7 @@ def weight_gradient_kernel(
             b_g = load_block(p_grad, o_r.to(tl.int64) * C, o_d, o_r < total, o_d < C).to(b_x.dtype)
 
             b_z = (b_x.to(ACC) - b_mean[None, :]) * b_rstd[None, :]
-            b_G = tl.dot(tl.trans(b_g), b_z.to(b_x.dtype), b_G, input_precision=PREC, out_dtype=ACC)
+            b_G = add_dot(tl.trans(b_g), b_z.to(b_x.dtype), b_G, PREC, ACC)
 
         b_w = _load_weight(p_weight, o_d, column, K, C, stride_wd, stride_wj).to(ACC)  # [BLOCK_D, BLOCK_J]
         b_dbeta += tl.sum(b_w * b_dbias[:, None], 0)
@@ -220,7 +220,7 @@ def logits_gradient_kernel(
         b_w = _load_weight(p_weight, o_d, (place, o_k, o_k < K), K, C, stride_wd, stride_wj)  # [BLOCK_D, BLOCK_K]
 
         b_w = b_w.to(p_logits.dtype.element_ty)
-        b_dy = tl.dot(b_g.to(b_w.dtype), b_w, b_dy, input_precision=PREC, out_dtype=ACC)
+        b_dy = add_dot(b_g.to(b_w.dtype), b_w, b_dy, PREC, ACC)
 
     # Through the batch norm.
     o_image, o_y, o_x = o_b.to(tl.int64), (o_row * P + y).to(tl.int64), (o_column * P + x).to(tl.int64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from msformer_fast.kernels.blocks import store_block
+from msformer_fast.kernels.blocks import add_dot, store_block
 from msformer_fast.kernels.score_map_kernels import SIZES, load_channels, load_norm, load_weight, tile_of
 
 _jit = triton.jit(do_not_specialize=SIZES)
@@ -49,10 +49,10 @@ def weight_sums_kernel(
         b_grad = load_channels(p_grad, o_fine, m_fine, o_k, K)  # [BLOCK_N, BLOCK_K]
 
         b_x = _load_standard(fine, o_fine, m_fine, o_c, FINE_NORM, C, ACC)  # [BLOCK_N, BLOCK_C]
-        b_fine = tl.dot(tl.trans(b_grad), b_x, b_fine, input_precision=PREC, out_dtype=ACC)
+        b_fine = add_dot(tl.trans(b_grad), b_x, b_fine, PREC, ACC)
 
         b_x = _load_standard(coarse, o_coarse, m_coarse, o_c, COARSE_NORM, C, ACC)
-        b_coarse = tl.dot(tl.trans(b_grad), b_x, b_coarse, input_precision=PREC, out_dtype=ACC)
+        b_coarse = add_dot(tl.trans(b_grad), b_x, b_coarse, PREC, ACC)
 
         b_sum += tl.sum(b_grad.to(ACC), 0)
 
@@ -153,7 +153,7 @@ def unfold_kernel(
             b_a = tl.load(p_head + o_k[:, None] * stride_hk + o_r[None, :] * stride_hc, mask=m_a, other=0.0).to(ACC)
             b_d = tl.load(p_dwc + (p * K + o_k)[:, None] * C + o_c[None, :], mask=m_d, other=0.0)
 
-            b_out = tl.dot(tl.trans(b_a), b_d, b_out, input_precision=PREC, out_dtype=ACC)
+            b_out = add_dot(tl.trans(b_a), b_d, b_out, PREC, ACC)
 
         m_out = (o_r < C)[:, None] & (o_c < C)[None, :]
         o_out = (p * C + o_r)[:, None] * C + o_c[None, :]
@@ -171,7 +171,7 @@ def unfold_kernel(
                 o_u = (p * C + o_r)[:, None] * stride_uc + o_c[None, :] * stride_ud
                 b_u = tl.load(p_up + o_u, mask=m_u, other=0.0).to(ACC)
 
-                b_out = tl.dot(b_d, tl.trans(b_u), b_out, input_precision=PREC, out_dtype=ACC)
+                b_out = add_dot(b_d, tl.trans(b_u), b_out, PREC, ACC)
 
         m_out = (o_k < K)[:, None] & (o_r < C)[None, :]
         tl.store(p_dhead + o_k[:, None] * (2 * C) + o_r[None, :], b_out.to(p_dhead.dtype.element_ty), mask=m_out)
@@ -226,10 +226,10 @@ def map_gradients_kernel(
             b_grad = load_channels(p_grad, o_fine, m_fine, o_k, K)  # [BLOCK_N, BLOCK_K]
 
             b_w = load_weight(p_wf, o_k, o_c, stride_wf, K, C)  # [BLOCK_K, BLOCK_C]
-            b_fine = tl.dot(b_grad, b_w, b_fine, input_precision=PREC, out_dtype=ACC)
+            b_fine = add_dot(b_grad, b_w, b_fine, PREC, ACC)
 
             b_w = load_weight(p_wc + p * (K * C), o_k, o_c, C, K, C)
-            b_coarse = tl.dot(b_grad, b_w, b_coarse, input_precision=PREC, out_dtype=ACC)
+            b_coarse = add_dot(b_grad, b_w, b_coarse, PREC, ACC)
 
         if FINE_NORM:
             b_fine = _through_norm(b_fine, fine, p_dnorm, o_fine, m_fine, o_c, pixels, C, ACC)

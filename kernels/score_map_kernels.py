@@ -33,7 +33,7 @@ import triton
 import triton.language as tl
 
 from msformer_fast.kernels.batch_statistics import add_block, merged_moments, store_moments
-from msformer_fast.kernels.blocks import load_block, log1p, store_block
+from msformer_fast.kernels.blocks import add_dot, load_block, log1p, store_block
 from msformer_fast.kernels.clustering_loss import NOTHING, add_losses, count_labels, top_and_others
 
 # never specialised: a new size runs the code of the old one
@@ -126,12 +126,12 @@ def scores_kernel(
             o_c = start + tl.arange(0, BLOCK_C)
             b_x = load_normed(fine, o_fine, m_fine, o_c, FINE_NORM, C, ACC)  # [BLOCK_N, BLOCK_C]
             b_w = load_weight(p_wf, o_k, o_c, stride_wf, K, C)  # [BLOCK_K, BLOCK_C]
-            b_out = tl.dot(b_x, tl.trans(b_w), b_out, input_precision=PREC, out_dtype=ACC)
+            b_out = add_dot(b_x, tl.trans(b_w), b_out, PREC, ACC)
 
             # Wc[p] holds the upsampling weight: the coarse map goes straight to the clusters.
             b_x = load_normed(coarse, o_coarse, m_coarse, o_c, COARSE_NORM, C, ACC)
             b_w = load_weight(p_wc + p * (K * C), o_k, o_c, C, K, C)
-            b_out = tl.dot(b_x, tl.trans(b_w), b_out, input_precision=PREC, out_dtype=ACC)
+            b_out = add_dot(b_x, tl.trans(b_w), b_out, PREC, ACC)
 
         b_logits = b_out.to(p_logits.dtype.element_ty)
         store_block(p_logits, o_fine * K, o_k, m_fine, o_k < K, b_logits)

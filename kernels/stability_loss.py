@@ -27,6 +27,7 @@ import triton.language as tl
 from torch import Tensor
 
 from msformer_fast.dtypes import sum_dtype
+from msformer_fast.kernels.blocks import add_dot
 from msformer_fast.kernels.launch import (
     accumulator,
     choose,
@@ -62,7 +63,7 @@ def _scores(
         b_a = _load_patches(p_a, o_m, o_c, T, C, stride_at, stride_ac)  # [BLOCK_M, BLOCK_K]
         b_b = _load_patches(p_b, o_n, o_c, T, C, stride_bt, stride_bc)  # [BLOCK_N, BLOCK_K]
 
-        b_s = tl.dot(b_a, tl.trans(b_b), b_s, input_precision=PREC, out_dtype=ACC)
+        b_s = add_dot(b_a, tl.trans(b_b), b_s, PREC, ACC)
 
     # fma(s, 1 / scale, 0): a plain product may be contracted with the subtraction that follows, in one kernel and not
     # in another, and the backward needs the very bits that `others` was made from.
@@ -181,7 +182,7 @@ def gradient_kernel(
 
         # In float32 even for 16-bit inputs: the factor may be 1e-20, which float16 does not hold.
         b_b = _load_patches(p_b, o_n, o_c, T, C, stride_bt, stride_bc).to(ACC)  # [BLOCK_N, BLOCK_C]
-        b_da = tl.dot(b_e, b_b, b_da, input_precision=PREC, out_dtype=ACC)
+        b_da = add_dot(b_e, b_b, b_da, PREC, ACC)
 
     b_c = tl.load(p_grad_loss).to(ACC) * (2.0 / SCALE) / T.to(ACC) / T.to(ACC) / B.to(ACC)
     if ROWS:
@@ -240,7 +241,7 @@ def stability_loss_forward(
     Args:
         q, k: (B, T, C), one dtype, any strides. The mean over an empty batch is NaN, as in PyTorch.
         scale: divisor of the scores.
-        input_precision: of float32 products: ``"ieee"``, ``"tf32"`` or ``"tf32x3"``.
+        input_precision: of float32 products: ``"ieee"`` or ``"tf32"``.
 
     Returns:
         loss: scalar, float32 or better.

@@ -28,6 +28,7 @@ from msformer_fast.ops.guided_score_map import GuidedScores, guided_score_map
 from msformer_fast.ops.linear_clustering_loss import linear_clustering_loss
 from msformer_fast.ops.mix_ffn import WithStatistics, mix_ffn, mix_ffn_with_statistics
 from msformer_fast.ops.patch_embedding import Patches, patch_embedding
+from msformer_fast.ops.precision import use_ieee_products
 from msformer_fast.ops.score_map import score_map
 from msformer_fast.ops.stability_loss import stability_attention, stability_loss
 
@@ -51,4 +52,5 @@ __all__ = [
     "score_map",
     "stability_attention",
     "stability_loss",
+    "use_ieee_products",
 ]

@@ -194,8 +194,9 @@ def _forward(
         made = native.efficient_attention_forward(x, parameters, options, native_norm(batch_norm))
         return *made, *(x.new_empty(0) for _ in range(3))
     from msformer_fast.kernels.efficient_attention import efficient_attention_forward
+    from msformer_fast.kernels.launch import target_of
 
-    precision, norm = input_precision(products), _launched(batch_norm)
+    precision, norm = input_precision(products, target_of(x.device)), _launched(batch_norm)
     y, context, kept = efficient_attention_forward(x, parameters, *options, products, precision, *norm)
     return y, context, *kept
 
@@ -232,8 +233,9 @@ def _backward(
         d_x, of_identity = identity.efficient_attention_backward(grad_y, grad_context, x, parameters, options, saved)
         return d_x, [*of_identity]
     from msformer_fast.kernels.efficient_attention import efficient_attention_backward
+    from msformer_fast.kernels.launch import target_of
 
-    precision, norm = input_precision(products), _launched(batch_norm)
+    precision, norm = input_precision(products, target_of(x.device)), _launched(batch_norm)
     d_x, d_parameters, d_norm = efficient_attention_backward(
         grad_y, grad_context, x, parameters, *options, products, kept, precision, *norm
     )

@@ -124,10 +124,12 @@ def _forward(
     eps: float,
 ) -> tuple[Tensor, ...]:
     """The fields of :class:`GuidedScores`, 1 / standard deviation of the logits, and two numbers of every pixel."""
+    from msformer_fast.kernels.launch import target_of
     from msformer_fast.kernels.patch_embedding import patch_embedding_forward
     from msformer_fast.kernels.score_map import score_map_forward
 
-    norms, precision = (map_norm(coarse_norm), map_norm(fine_norm)), input_precision(fine.dtype)
+    norms = map_norm(coarse_norm), map_norm(fine_norm)
+    precision = input_precision(fine.dtype, target_of(fine.device))
     logits, found = score_map_forward(coarse, fine, up_weight, head_weight, *norms, precision, eps)
     assert found is not None
     logits = logits.permute(0, 3, 1, 2)  # (B, K, H, W)
@@ -167,10 +169,12 @@ def _backward(
     kept: Kept,
 ) -> tuple[Tensor | list[Tensor], ...]:
     """Gradients of every tensor in the forward's order."""
+    from msformer_fast.kernels.launch import target_of
     from msformer_fast.kernels.patch_embedding import Clustering, patch_embedding_backward
     from msformer_fast.kernels.score_map import score_map_backward
 
-    norms, precision = (map_norm(coarse_norm), map_norm(fine_norm)), input_precision(fine.dtype)
+    norms = map_norm(coarse_norm), map_norm(fine_norm)
+    precision = input_precision(fine.dtype, target_of(fine.device))
     grad, d_weight, d_bias, d_gamma, d_beta = patch_embedding_backward(
         grad_queries, grad_keys, kept.logits, kept.mean, kept.rstd, norm_weight, norm_bias, patch_weight, patch,
         precision, clustering=Clustering(kept.pixel, kept.labels, grad_loss),

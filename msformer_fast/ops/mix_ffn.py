@@ -203,9 +203,11 @@ def _forward(
         from msformer_fast.kernels.native import mix_ffn as native
 
         return native.mix_ffn_forward(t, parameters, options), *(t.new_empty(0) for _ in range(4))
+    from msformer_fast.kernels.launch import target_of
     from msformer_fast.kernels.mix_ffn import mix_ffn_forward
 
-    precision, strip = input_precision(parameters.fc1_weight.dtype), _strip(t, parameters) if lean else None
+    precision = input_precision(parameters.fc1_weight.dtype, target_of(t.device))
+    strip = _strip(t, parameters) if lean else None
     return mix_ffn_forward(t, parameters, options, precision, keep, statistics, strip)
 
 
@@ -225,9 +227,11 @@ def _backward(
         from msformer_fast.kernels.native import mix_ffn as native
 
         return native.mix_ffn_backward(grad_y, t, parameters, options)
+    from msformer_fast.kernels.launch import target_of
     from msformer_fast.kernels.mix_ffn import mix_ffn_backward
 
-    precision, strip = input_precision(parameters.fc1_weight.dtype), _strip(t, parameters)
+    precision = input_precision(parameters.fc1_weight.dtype, target_of(t.device))
+    strip = _strip(t, parameters)
     return mix_ffn_backward(grad_y, t, parameters, options, hidden, inner, vectors, precision, strip)
 
 

@@ -179,9 +179,10 @@ def _forward(
         from msformer_fast.kernels.native import patch_embedding as native
 
         return native.patch_embedding_forward(logits, mean, rstd, gamma, beta, weight, bias, patch)
+    from msformer_fast.kernels.launch import target_of
     from msformer_fast.kernels.patch_embedding import patch_embedding_forward
 
-    precision = input_precision(logits.dtype)
+    precision = input_precision(logits.dtype, target_of(logits.device))
     return patch_embedding_forward(logits, mean, rstd, gamma, beta, weight, bias, patch, precision)
 
 
@@ -206,9 +207,12 @@ def _backward(
         from msformer_fast.kernels.native import patch_embedding as native
 
         return native.patch_embedding_backward(*given, batch_stats=training)
+    from msformer_fast.kernels.launch import target_of
     from msformer_fast.kernels.patch_embedding import patch_embedding_backward
 
-    return patch_embedding_backward(*given, input_precision(logits.dtype), batch_stats=training)
+    return patch_embedding_backward(
+        *given, input_precision(logits.dtype, target_of(logits.device)), batch_stats=training
+    )
 
 
 def _shapes(logits: Tensor, weight: Tensor, patch: int) -> tuple[Tensor, Tensor]:

@@ -7,12 +7,63 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from msformer_fast.errors import InputError
 
-def input_precision(dtype: torch.dtype) -> str:
-    """Triton's ``input_precision`` that follows :func:`torch.get_float32_matmul_precision`."""
+#: Cards whose tensor cores multiply tf32 more than three times as fast as other units multiply float32.
+TF32X3_TARGETS = ("sm_80", "sm_90", "sm_100")
+
+_ieee_everywhere = False
+
+
+def use_ieee_products(enabled: bool = True) -> None:
+    """Whether the kernels multiply float32 by fused multiply-adds alone, on tensor cores never.
+
+    By default, where :func:`torch.get_float32_matmul_precision` is ``"highest"``, products on an A100, H100, H200 or
+    B200 are sums of three products of tf32 parts: ``a b = a1 b1 + a1 b2 + a2 b1``, where ``a1`` is ``a`` rounded to
+    tf32 and ``a2`` what is left. Their error is no larger than that of fused multiply-adds, and they issue about half
+    of the instructions. What differs: of operands below 1e-34 parts may be lost, and an infinite one gives NaN. Other
+    cards, and ``cross_scale_attention``, ``linear_clustering_loss`` and ``stability_loss`` on all, use fused
+    multiply-adds in any case; so does ``efficient_attention`` for what two of its kernels must make alike.
+
+    It holds for the whole process, from the next call on.
+
+    Args:
+        enabled: ``True`` for fused multiply-adds everywhere, ``False`` for the default.
+
+    Raises:
+        InputError: ``enabled`` is not a bool.
+
+    Source: H. Ootomo and R. Yokota, "Recovering single precision accuracy from Tensor Cores while surpassing the FP32
+    theoretical peak performance", 2022; there too sums leave the tensor cores before they are rounded often.
+    """
+    if not isinstance(enabled, bool):
+        raise InputError(f"use_ieee_products: enabled must be True or False; got {enabled!r}")
+    global _ieee_everywhere
+    _ieee_everywhere = enabled
+
+
+def input_precision(dtype: torch.dtype, target: str | None = None) -> str:
+    """Triton's ``input_precision`` that follows :func:`torch.get_float32_matmul_precision`.
+
+    Args:
+        dtype: of the operands.
+        target: name of the card, of kernels that have rows for tf32x3 in their launch table; ``None`` of others, and on
+            the CPU.
+    """
     if dtype != torch.float32:
         return "ieee"
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    if torch.get_float32_matmul_precision() != "highest":
+        return "tf32"
+    return "tf32x3" if target in TF32X3_TARGETS and not _ieee_everywhere else "ieee"
+
+
+def card_of(device: torch.device | str) -> str | None:
+    """Name of a device's architecture, as launch tables spell it, where Triton is installed; ``None`` on the CPU."""
+    if torch.device(device).type == "cpu":
+        return None
+    from msformer_fast.kernels.launch import target_of
+
+    return target_of(torch.device(device))
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:

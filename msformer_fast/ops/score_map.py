@@ -144,10 +144,13 @@ def _forward(
 
         norms_read = native_norm(coarse_norm), native_norm(fine_norm)
         return native.score_map_forward(coarse, fine, up_weight, head_weight, *norms_read)
+    from msformer_fast.kernels.launch import target_of
     from msformer_fast.kernels.score_map import score_map_forward
 
     norms = map_norm(coarse_norm), map_norm(fine_norm)
-    return score_map_forward(coarse, fine, up_weight, head_weight, *norms, input_precision(fine.dtype))[0]
+    return score_map_forward(
+        coarse, fine, up_weight, head_weight, *norms, input_precision(fine.dtype, target_of(fine.device))
+    )[0]
 
 
 def _backward(
@@ -169,9 +172,12 @@ def _backward(
 
         made = native.score_map_backward(*given, native_norm(coarse_norm), native_norm(fine_norm))
         return *made[:4], norm_gradients(made.coarse_norm, coarse_norm), norm_gradients(made.fine_norm, fine_norm)
+    from msformer_fast.kernels.launch import target_of
     from msformer_fast.kernels.score_map import score_map_backward
 
-    found = score_map_backward(*given, map_norm(coarse_norm), map_norm(fine_norm), input_precision(fine.dtype))
+    found = score_map_backward(
+        *given, map_norm(coarse_norm), map_norm(fine_norm), input_precision(fine.dtype, target_of(fine.device))
+    )
     return *found[:4], norm_gradients(found.coarse_norm, coarse_norm), norm_gradients(found.fine_norm, fine_norm)
 
 

@@ -11,15 +11,8 @@ from msformer_fast.kernels import efficient_attention_gradient_kernels as gradie
 from msformer_fast.kernels import efficient_attention_kernels as kernels
 from msformer_fast.kernels import efficient_attention_table as table
 from msformer_fast.kernels.launch import padded, product_kind
-from tests.harness.aot import Case, short
+from tests.harness.aot import Case, products_on, short
 
-#: dtype in memory, dtype of the products' operands, their precision. The last is autocast's.
-PRODUCTS = (
-    (torch.float32, torch.float32, "ieee"),
-    (torch.float32, torch.float32, "tf32"),
-    (torch.bfloat16, torch.bfloat16, "ieee"),
-    (torch.float32, torch.bfloat16, "ieee"),
-)
 DOTS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16}
 WIDTHS = (64, 100, 128, 256)
 
@@ -47,6 +40,7 @@ SUMS = (
 )
 SUMS += ("p_partial_dM", "p_partial_dwq", "p_partial_dwk", "p_partial_biases", "p_partial_norms", "p_dM", "p_dcontext")
 SUMS += ("p_bn_mean", "p_bn_var", "p_bn_sums")
+Product = tuple[torch.dtype, torch.dtype, str]
 FLOATS = {name: "fp32" for name in ("eps", "bn_eps")} | {name: "*fp32" for name in SUMS}
 
 
@@ -54,13 +48,20 @@ def cases(target: str, small: bool) -> list[Case]:
     """Every pass, product and width of the launch table, and the small kernels; small: the paper's width."""
     found = []
     for C in (100,) if small else WIDTHS:
-        for product in PRODUCTS[: 4 if C == 100 else 3]:
+        for product in _products(C, target):
             for part in PARTS:
                 for heads, batch_norm in _variants(part, C):
                     found.append(pass_case(part, C, heads, batch_norm, product, target))
         if C == 100:
             found += [case for dtype in (torch.float32, torch.bfloat16) for case in _small_cases(C, dtype)]
     return found
+
+
+def _products(C: int, target: str) -> list[Product]:
+    """dtype in memory, that of the products' operands, and their precision. The last is autocast's."""
+    plain = products_on(target, (torch.bfloat16, "ieee"))
+    mixed = [(torch.float32, torch.bfloat16, "ieee")] * (C == 100)
+    return [(dtype, dtype, precision) for dtype, precision in plain] + mixed
 
 
 def _variants(part: str, C: int) -> list[tuple[int, bool]]:
@@ -70,14 +71,20 @@ def _variants(part: str, C: int) -> list[tuple[int, bool]]:
     return [(1, False), *normed, *heads]
 
 
-def pass_case(part: str, C: int, heads: int, batch_norm: bool, product: Any, target: str, **settings: int) -> Case:
+def pass_case(part: str, C: int, heads: int, batch_norm: bool, product: Any, target: str, **settings: Any) -> Case:
     """One pass over the tokens at one width; settings beside those of the launch table."""
     memory, dot, precision = product
     shape = table.Shape(1, 1, C, C, C, heads)
     kernel = PARTS[part]
     kind = product_kind(dot, precision) if dot == memory else "mixed"
     settings = table.launch_settings(part, shape, kind, target) | settings
-    fixed: dict[str, Any] = {"C": C, "NORM": True, "ACC": tl.float32, "DOT": DOTS[dot], "PREC": precision}
+    fixed: dict[str, Any] = {
+        "C": C,
+        "NORM": True,
+        "ACC": tl.float32,
+        "DOT": DOTS[dot],
+        "PREC": settings.pop("PREC", precision),
+    }
     fixed |= {"HEADS": heads} if part == "attend" else {}
     fixed |= {"RESIDUAL": True} if part in ("attend", "tokens") else {}
     fixed |= {} if batch_norm else {name: None for name in BATCH_NORM if name in kernel.arg_names}

@@ -12,9 +12,7 @@ from msformer_fast.kernels import mix_ffn_backward_kernels as backward
 from msformer_fast.kernels import mix_ffn_kernels as forward
 from msformer_fast.kernels.launch import padded
 from msformer_fast.limits import MIX_FFN_HIDDEN
-from tests.harness.aot import Case, short
-
-PRODUCTS = ((torch.float32, "ieee"), (torch.float32, "tf32"), (torch.bfloat16, "ieee"))
+from tests.harness.aot import Case, products_on, short
 
 PARTS = {
     "expand": forward.expand_kernel,
@@ -84,16 +82,17 @@ NORM_GRADIENTS = ("p_dgamma", "p_dbeta", "p_dinner_gamma", "p_dinner_beta")
 
 def cases(target: str, small: bool) -> list[Case]:
     """Every kernel, product and row of the launch table; small: the paper's widths."""
+    products = products_on(target, (torch.bfloat16, "ieee"))
     found = [
         _case(part, variant, C, product, target)
-        for product in PRODUCTS
+        for product in products
         for C in ((100,) if small else (64, 100, 128, 256))
         for variant in _variants(C, product, small)
         for part in variant.parts
     ]
     if not small:
         found += [
-            _case("hidden", PAPER, C, product, target, D=MIX_FFN_HIDDEN) for product in PRODUCTS for C in (128, 256)
+            _case("hidden", PAPER, C, product, target, D=MIX_FFN_HIDDEN) for product in products for C in (128, 256)
         ]
     rest = [(PAPER, 100)] if small else [(PAPER, 100), (PAPER, 256), (SEGFORMER, 100), (BARE, 100), (AUTOCAST, 100)]
     for variant, C in rest:

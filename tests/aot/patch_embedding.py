@@ -7,9 +7,8 @@ import triton.language as tl
 
 from msformer_fast.kernels import patch_embedding as launch
 from msformer_fast.kernels import patch_embedding_kernels as kernels
-from tests.harness.aot import Case, short
+from tests.harness.aot import Case, products_on, short
 
-PRODUCTS = ((torch.float32, "ieee"), (torch.float32, "tf32"), (torch.bfloat16, "ieee"), (torch.float16, "ieee"))
 PATCH = 32
 
 #: Part of the launch table: kernel, further constexprs.
@@ -30,7 +29,8 @@ PARTS = {
 def cases(target: str, small: bool) -> list[Case]:
     """Every kernel, product, layout and row of the launch table; small: the paper's widths."""
     found = []
-    for product in PRODUCTS[:3] if small else PRODUCTS:
+    more = (torch.bfloat16, "ieee"), (torch.float16, "ieee")
+    for product in products_on(target, *more[: 1 if small else 2]):
         widths = (
             [(100, 100)] if small or product[0] == torch.float16 else [(100, 100), (128, 128), (130, 64), (1024, 256)]
         )

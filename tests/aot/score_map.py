@@ -11,9 +11,8 @@ from msformer_fast.kernels import score_map as op
 from msformer_fast.kernels import score_map_gradient_kernels as gradients
 from msformer_fast.kernels import score_map_kernels as kernels
 from msformer_fast.kernels.launch import padded
-from tests.harness.aot import Case, short
+from tests.harness.aot import Case, products_on, short
 
-PRODUCTS = ((torch.float32, "ieee"), (torch.float32, "tf32"), (torch.bfloat16, "ieee"), (torch.float16, "ieee"))
 NORMS, PLAIN = {"COARSE_NORM": True, "FINE_NORM": True}, {"COARSE_NORM": False, "FINE_NORM": False}
 
 #: Row of the launch table: kernel, further constexprs.
@@ -37,7 +36,8 @@ FLOAT32 = {
 def cases(target: str, small: bool) -> list[Case]:
     """Every kernel, product and row of the launch table; small: the paper's widths."""
     found = []
-    for product in PRODUCTS[:3] if small else PRODUCTS:
+    more = (torch.bfloat16, "ieee"), (torch.float16, "ieee")
+    for product in products_on(target, *more[: 1 if small else 2]):
         only_paper = small or product[0] == torch.float16
         for K, C in [(100, 100)] if only_paper else [(100, 100), (64, 64), (128, 128), (256, 256)]:
             for part in PARTS:
@@ -68,6 +68,6 @@ def _small_kernels(K: int, C: int, product: tuple[Any, str]) -> list[Case]:
         Case.of(f"weight_finish, {name}", gradients.weight_finish_kernel, options, dtype, finish, **FLOAT32),
         Case.of(f"unfold, {name}", gradients.unfold_kernel, op.UNFOLD, dtype, unfold, **FLOAT32),
     ]
-    if product == PRODUCTS[0]:
+    if product == (torch.float32, "ieee"):
         found.append(Case.of(f"gathered, {name}", kernels.gathered_kernel, op.GATHERED, dtype, gathered, **FLOAT32))
     return found

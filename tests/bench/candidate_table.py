@@ -1,7 +1,7 @@
 """Writes ``benchmarks/candidates/<op>.csv``: launch settings that only a card can judge, compiled for sm_90, ranked.
 
-``python -m tests.bench.candidate_table OP... [--kinds ieee,half,tf32] [--check]`` builds, for every kernel of an op's
-launch table at the paper's widths:
+``python -m tests.bench.candidate_table OP... [--kinds ieee,half,tf32,tf32x3] [--check]`` builds, for every kernel of an
+op's launch table at the paper's widths:
 
 - the present row with 2 and 3 stages;
 - the present row with twice the warps;
@@ -53,6 +53,7 @@ L2, STEP, REACHED = 5.5e12, 0.5e-6, 0.6
 KINDS = {
     "ieee": (torch.float32, "ieee"),
     "tf32": (torch.float32, "tf32"),
+    "tf32x3": (torch.float32, "tf32x3"),
     "half": (torch.bfloat16, "ieee"),
 }
 

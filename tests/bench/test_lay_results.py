@@ -45,7 +45,9 @@ def test_lines_go_into_the_folder_of_their_card_and_tables_out_of_it(tmp_path: P
     found = lay_results.cards(tmp_path)
     drawn = lay_results.redrawn(PAGE, found)
     assert f"{CARD}, torch 2.11.0, triton 3.6.0:" in drawn and NOT_MEASURED not in drawn
-    line = "| step 257, float32 | 20.0 | 4.00 (5.00, 5.00 to 5.00) | - | 2.00 (10.00, 10.00 to 10.00) | - | 10.0 (2.00"
+    line = (
+        "| step 257, float32 | 20.0 | 4.00 (5.00, 5.00 to 5.00) | - | - | 2.00 (10.00, 10.00 to 10.00) | - | 10.0 (2.00"
+    )
     assert line in drawn
     assert "| step 257, tf32 | 20.0 | 4.00 (5.00, 5.00 to 5.00) | - | - | - | - |" in drawn
     better = "| `mix_ffn` hidden, ieee | (8, 8, 64, 16, 8, 1) | (4, 8, 64, 16, 8, 2) | 1.25 (1.23 to 1.27) | faster |"

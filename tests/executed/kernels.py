@@ -7,6 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
+from msformer_fast.kernels.blocks import add_dot
 from msformer_fast.kernels.mix_ffn_kernels import normal_cdf
 from tests.harness import ptx
 
@@ -78,6 +79,18 @@ def chain_kernel(p_q, p_k, p_out, T, BLOCK: tl.constexpr, C: tl.constexpr):
         b_p = tl.where(m[None, :], tl.exp(tl.dot(b_q, tl.trans(b_k)) * 0.1), 0.0)
         b_out = tl.dot(b_p.to(b_k.dtype), b_k, b_out)
     tl.store(p_out + o[:, None] * C + o_c[None, :], b_out)
+
+
+@triton.jit
+def long_product_kernel(p_a, p_b, p_c, K, M: tl.constexpr, N: tl.constexpr, BK: tl.constexpr, PREC: tl.constexpr):
+    """a b in pieces of BK, by the kernels' own ``add_dot``."""
+    o_m, o_n, o_k = tl.arange(0, M), tl.arange(0, N), tl.arange(0, BK)
+    b_c = tl.zeros((M, N), tl.float32)
+    for start in range(0, K, BK):
+        b_a = tl.load(p_a + o_m[:, None] * K + (start + o_k)[None, :])
+        b_b = tl.load(p_b + (start + o_k)[:, None] * N + o_n[None, :])
+        b_c = add_dot(b_a, b_b, b_c, PREC, tl.float32)
+    tl.store(p_c + o_m[:, None] * N + o_n[None, :], b_c)
 
 
 def product_error(
@@ -163,6 +176,24 @@ def test_a_product_by_wgmma(
     assert error < (2e-3 if dtype == torch.float32 else 1e-6)
     assert not findings
     assert used and all(used)
+
+
+@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("positive", [False, True])
+@pytest.mark.parametrize("warps", [4, 8])
+def test_a_long_product_of_tf32_parts(arch: int, positive: bool, warps: int) -> None:
+    """As exact as fused multiply-adds, though tensor cores cut all their sums, which shows where all terms add up."""
+    M, N, K = 64, 64, 1600
+    a, b = (torch.rand(size) if positive else torch.randn(size) for size in ((M, K), (K, N)))
+    truth, errors = a.double() @ b.double(), {}
+    for precision in ("ieee", "tf32x3", "tf32"):
+        c = torch.full((M, N), float("nan"))
+        with ptx.collected(arch=arch, strict=True):
+            long_product_kernel[(1,)](a, b, c, K, M=M, N=N, BK=32, PREC=precision, num_warps=warps)
+        errors[precision] = float((c - truth).norm() / truth.norm())
+    assert errors["tf32x3"] < 4e-7
+    assert errors["tf32x3"] < errors["ieee"] + 2.4e-7
+    assert errors["tf32"] > 5e-6  # of another kind: the machine cuts operands and sums
 
 
 @pytest.mark.parametrize("arch", [80, 90])

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from msformer_fast.kernels.launch import compile_options
+from msformer_fast.ops.precision import TF32X3_TARGETS
 
 # compute capability: (shared memory per SM, KiB; max resident warps per SM; max resident blocks per SM)
 NVIDIA = {
@@ -32,6 +33,9 @@ NVIDIA = {
     120: (100, 48, 24),
 }
 TARGETS = (*(f"sm_{capability}" for capability in NVIDIA), "gfx942")
+#: dtype of the operands of a product, and Triton's ``input_precision``.
+Product = tuple[torch.dtype, str]
+
 #: Those with cases in ``tests/aot``.
 OPS = sorted(
     path.stem
@@ -42,6 +46,12 @@ CDNA_WAVES, CDNA_LDS = 32, 65536  # CDNA3: 4 SIMDs a CU, 512 vector registers a 
 
 TENSOR_CORE = re.compile(r"^([HIDQOB]MMA|[HIQB]GMMA|UTC[A-Z]*MMA)$")  # mma.sync, wgmma, tcgen05 as they read in SASS
 SASS = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)")
+
+
+def products_on(target: str, *others: Product) -> tuple[Product, ...]:
+    """Kinds of products that kernels are compiled for on a card: float32's, and after them others."""
+    float32 = ("ieee", "tf32", *["tf32x3"] * (target in TF32X3_TARGETS))
+    return (*((torch.float32, precision) for precision in float32), *others)
 
 
 def short(dtype: torch.dtype) -> str:
