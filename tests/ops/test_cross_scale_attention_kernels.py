@@ -294,6 +294,19 @@ def test_the_forward_moves_four_maps() -> None:
     assert 4 * unit < loaded + stored < 4.1 * unit
 
 
+def test_the_forward_of_a_volume_moves_four_maps_and_the_table() -> None:
+    """Swin UNETR's first shifted block: no mask, and no bias of windows x heads x 343 x 343 numbers."""
+    from msformer_fast.benchmarks.traffic.recorded import moved, recorded_launches
+
+    numbers, size, options = 48**3 * 3 * 8, (48, 48, 48), dict(shift=3, outside="pad", seam=-100.0)
+    with recorded_launches(132, "sm_90") as launches:
+        draw(size, size, 7, batch=1, heads=3, d=8, dtype=torch.bfloat16, **options).forward()
+    ((_, loaded, stored),) = moved(launches).values()
+    table, pads = 13**3 * 3 * 2, 2 * 3 * 8 * 2
+    assert loaded == 3 * numbers * 2 + table + pads
+    assert stored == numbers * 2 + numbers // 8 * 4  # and the logarithms of sums, in float32
+
+
 @interpreted
 def test_a_cropped_volume_is_copied() -> None:
     """Its depth and height do not fold into one axis, as those of packed and channels-first volumes do."""
