@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
 import subprocess
 import sys
@@ -92,6 +93,7 @@ def _timing() -> Iterator[Unit]:
     yield _rows("step", "float32", 60, (257,), only=("reference", "triton", "compiled"), quiet=True)
     yield from _tunes("tf32")
     yield from (_rows(op, "float32", 8, (1025,)) for op in OPS)
+    yield Unit("swin_unetr", "timing", 40, _swin_unetr, _launch_swin_unetr, timed=True)
 
 
 def _search() -> Iterator[Unit]:
@@ -305,6 +307,30 @@ def _graphs(device: str, dry: bool, seconds: float) -> dict[str, Any]:
         "parameters": all(map(torch.equal, states, late_states)),
     }
     return {"ok": all(same.values()) and len(losses) == count, "same": same, "losses": losses, "late": late_losses}
+
+
+def _swin_unetr(device: str, dry: bool, seconds: float) -> dict[str, Any]:
+    """MONAI's network on a volume, plain, with flash attention, and accelerated; where MONAI is installed."""
+    if importlib.util.find_spec("monai") is None:
+        return {"ok": True, "skipped": "MONAI is not installed"}
+    from msformer_fast.benchmarks.swin_unetr import ROUNDING, SIDE, WIDTHS, measured
+
+    found: dict[str, list[dict[str, Any]]] = {}
+    for width in (12,) if dry else WIDTHS:
+        for training in (False,) if dry else (False, True):
+            size, rounds = ((64, 32, 32), 1) if dry else ((SIDE,) * 3, 5)
+            rows = measured(size, width, training, device, rounds=rounds, warm_up=1 if dry else 2)
+            found[f"width {width}, {'training' if training else 'inference'}"] = [row._asdict() for row in rows]
+    ok = all(row["difference"] < ROUNDING for rows in found.values() for row in rows)
+    return {"ok": ok, "rows of Swin UNETR": found}
+
+
+def _launch_swin_unetr(device: str) -> None:
+    if importlib.util.find_spec("monai") is not None:
+        from msformer_fast.benchmarks.swin_unetr import WIDTHS, call, networks
+
+        for width in WIDTHS:
+            call(networks(width, device, True)["ours"], torch.randn(1, 1, 64, 64, 64, device=device), True)
 
 
 def _launch_tests(device: str) -> None:

@@ -106,6 +106,12 @@ FIGURES = {
         CPU,
         note="Bytes: of recorded launches, commit `49a984f`.",
     ),
+    "swin-volumes": Figures(
+        "bytes of windowed attention on volumes",
+        "pytest tests/ops/test_cross_scale_attention_kernels.py -k four_maps",
+        "f8c8606",
+        "any: of recorded launches, on no card",
+    ),
     "compile": Figures("a step eager and compiled", "", "1d934f7", CPU),
     "cross-scale": Figures(
         "Dice with and without the windows",

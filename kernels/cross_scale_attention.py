@@ -23,7 +23,7 @@ from msformer_fast.kernels.cross_scale_attention_table import EXPAND, TABLE_GRAD
 from msformer_fast.kernels.launch import accumulator, launch, multiprocessors_of, padded, target_of, vector_length
 from msformer_fast.kernels.partial_sums import add_partial_sums
 from msformer_fast.limits import CROSS_SCALE_ATTENTION_HEAD_DIM
-from msformer_fast.windows import Windows
+from msformer_fast.windows import ONE_ROW, Windows
 
 NEVER = 2**30  # rolled row past which nothing is, where there is no seam
 
@@ -54,15 +54,16 @@ class _Call:
         pads: tuple[Tensor | None, Tensor | None],
         input_precision: str,
     ) -> None:
-        self.B, _, _, self.heads, self.D = q.shape
+        self.B, *self.sizes, self.heads, self.D = q.shape
         if self.D > CROSS_SCALE_ATTENTION_HEAD_DIM:
             raise ValueError(
                 f"cross_scale_attention: {self.D} channels a head; at most {CROSS_SCALE_ATTENTION_HEAD_DIM} are "
                 "supported"
             )
         self.windows, self.dtype, self.device, self.precision = windows, q.dtype, q.device, input_precision
-        y, x = windows.y, windows.x
-        self.count = self.B * y.count * x.count
+        self.count = self.B * windows.count
+        self.three = windows.axes if len(windows.axes) == 3 else (ONE_ROW, *windows.axes)
+        z, y, x = self.three
 
         # What a kernel does not read, because there is no bias, or no position outside the map, is q.
         pad_k, pad_v = (
@@ -70,14 +71,17 @@ class _Call:
             for pad in pads
         )
         soft = math.isfinite(seam)
+        q, k, v = folded(q), folded(k), folded(v)
+        self.maps = q, k, v
         self.arguments: dict[str, Any] = dict(
             p_q=q, p_k=k, p_v=v, p_bias=q if bias is None else bias, p_pad_k=pad_k, p_pad_v=pad_v,
             **_strides("q", q), **_strides("k", k), **_strides("v", v),
             **_bias_steps(bias, windows), **_axes(windows),
-            ny=y.count, nx=x.count, windows=self.count, heads=self.heads,
+            nz=z.count if len(windows.axes) == 3 else None, ny=y.count, nx=x.count,
+            windows=self.count, heads=self.heads, AXES=len(windows.axes),
             **_split("scale", scale), **_split("seam", seam if soft else 0.0),
-            D=self.D, BLOCK_D=padded(self.D), WINDOW_Y=y.window, WINDOW_X=x.window,
-            CORE_Y=y.core, CORE_X=x.core, HALO_Y=y.halo, HALO_X=x.halo,
+            D=self.D, BLOCK_D=padded(self.D), WINDOW_Z=z.window, WINDOW_Y=y.window, WINDOW_X=x.window,
+            CORE_Z=z.core, CORE_Y=y.core, CORE_X=x.core, HALO_Z=z.halo, HALO_Y=y.halo, HALO_X=x.halo,
             BIAS=bias is not None, PAD=windows.pads, SOFT=soft,
             ACC=accumulator(q.dtype), PREC=input_precision,
         )  # fmt: skip
@@ -85,17 +89,19 @@ class _Call:
     def tile(self, part: str) -> Tile:
         """Tile of a kernel that every card has."""
         windows = self.windows
-        keys = windows.y.core * windows.x.core if part == "key" else windows.keys
-        tile = tile_of(part, windows.queries, keys, self.D, self.dtype, self.precision, target_of(self.device))
+        keys = windows.core if part == "key" else windows.keys
+        sizes = windows.queries, keys, self.D
+        tile = tile_of(part, *sizes, self.dtype, self.precision, target_of(self.device), len(windows.axes))
         assert tile is not None, f"no tile of {part!r}: the launch table has a row for every width"
         return tile
 
     def fused_tile(self) -> Tile | None:
         """Tile of the kernel of all gradients; None where the card has none, or the keys have a halo."""
         windows, target = self.windows, target_of(self.device)
-        if windows.keys != windows.y.core * windows.x.core:
+        if windows.keys != windows.core:
             return None
-        return tile_of("fused", windows.queries, windows.keys, self.D, self.dtype, self.precision, target)
+        sizes = windows.queries, windows.keys, self.D
+        return tile_of("fused", *sizes, self.dtype, self.precision, target, len(windows.axes))
 
     def chunks(self, groups: int, programs: int, share: bool) -> tuple[int, int]:
         """Groups that a program goes through, and how many such chunks there are."""
@@ -123,10 +129,11 @@ def cross_scale_attention_forward(
     pad_v: Tensor | None = None,
     input_precision: str = "ieee",
 ) -> tuple[Tensor, Tensor]:
-    """Result (B, Hq, Wq, heads, d), contiguous, and the logarithms of the sums of its softmax.
+    """Result (B, [Dq,] Hq, Wq, heads, d), contiguous, and the logarithms of the sums of its softmax.
 
     Args:
-        q: (B, Hq, Wq, heads, d); k, v: (B, Hk, Wk, heads, d); any strides, read in place; d is at most 128.
+        q: (B, [Dq,] Hq, Wq, heads, d); k, v: (B, [Dk,] Hk, Wk, heads, d); any strides, read in place, but volumes whose
+            depth and height do not fold into one axis are copied; d is at most 128.
         scale: of the products; seam: added to the score of a query and a key on different sides of the seam that the
             roll made in their window; minus infinity hides them from each other.
         bias: a table (windows.table, heads) of relative positions, or dense (heads, windows.queries, windows.keys).
@@ -134,12 +141,12 @@ def cross_scale_attention_forward(
         input_precision: of float32 products: ``"ieee"``, ``"tf32"`` or ``"tf32x3"``.
 
     Returns:
-        The result, and (B, heads, Hq, Wq) in float32 or better, to base 2: times log(2) is natural. A query without a
-        key has zeros and minus infinity.
+        The result, and (B, heads, [Dq,] Hq, Wq) in float32 or better, to base 2: times log(2) is natural.
+        A query without a key has zeros and minus infinity.
     """
     call = _Call(q, k, v, windows, scale, seam, bias, (pad_k, pad_v), input_precision)
-    B, H, W, heads, _ = q.shape
-    out, lse = q.new_empty(q.shape), call.new(B, heads, H, W)
+    heads = call.heads
+    out, lse = q.new_empty(q.shape), call.new(call.B, heads, *call.sizes)
     if not out.numel():
         return out, lse
 
@@ -149,7 +156,7 @@ def cross_scale_attention_forward(
     chunk, chunks = call.chunks(groups, heads * tiles, bias is not None and key_tiles == 1)
     launch(
         attention_kernel, (heads * tiles * chunks,), call.arguments, tile.settings,
-        p_out=out, p_lse=lse, chunk=chunk, groups=groups, VEC=_vector_of(q, k, v),
+        p_out=out, p_lse=lse, chunk=chunk, groups=groups, VEC=_vector_of(*call.maps),
     )  # fmt: skip
     return out, lse
 
@@ -173,7 +180,8 @@ def cross_scale_attention_backward(
     """Gradients from that of the result, of any strides; ``out`` and ``lse`` are those of the forward.
 
     Args:
-        into: what the gradients of q, k and v are written to, of any strides, as views of one packed tensor.
+        into: what the gradients of q, k and v are written to, of any strides (of a volume such that depth and height
+            fold into one axis), as views of one packed tensor.
     """
     call = _Call(q, k, v, windows, scale, seam, bias, (pad_k, pad_v), input_precision)
     dq, dk, dv = into if into is not None else (t.new_empty(t.shape) for t in (q, k, v))
@@ -181,11 +189,14 @@ def cross_scale_attention_backward(
         rest = (None if t is None else torch.zeros_like(t) for t in (bias, pad_k, pad_v))
         return Gradients(dq, dk, dv, *rest)
 
+    grad = folded(grad)
+    folded_dq, folded_dk, folded_dv = (t.view(_folded_shape(t)) for t in (dq, dk, dv))
+
     # What the kernels of a backward take beyond the forward's; each knows some of it.
     gradients: dict[str, Any] = dict(
         p_lse=lse, p_g=grad, p_dq=dq, p_dk=dk, p_dv=dv,
-        **_strides("g", grad), **_strides("dq", dq), **_strides("dk", dk), **_strides("dv", dv),
-        VEC=_vector_of(q, k, v, dq, dk, dv), GVEC=_vector_of(grad),
+        **_strides("g", grad), **_strides("dq", folded_dq), **_strides("dk", folded_dk), **_strides("dv", folded_dv),
+        VEC=_vector_of(*call.maps, folded_dq, folded_dk, folded_dv), GVEC=_vector_of(grad),
     )  # fmt: skip
     fused = call.fused_tile()
     tile = fused or call.tile("query")
@@ -216,7 +227,7 @@ def cross_scale_attention_backward(
             dbias = _bias_gradient(call, tile, gradients)
         dpad = _key_gradients(call, gradients)
 
-    d_bias = None if bias is None else _sum_bias(dbias, tile, bias, windows)
+    d_bias = None if bias is None else _sum_bias(dbias, tile, bias, call)
     if windows.pads:
         d_pads = _sum_pads(dpad, pad_k, pad_v)
     else:
@@ -248,10 +259,10 @@ def _bias_gradient(call: _Call, tile: Tile, gradients: dict[str, Any]) -> Tensor
 
 def _key_gradients(call: _Call, gradients: dict[str, Any]) -> Tensor:
     """dk and dv; what falls outside the map in partial sums (partials, 2, heads, d)."""
-    tile, y, x, pads = call.tile("key"), call.windows.y, call.windows.x, call.windows.pads
-    rim_y, rim_x = (triton.cdiv(axis.halo, axis.core) if pads else 0 for axis in (y, x))
-    windows = call.B * (y.count + 2 * rim_y) * (x.count + 2 * rim_x)
-    programs = tile.tiles(call.windows.queries, y.core * x.core)[1] * triton.cdiv(windows, tile.N)
+    tile, pads = call.tile("key"), call.windows.pads
+    rims = [triton.cdiv(axis.halo, axis.core) if pads else 0 for axis in call.windows.axes]
+    windows = call.B * math.prod(axis.count + 2 * rim for axis, rim in zip(call.windows.axes, rims, strict=True))
+    programs = tile.tiles(call.windows.queries, call.windows.core)[1] * triton.cdiv(windows, tile.N)
     dpad = call.new(programs, 2, call.heads, call.D) if pads else gradients["p_lse"]
     launch(
         key_gradient_kernel, (call.heads * programs,), call.arguments, gradients, tile.settings,
@@ -260,25 +271,26 @@ def _key_gradients(call: _Call, gradients: dict[str, Any]) -> Tensor:
     return dpad
 
 
-def _sum_bias(partials: Tensor, tile: Tile, bias: Tensor, windows: Windows) -> Tensor:
+def _sum_bias(partials: Tensor, tile: Tile, bias: Tensor, call: _Call) -> Tensor:
     """Gradient of a bias from partial sums in tiles (partials, heads, ..., ...) of the windows of a group."""
     tiles = torch.empty_like(partials[0])
     add_partial_sums(partials, None, tiles, None)
     if bias.ndim == 3:
-        queries, keys = windows.queries, windows.keys
+        queries, keys = call.windows.queries, call.windows.keys
         found = [
             tiles[:, slot * queries : (slot + 1) * queries, slot * keys : (slot + 1) * keys] for slot in range(tile.N)
         ]
         return (torch.stack(found).sum(0) if tile.N > 1 else found[0]).to(bias.dtype).contiguous()
 
-    y, x = windows.y, windows.x
+    z, y, x = call.three
     rows, heads = bias.shape
     d_table = bias.new_empty(bias.shape)
     launch(
         table_gradient_kernel, (triton.cdiv(rows, TABLE_GRADIENT["BLOCK"]), heads), TABLE_GRADIENT,
         p_tiles=tiles, p_dtable=d_table, tile_rows=tiles.shape[1], tile_columns=tiles.shape[2], heads=heads, rows=rows,
-        WINDOW_Y=y.window, WINDOW_X=x.window, REACH_Y=y.reach, REACH_X=x.reach,
-        P_Y=y.p, P_X=x.p, Q_Y=y.q, Q_X=x.q, N=tile.N,
+        AXES=len(call.windows.axes), WINDOW_Z=z.window, WINDOW_Y=y.window, WINDOW_X=x.window,
+        REACH_Z=z.reach, REACH_Y=y.reach, REACH_X=x.reach, P_Z=z.p, P_Y=y.p, P_X=x.p, Q_Z=z.q, Q_Y=y.q, Q_X=x.q,
+        N=tile.N,
     )  # fmt: skip
     return d_table
 
@@ -291,16 +303,27 @@ def _sum_pads(partials: Tensor, pad_k: Tensor | None, pad_v: Tensor | None) -> l
     return [None if pad is None else found for pad, found in zip((pad_k, pad_v), both, strict=True)]
 
 
+def folded(x: Tensor) -> Tensor:
+    """A map as it is; a volume (B, D, H, W, heads, d) as a map of D * H rows, a view wherever strides allow."""
+    return x.flatten(1, 2) if x.ndim == 6 else x
+
+
+def _folded_shape(x: Tensor) -> tuple[int, ...]:
+    return (x.shape[0], -1, *x.shape[-3:])
+
+
 def _strides(name: str, x: Tensor) -> dict[str, int]:
     """Strides of a map (B, H, W, heads, d) as kernels name them."""
     return {f"stride_{name}{axis}": stride for axis, stride in zip("byxhd", x.stride(), strict=True)}
 
 
-def _axes(windows: Windows) -> dict[str, int]:
-    """Both axes of the queries' and of the keys' map as kernels name them."""
-    found = {}
+def _axes(windows: Windows) -> dict[str, int | None]:
+    """All axes of the queries' and of the keys' map as kernels name them."""
+    found: dict[str, int | None] = {}
+    names = "zyx"[-len(windows.axes) :]
     for side in "qk":
-        for name, axis in (("y", windows.y), ("x", windows.x)):
+        found |= {f"{of}_{side}z": None for of in ("size", "cycle", "shift", "seam")}
+        for name, axis in zip(names, windows.axes, strict=True):
             roll = windows.roll(axis, of_keys=side == "k")
             found[f"size_{side}{name}"] = roll.size
             found[f"cycle_{side}{name}"] = roll.cycle
@@ -309,21 +332,23 @@ def _axes(windows: Windows) -> dict[str, int]:
     return found
 
 
-def _bias_steps(bias: Tensor | None, windows: Windows) -> dict[str, int]:
-    """Where the lowest query and key lie in a bias; its steps along heads, rows and columns of queries, of keys."""
-    y, x = windows.y, windows.x
-    if bias is None:
-        steps = (0,) * 6
-    elif bias.ndim == 3:
-        head, query, key = bias.stride()
-        steps = 0, head, x.window * query, query, x.reach * key, key
-    else:
-        entry, head = bias.stride()
-        row = x.offsets * entry
-        start = y.q * (y.reach - 1) * row + x.q * (x.reach - 1) * entry
-        steps = start, head, y.p * row, x.p * entry, -y.q * row, -x.q * entry
-    names = "bias_start", "bias_h", "bias_qy", "bias_qx", "bias_ky", "bias_kx"
-    return dict(zip(names, steps, strict=True))
+def _bias_steps(bias: Tensor | None, windows: Windows) -> dict[str, int | None]:
+    """Where the lowest query and key lie in a bias; its steps along heads, along the axes of queries and of keys."""
+    steps: dict[str, int | None] = {"bias_start": 0, "bias_h": 0, "bias_qz": None, "bias_kz": None}
+    of_q, of_k, start = 0, 0, 0
+    if bias is not None:
+        table = bias.ndim == 2
+        of_q, of_k = (bias.stride(0), bias.stride(0)) if table else bias.stride()[1:]
+        steps["bias_h"] = bias.stride(1) if table else bias.stride(0)
+    for name, axis in zip("xyz", reversed(windows.axes), strict=False):
+        if bias is not None and bias.ndim == 2:
+            steps[f"bias_q{name}"], steps[f"bias_k{name}"] = axis.p * of_q, -axis.q * of_k
+            start += axis.q * (axis.reach - 1) * of_k
+            of_q, of_k = of_q * axis.offsets, of_k * axis.offsets
+        else:
+            steps[f"bias_q{name}"], steps[f"bias_k{name}"] = of_q, of_k
+            of_q, of_k = of_q * axis.window, of_k * axis.reach
+    return steps | {"bias_start": start}
 
 
 def _split(name: str, number: float) -> dict[str, float]:

@@ -6,11 +6,13 @@
 
 Row u of a rolled map is row u + shift, less the cycle where that is beyond it; window i of the query map is its rolled
 rows [i WINDOW_Y, (i + 1) WINDOW_Y), and its keys are rows [i CORE_Y - HALO_Y, (i + 1) CORE_Y + HALO_Y) of the rolled
-key map; so in x.
+key map; so in x, and in z, which volumes have besides (AXES 3). A volume comes with depth and height folded into one
+axis, for its addresses are those of a map of D * H rows; only where a token lies in its window knows of three axes.
 
 A tile is BLOCK_M queries x BLOCK_N keys, of N whole windows (a group; each has a slot in the tile) or of a part of one.
-The code of a token, 4 * slot + 2 * past the seam in y + past it in x, says who sees whom: a query sees the keys of its
-own code, with SOFT also those of its slot, at the price of `seam`. NO_QUERY and NO_KEY are seen by nobody.
+The code of a token, 4 * slot + 2 * past the seam in y + past it in x (a third bit, 4, of z where there is one, and then
+8 * slot), says who sees whom: a query sees the keys of its own code, with SOFT also those of its slot, at the price of
+`seam`. NO_QUERY and NO_KEY are seen by nobody.
 
 A backward recomputes probabilities from the saved lse and divides them by their sum once more: an lse of 45 in float32
 leaves them an error of several eps. Scores are in units of log 2 (base 2), so that exp2 serves.
@@ -27,20 +29,22 @@ leaves them an error of several eps. Scores are in units of log 2 (base 2), so t
         for k, v, g, dq, dk, dv
     bias_start, bias_h, bias_qy, bias_qx, bias_ky, bias_kx  where the bias of the lowest query and key lies; steps along
         head, row and column of the query, row and column of the key (halo included): all that a table and a dense bias
-        differ in
-    size_, cycle_, shift_, seam_  of both axes of the queries' and the keys' map: its size, how many rows are rolled, by
+        differ in; bias_qz, bias_kz  the steps along z
+    size_, cycle_, shift_, seam_  of all axes of the queries' and the keys' map: its size, how many rows are rolled, by
         how many, and the rolled row from which on a token lies past the seam
-    ny, nx, windows, heads  windows of an image along y and x, of the whole batch; heads
+    nz, ny, nx, windows, heads  windows of an image along z, y and x, of the whole batch; heads
     chunk, groups  groups of N windows that a program goes through, and how many there are
     scale, scale_rest, seam, seam_rest  a float64 as two float32    delta_size  of one half of p_delta
-    D, BLOCK_D  channels of a head, and a power of 2 that holds them    WINDOW_, CORE_, HALO_  of both axes: queries of
+    D, BLOCK_D  channels of a head, and a power of 2 that holds them    WINDOW_, CORE_, HALO_  of all axes: queries of
         a window, its keys, and the keys on each side of them that it sees too
+    AXES  2 or 3. With 2 what belongs to z is None or, of the sizes of a window, as of an axis of length one
     BIAS, SOFT  whether there is a bias, a finite seam    PAD  positions outside the map are keys
     VEC, GVEC  elements that an access to q, k, v, dq, dk, dv, or to g, may take
     ACC, PREC  dtype of sums, input_precision of products
 Tuples that device functions take:
-    token (row, column, slot, mask)  places of tokens in their windows    window (image, row, column)  in its grid
-    pixel (image, row, column)  in a map    grid (ny, nx, windows)    strides, steps, axes  as above
+    place  one number of each axis, ([z,] y, x), as step, halo, near    token (place, slot, mask)  in its window
+    window (image, place)  in its grid    grid (place, windows)    strides, axes  as above
+    pixel (image, row, column)  in a map, of a volume the folded row    steps (start, of head, of query, of key)
 """
 
 from __future__ import annotations
@@ -53,10 +57,11 @@ NO_QUERY, NO_KEY = tl.constexpr(-8), tl.constexpr(-4)
 EMPTY = tl.constexpr(float("-inf"))
 
 # Never specialised: a new size runs the code of the old one.
-AXES = tuple(f"{name}_{axis}" for axis in ("qy", "qx", "ky", "kx") for name in ("size", "cycle", "shift", "seam"))
-BIAS = ("bias_start", "bias_h", "bias_qy", "bias_qx", "bias_ky", "bias_kx")
-COUNTS = ("ny", "nx", "windows", "heads", "chunk", "groups", "rows", "tile_rows", "tile_columns", "delta_size")
-SIZES = (*AXES, *BIAS, *COUNTS)
+ROLLED = ("size", "cycle", "shift", "seam")
+OF_AXES = tuple(f"{name}_{side}{axis}" for side in "qk" for axis in "zyx" for name in ROLLED)
+BIAS = ("bias_start", "bias_h", *(f"bias_{side}{axis}" for side in "qk" for axis in "zyx"))
+COUNTS = ("nz", "ny", "nx", "windows", "heads", "chunk", "groups", "rows", "tile_rows", "tile_columns", "delta_size")
+SIZES = (*OF_AXES, *BIAS, *COUNTS)
 # Specialised where they are 1, not on what divides them: VEC says that.
 STRIDES = tuple(f"stride_{tensor}{axis}" for tensor in ("q", "k", "v", "g", "dq", "dk", "dv") for axis in "byxhd")
 
@@ -74,30 +79,72 @@ def runtime_count(COUNT: tl.constexpr, heads):
 
 
 @triton.jit
-def place_in_window(o, TOKENS: tl.constexpr, COLUMNS: tl.constexpr, N: tl.constexpr):
-    """Tokens o of a tile of N windows of TOKENS tokens, COLUMNS in a row: row, column, slot, whether they exist."""
-    if N == 1:
-        return o // COLUMNS, o % COLUMNS, 0, o < TOKENS
+def of_axes(z, y, x, AXES: tl.constexpr):
+    """A place, of the axes that there are."""
+    return (z, y, x) if AXES == 3 else (y, x)
+
+
+@triton.jit
+def axes_of(
+    size_z, cycle_z, shift_z, seam_z, size_y, cycle_y, shift_y, seam_y, size_x, cycle_x, shift_x, seam_x,
+    AXES: tl.constexpr,
+):  # fmt: skip
+    """The axes that there are of a map."""
+    y, x = (size_y, cycle_y, shift_y, seam_y), (size_x, cycle_x, shift_x, seam_x)
+    return ((size_z, cycle_z, shift_z, seam_z), y, x) if AXES == 3 else (y, x)
+
+
+@triton.jit
+def plus(a, b):
+    """The sum of two places."""
+    if len(a) == 3:
+        return a[0] + b[0], a[1] + b[1], a[2] + b[2]
     else:
-        return o % TOKENS // COLUMNS, o % COLUMNS, o // TOKENS, o < N * TOKENS
+        return a[0] + b[0], a[1] + b[1]
+
+
+@triton.jit
+def minus(a, b):
+    """The difference of two places."""
+    if len(a) == 3:
+        return a[0] - b[0], a[1] - b[1], a[2] - b[2]
+    else:
+        return a[0] - b[0], a[1] - b[1]
+
+
+@triton.jit
+def place_of(row, x, sides):
+    """A place from its row, of a volume the folded one, and column. `sides`: of the window or grid it lies in."""
+    return (row // sides[1], row % sides[1], x) if len(sides) == 3 else (row, x)
+
+
+@triton.jit
+def place_in_window(o, TOKENS: tl.constexpr, sides, N: tl.constexpr):
+    """Tokens o of a tile of N windows of TOKENS tokens, with these sides: place, slot, whether they exist."""
+    columns = sides[len(sides) - 1]
+    if N == 1:
+        return place_of(o // columns, o % columns, sides), 0, o < TOKENS
+    else:
+        return place_of(o % TOKENS // columns, o % columns, sides), o // TOKENS, o < N * TOKENS
 
 
 @triton.jit
 def masked(token, m):
     """Tokens with another mask."""
-    y, x, slot, _ = token
-    return y, x, slot, m
+    place, slot, _ = token
+    return place, slot, m
 
 
 @triton.jit
 def window_of(token, first, grid, N: tl.constexpr):
     """Window of tokens of the group that begins at window `first`, and the mask of those whose window exists."""
-    _, _, slot, m_token = token
-    ny, nx, windows = grid
+    _, slot, m_token = token
+    counts, windows = grid
+    index, nx = first + slot, counts[len(counts) - 1]
+    per_image = counts[0] * counts[1] * nx if len(counts) == 3 else counts[0] * nx
 
-    index = first + slot
-    o_grid = index % (ny * nx)
-    window = index // (ny * nx), o_grid // nx, o_grid % nx
+    o_grid = index % per_image
+    window = index // per_image, place_of(o_grid // nx, o_grid % nx, counts)
 
     # Only a group of several windows can reach past the last one.
     m_live = m_token if N == 1 else m_token & (index < windows)
@@ -115,27 +162,44 @@ def row_in_map(u, axis):
 
 @triton.jit
 def place_in_map(window, token, m_live, axes, step, halo):
-    """Pixel of tokens, those of m_live that lie in the map, whether they lie past the seams in y and in x.
+    """Pixel of tokens, those of m_live that lie in the map, whether they lie past the seam of each axis.
 
-    step, halo (y, x): from one window's rows to the next's; rows of a window before its own
+    step, halo: from one window's rows to the next's; rows of a window before its own
     """
-    image, w_y, w_x = window
-    y, x, _, _ = token
-    axis_y, axis_x = axes
-    step_y, step_x = step
-    halo_y, halo_x = halo
+    image, w = window
+    place, _, _ = token
+    Y: tl.constexpr = len(axes) - 2
+    X: tl.constexpr = len(axes) - 1
 
-    o_y, m_y, past_y = row_in_map(w_y * step_y + y - halo_y, axis_y)
-    o_x, m_x, past_x = row_in_map(w_x * step_x + x - halo_x, axis_x)
-    return (image, o_y, o_x), m_live & m_y & m_x, (past_y, past_x)
+    o_y, m_y, past_y = row_in_map(w[Y] * step[Y] + place[Y] - halo[Y], axes[Y])
+    o_x, m_x, past_x = row_in_map(w[X] * step[X] + place[X] - halo[X], axes[X])
+    m_map = m_live & m_y & m_x
+    if len(axes) == 3:
+        o_z, m_z, past_z = row_in_map(w[0] * step[0] + place[0] - halo[0], axes[0])
+        size_y, _, _, _ = axes[Y]
+        return (image, o_z * size_y + o_y, o_x), m_map & m_z, (past_z, past_y, past_x)
+    else:
+        return (image, o_y, o_x), m_map, (past_y, past_x)
+
+
+@triton.jit
+def rows_and_columns(axes):
+    """Of a map; of a volume the folded rows."""
+    if len(axes) == 3:
+        return axes[0][0] * axes[1][0], axes[2][0]
+    else:
+        return axes[0][0], axes[1][0]
 
 
 @triton.jit
 def code_of(token, past, m, NOTHING: tl.constexpr):
     """Codes of tokens; NOTHING where m is false."""
-    _, _, slot, _ = token
-    past_y, past_x = past
-    return tl.where(m, slot * 4 + past_y.to(tl.int32) * 2 + past_x.to(tl.int32), NOTHING)
+    _, slot, _ = token
+    if len(past) == 3:
+        code = slot * 8 + past[0].to(tl.int32) * 4 + past[1].to(tl.int32) * 2 + past[2].to(tl.int32)
+    else:
+        code = slot * 4 + past[0].to(tl.int32) * 2 + past[1].to(tl.int32)
+    return tl.where(m, code, NOTHING * (len(past) - 1))  # of a slot of its own with three bits too
 
 
 @triton.jit
@@ -239,20 +303,28 @@ def out_addresses(p_out, pixel, head, heads, size, D: tl.constexpr, BLOCK_D: tl.
 @triton.jit
 def load_bias(p_bias, steps, head, query, key, N: tl.constexpr, ACC: tl.constexpr):
     """Bias [BLOCK_M, BLOCK_N] of queries and keys (tokens), in base 2; 0 where they are not of the same window."""
-    start, step_h, step_qy, step_qx, step_ky, step_kx = steps
-    q_y, q_x, q_slot, m_q = query
-    k_y, k_x, k_slot, m_k = key
+    start, step_h, step_q, step_k = steps
+    q, q_slot, m_q = query
+    k, k_slot, m_k = key
     m_pair = m_q[:, None] & m_k[None, :]
     if N > 1:
         m_pair = m_pair & (q_slot[:, None] == k_slot[None, :])
 
     p_head = p_bias + head.to(tl.int64) * step_h + start
-    o_bias = (q_y * step_qy + q_x * step_qx)[:, None] + (k_y * step_ky + k_x * step_kx)[None, :]
+    o_bias = offset_of(q, step_q)[:, None] + offset_of(k, step_k)[None, :]
     return tl.load(p_head + o_bias, mask=m_pair, other=0.0).to(ACC) * LOG2E
 
 
 @triton.jit
-def scores(b_qk, b_bias, q_code, k_code, factor, b_seam, BIAS: tl.constexpr, SOFT: tl.constexpr):
+def offset_of(place, step):
+    """Of places in what has these steps along its axes."""
+    Y: tl.constexpr = len(step) - 2
+    o = place[Y] * step[Y] + place[Y + 1] * step[Y + 1]
+    return o + place[0] * step[0] if len(step) == 3 else o
+
+
+@triton.jit
+def scores(b_qk, b_bias, q_code, k_code, factor, b_seam, BIAS: tl.constexpr, SOFT: tl.constexpr, AXES: tl.constexpr):
     """Scores [BLOCK_M, BLOCK_N] from q k^T, minus infinity where the query does not see the key.
 
     Every kernel must have the same bits, or lse does not fit what a backward recomputes. The fma is written out, for
@@ -265,7 +337,7 @@ def scores(b_qk, b_bias, q_code, k_code, factor, b_seam, BIAS: tl.constexpr, SOF
     m_same = q_code[:, None] == k_code[None, :]
     if SOFT:
         b_s = tl.where(m_same, b_s, b_s + b_seam)
-        m_same = (q_code >> 2)[:, None] == (k_code >> 2)[None, :]  # the slots
+        m_same = (q_code >> AXES)[:, None] == (k_code >> AXES)[None, :]  # the slots
 
     return tl.where(m_same, b_s, EMPTY)
 
@@ -316,13 +388,17 @@ def attention_kernel(
     p_q, p_k, p_v, p_bias, p_pad_k, p_pad_v, p_out, p_lse,
     stride_qb, stride_qy, stride_qx, stride_qh, stride_qd, stride_kb, stride_ky, stride_kx, stride_kh, stride_kd,
     stride_vb, stride_vy, stride_vx, stride_vh, stride_vd,
-    bias_start, bias_h, bias_qy, bias_qx, bias_ky, bias_kx,
-    size_qy, cycle_qy, shift_qy, seam_qy, size_qx, cycle_qx, shift_qx, seam_qx,
-    size_ky, cycle_ky, shift_ky, seam_ky, size_kx, cycle_kx, shift_kx, seam_kx,
-    ny, nx, windows, heads, chunk, groups,
+    bias_start, bias_h, bias_qz, bias_qy, bias_qx, bias_kz, bias_ky, bias_kx,
+    size_qz, cycle_qz, shift_qz, seam_qz, size_qy, cycle_qy, shift_qy, seam_qy,
+    size_qx, cycle_qx, shift_qx, seam_qx,
+    size_kz, cycle_kz, shift_kz, seam_kz, size_ky, cycle_ky, shift_ky, seam_ky,
+    size_kx, cycle_kx, shift_kx, seam_kx,
+    nz, ny, nx, windows, heads, chunk, groups,
     scale, scale_rest, seam, seam_rest,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, WINDOW_Y: tl.constexpr, WINDOW_X: tl.constexpr,
-    CORE_Y: tl.constexpr, CORE_X: tl.constexpr, HALO_Y: tl.constexpr, HALO_X: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, AXES: tl.constexpr,
+    WINDOW_Z: tl.constexpr, WINDOW_Y: tl.constexpr, WINDOW_X: tl.constexpr,
+    CORE_Z: tl.constexpr, CORE_Y: tl.constexpr, CORE_X: tl.constexpr,
+    HALO_Z: tl.constexpr, HALO_Y: tl.constexpr, HALO_X: tl.constexpr,
     BIAS: tl.constexpr, PAD: tl.constexpr, SOFT: tl.constexpr,
     N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     VEC: tl.constexpr, ACC: tl.constexpr, PREC: tl.constexpr,
@@ -332,9 +408,11 @@ def attention_kernel(
     A tile of queries against all its keys, tile by tile; where they are one tile, for a chunk of groups one after the
     other, so that its bias is read once. Grid: heads * tiles of queries of a group * chunks.
     """
-    QUERIES: tl.constexpr = WINDOW_Y * WINDOW_X
+    QUERIES: tl.constexpr = WINDOW_Z * WINDOW_Y * WINDOW_X
+    REACH_Z: tl.constexpr = CORE_Z + 2 * HALO_Z
+    REACH_Y: tl.constexpr = CORE_Y + 2 * HALO_Y
     REACH_X: tl.constexpr = CORE_X + 2 * HALO_X
-    KEYS: tl.constexpr = (CORE_Y + 2 * HALO_Y) * REACH_X
+    KEYS: tl.constexpr = REACH_Z * REACH_Y * REACH_X
     TILES: tl.constexpr = (N * QUERIES + BLOCK_M - 1) // BLOCK_M
     KEY_TILES: tl.constexpr = (N * KEYS + BLOCK_N - 1) // BLOCK_N
     HOLD: tl.constexpr = BIAS and KEY_TILES == 1
@@ -342,27 +420,36 @@ def attention_kernel(
     q_strides = stride_qb, stride_qy, stride_qx, stride_qh, stride_qd
     k_strides = stride_kb, stride_ky, stride_kx, stride_kh, stride_kd
     v_strides = stride_vb, stride_vy, stride_vx, stride_vh, stride_vd
-    bias_steps = bias_start, bias_h, bias_qy, bias_qx, bias_ky, bias_kx
-    q_axes = (size_qy, cycle_qy, shift_qy, seam_qy), (size_qx, cycle_qx, shift_qx, seam_qx)
-    k_axes = (size_ky, cycle_ky, shift_ky, seam_ky), (size_kx, cycle_kx, shift_kx, seam_kx)
-    q_size, grid = (size_qy, size_qx), (ny, nx, windows)
+    q_axes = axes_of(
+        size_qz, cycle_qz, shift_qz, seam_qz, size_qy, cycle_qy, shift_qy, seam_qy,
+        size_qx, cycle_qx, shift_qx, seam_qx, AXES,
+    )  # fmt: skip
+    k_axes = axes_of(
+        size_kz, cycle_kz, shift_kz, seam_kz, size_ky, cycle_ky, shift_ky, seam_ky,
+        size_kx, cycle_kx, shift_kx, seam_kx, AXES,
+    )  # fmt: skip
+    bias_steps = bias_start, bias_h, of_axes(bias_qz, bias_qy, bias_qx, AXES), of_axes(bias_kz, bias_ky, bias_kx, AXES)
+    grid = of_axes(nz, ny, nx, AXES), windows
+    q_size, origin = rows_and_columns(q_axes), of_axes(0, 0, 0, AXES)
+    sides, core = of_axes(WINDOW_Z, WINDOW_Y, WINDOW_X, AXES), of_axes(CORE_Z, CORE_Y, CORE_X, AXES)
+    reach, halo = of_axes(REACH_Z, REACH_Y, REACH_X, AXES), of_axes(HALO_Z, HALO_Y, HALO_X, AXES)
 
     head, o_tile = tl.program_id(0) % heads, tl.program_id(0) // heads
     o_group = o_tile // TILES * chunk
-    query = place_in_window(o_tile % TILES * BLOCK_M + tl.arange(0, BLOCK_M), QUERIES, WINDOW_X, N)
+    query = place_in_window(o_tile % TILES * BLOCK_M + tl.arange(0, BLOCK_M), QUERIES, sides, N)
     factor = sum_of(scale, scale_rest, ACC) * LOG2E
     b_seam = sum_of(seam, seam_rest, ACC) * LOG2E
 
     # Every group has the same bias: held, where all keys are one tile. Otherwise a stand-in.
     b_bias = factor
     if HOLD:
-        held_key = place_in_window(tl.arange(0, BLOCK_N), KEYS, REACH_X, N)
+        held_key = place_in_window(tl.arange(0, BLOCK_N), KEYS, reach, N)
         b_bias = load_bias(p_bias, bias_steps, head, query, held_key, N, ACC)  # [BLOCK_M, BLOCK_N]
 
     for step in range(0, tl.minimum(chunk, groups - o_group) if HOLD else 1):
         first = (o_group + step) * N
         q_window, q_live = window_of(query, first, grid, N)
-        q_pixel, m_q, q_past = place_in_map(q_window, query, q_live, q_axes, (WINDOW_Y, WINDOW_X), (0, 0))
+        q_pixel, m_q, q_past = place_in_map(q_window, query, q_live, q_axes, sides, origin)
         q_code = code_of(query, q_past, m_q, NO_QUERY)  # [BLOCK_M]
         b_q = load_vectors(p_q, q_strides, q_pixel, head, m_q, D, BLOCK_D, VEC)  # [BLOCK_M, BLOCK_D]
 
@@ -370,9 +457,9 @@ def attention_kernel(
         b_max = tl.full((BLOCK_M,), EMPTY, ACC)
 
         for tile in range(0, runtime_count(KEY_TILES, heads)):
-            key = place_in_window(tile * BLOCK_N + tl.arange(0, BLOCK_N), KEYS, REACH_X, N)
+            key = place_in_window(tile * BLOCK_N + tl.arange(0, BLOCK_N), KEYS, reach, N)
             k_window, k_live = window_of(key, first, grid, N)
-            k_pixel, m_k, k_past = place_in_map(k_window, key, k_live, k_axes, (CORE_Y, CORE_X), (HALO_Y, HALO_X))
+            k_pixel, m_k, k_past = place_in_map(k_window, key, k_live, k_axes, core, halo)
             k_code = key_code_of(key, k_past, k_live if PAD else m_k, BLOCK_D)  # [BLOCK_N]
             b_k, b_v = load_keys_and_values(
                 p_k, p_v, p_pad_k, p_pad_v, k_strides, v_strides, k_pixel, head, m_k, D, BLOCK_D, VEC, PAD
@@ -382,7 +469,7 @@ def attention_kernel(
                 b_tile_bias = load_bias(p_bias, bias_steps, head, query, key, N, ACC)
 
             b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PREC, out_dtype=ACC)  # [BLOCK_M, BLOCK_N]
-            b_s = scores(b_s, b_tile_bias, q_code, k_code, factor, b_seam, BIAS, SOFT)
+            b_s = scores(b_s, b_tile_bias, q_code, k_code, factor, b_seam, BIAS, SOFT, AXES)
 
             # Online softmax: rescale what was summed so far to the new maximum.
             b_new = tl.maximum(b_max, tl.max(b_s, 1))
@@ -404,8 +491,10 @@ def attention_kernel(
 @triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=STRIDES)
 def expand_bias_kernel(
     p_bias, p_tiles,
-    bias_start, bias_h, bias_qy, bias_qx, bias_ky, bias_kx,
-    WINDOW_X: tl.constexpr, CORE_X: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    bias_start, bias_h, bias_qz, bias_qy, bias_qx, bias_kz, bias_ky, bias_kx,
+    AXES: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    WINDOW_Z: tl.constexpr, WINDOW_Y: tl.constexpr, WINDOW_X: tl.constexpr,
+    CORE_Z: tl.constexpr, CORE_Y: tl.constexpr, CORE_X: tl.constexpr,
     N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Biases of the tiles of N windows without a halo, as scores take them: accesses of many elements, no gather, and
@@ -414,9 +503,10 @@ def expand_bias_kernel(
     p_tiles (heads, BLOCK_M, BLOCK_N)    QUERIES, KEYS: of a window
     """
     head = tl.program_id(0)
-    bias_steps = bias_start, bias_h, bias_qy, bias_qx, bias_ky, bias_kx
-    query = place_in_window(tl.arange(0, BLOCK_M), QUERIES, WINDOW_X, N)
-    key = place_in_window(tl.arange(0, BLOCK_N), KEYS, CORE_X, N)
+    bias_steps = bias_start, bias_h, of_axes(bias_qz, bias_qy, bias_qx, AXES), of_axes(bias_kz, bias_ky, bias_kx, AXES)
+    sides, core = of_axes(WINDOW_Z, WINDOW_Y, WINDOW_X, AXES), of_axes(CORE_Z, CORE_Y, CORE_X, AXES)
+    query = place_in_window(tl.arange(0, BLOCK_M), QUERIES, sides, N)
+    key = place_in_window(tl.arange(0, BLOCK_N), KEYS, core, N)
 
     b_bias = load_bias(p_bias, bias_steps, head, query, key, N, p_tiles.dtype.element_ty)  # [BLOCK_M, BLOCK_N]
 
@@ -431,12 +521,15 @@ def fused_gradient_kernel(
     stride_dqb, stride_dqy, stride_dqx, stride_dqh, stride_dqd,
     stride_dkb, stride_dky, stride_dkx, stride_dkh, stride_dkd,
     stride_dvb, stride_dvy, stride_dvx, stride_dvh, stride_dvd,
-    size_qy, cycle_qy, shift_qy, seam_qy, size_qx, cycle_qx, shift_qx, seam_qx,
-    size_ky, cycle_ky, shift_ky, seam_ky, size_kx, cycle_kx, shift_kx, seam_kx,
-    ny, nx, windows, heads, chunk, groups,
+    size_qz, cycle_qz, shift_qz, seam_qz, size_qy, cycle_qy, shift_qy, seam_qy,
+    size_qx, cycle_qx, shift_qx, seam_qx,
+    size_kz, cycle_kz, shift_kz, seam_kz, size_ky, cycle_ky, shift_ky, seam_ky,
+    size_kx, cycle_kx, shift_kx, seam_kx,
+    nz, ny, nx, windows, heads, chunk, groups,
     scale, scale_rest, seam, seam_rest,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, WINDOW_Y: tl.constexpr, WINDOW_X: tl.constexpr,
-    CORE_Y: tl.constexpr, CORE_X: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, AXES: tl.constexpr,
+    WINDOW_Z: tl.constexpr, WINDOW_Y: tl.constexpr, WINDOW_X: tl.constexpr,
+    CORE_Z: tl.constexpr, CORE_Y: tl.constexpr, CORE_X: tl.constexpr,
     BIAS: tl.constexpr, PAD: tl.constexpr, SOFT: tl.constexpr,
     N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     VEC: tl.constexpr, GVEC: tl.constexpr, ACC: tl.constexpr, PREC: tl.constexpr,
@@ -445,8 +538,8 @@ def fused_gradient_kernel(
 
     p_bias (heads, BLOCK_M, BLOCK_N): see expand_bias_kernel. Grid: heads * chunks.
     """
-    QUERIES: tl.constexpr = WINDOW_Y * WINDOW_X
-    KEYS: tl.constexpr = CORE_Y * CORE_X
+    QUERIES: tl.constexpr = WINDOW_Z * WINDOW_Y * WINDOW_X
+    KEYS: tl.constexpr = CORE_Z * CORE_Y * CORE_X
     tl.static_assert(N * QUERIES <= BLOCK_M and N * KEYS <= BLOCK_N)
 
     q_strides = stride_qb, stride_qy, stride_qx, stride_qh, stride_qd
@@ -456,13 +549,21 @@ def fused_gradient_kernel(
     dq_strides = stride_dqb, stride_dqy, stride_dqx, stride_dqh, stride_dqd
     dk_strides = stride_dkb, stride_dky, stride_dkx, stride_dkh, stride_dkd
     dv_strides = stride_dvb, stride_dvy, stride_dvx, stride_dvh, stride_dvd
-    q_axes = (size_qy, cycle_qy, shift_qy, seam_qy), (size_qx, cycle_qx, shift_qx, seam_qx)
-    k_axes = (size_ky, cycle_ky, shift_ky, seam_ky), (size_kx, cycle_kx, shift_kx, seam_kx)
-    q_size, grid = (size_qy, size_qx), (ny, nx, windows)
+    q_axes = axes_of(
+        size_qz, cycle_qz, shift_qz, seam_qz, size_qy, cycle_qy, shift_qy, seam_qy,
+        size_qx, cycle_qx, shift_qx, seam_qx, AXES,
+    )  # fmt: skip
+    k_axes = axes_of(
+        size_kz, cycle_kz, shift_kz, seam_kz, size_ky, cycle_ky, shift_ky, seam_ky,
+        size_kx, cycle_kx, shift_kx, seam_kx, AXES,
+    )  # fmt: skip
+    grid = of_axes(nz, ny, nx, AXES), windows
+    q_size, origin = rows_and_columns(q_axes), of_axes(0, 0, 0, AXES)
+    sides, core = of_axes(WINDOW_Z, WINDOW_Y, WINDOW_X, AXES), of_axes(CORE_Z, CORE_Y, CORE_X, AXES)
 
     head, o_chunk = tl.program_id(0) % heads, tl.program_id(0) // heads
-    query = place_in_window(tl.arange(0, BLOCK_M), QUERIES, WINDOW_X, N)
-    key = place_in_window(tl.arange(0, BLOCK_N), KEYS, CORE_X, N)
+    query = place_in_window(tl.arange(0, BLOCK_M), QUERIES, sides, N)
+    key = place_in_window(tl.arange(0, BLOCK_N), KEYS, core, N)
     factor = sum_of(scale, scale_rest, ACC)
     b_seam = sum_of(seam, seam_rest, ACC) * LOG2E
     if BIAS:
@@ -473,14 +574,14 @@ def fused_gradient_kernel(
     for step in range(0, tl.minimum(chunk, groups - o_chunk * chunk) if BIAS or PAD else 1):
         first = (o_chunk * chunk + step) * N
         k_window, k_live = window_of(key, first, grid, N)
-        k_pixel, m_k, k_past = place_in_map(k_window, key, k_live, k_axes, (CORE_Y, CORE_X), (0, 0))
+        k_pixel, m_k, k_past = place_in_map(k_window, key, k_live, k_axes, core, origin)
         k_code = key_code_of(key, k_past, k_live if PAD else m_k, BLOCK_D)  # [BLOCK_N]
         b_k, b_v = load_keys_and_values(
             p_k, p_v, p_pad_k, p_pad_v, k_strides, v_strides, k_pixel, head, m_k, D, BLOCK_D, VEC, PAD
         )  # [BLOCK_N, BLOCK_D]
 
         q_window, q_live = window_of(query, first, grid, N)
-        q_pixel, m_q, q_past = place_in_map(q_window, query, q_live, q_axes, (WINDOW_Y, WINDOW_X), (0, 0))
+        q_pixel, m_q, q_past = place_in_map(q_window, query, q_live, q_axes, sides, origin)
         q_code = code_of(query, q_past, m_q, NO_QUERY)  # [BLOCK_M]
         b_q, b_g = load_queries_and_gradients(
             p_q, p_g, q_strides, g_strides, q_pixel, head, m_q, D, BLOCK_D, VEC, GVEC
@@ -491,7 +592,7 @@ def fused_gradient_kernel(
             b_bias = load_tile(p_bias, head, BLOCK_M, BLOCK_N)
 
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PREC, out_dtype=ACC)  # [BLOCK_M, BLOCK_N]
-        b_s = scores(b_s, b_bias, q_code, k_code, factor * LOG2E, b_seam, BIAS, SOFT)
+        b_s = scores(b_s, b_bias, q_code, k_code, factor * LOG2E, b_seam, BIAS, SOFT, AXES)
         b_p = tl.exp2(b_s - load_lse(p_lse, o_lse, m_q)[:, None])
         b_p = b_p * inverse_of(tl.sum(b_p, 1))[:, None]
 
@@ -528,13 +629,17 @@ def query_gradient_kernel(
     stride_qb, stride_qy, stride_qx, stride_qh, stride_qd, stride_kb, stride_ky, stride_kx, stride_kh, stride_kd,
     stride_vb, stride_vy, stride_vx, stride_vh, stride_vd, stride_gb, stride_gy, stride_gx, stride_gh, stride_gd,
     stride_dqb, stride_dqy, stride_dqx, stride_dqh, stride_dqd,
-    bias_start, bias_h, bias_qy, bias_qx, bias_ky, bias_kx,
-    size_qy, cycle_qy, shift_qy, seam_qy, size_qx, cycle_qx, shift_qx, seam_qx,
-    size_ky, cycle_ky, shift_ky, seam_ky, size_kx, cycle_kx, shift_kx, seam_kx,
-    ny, nx, windows, heads, chunk, groups,
+    bias_start, bias_h, bias_qz, bias_qy, bias_qx, bias_kz, bias_ky, bias_kx,
+    size_qz, cycle_qz, shift_qz, seam_qz, size_qy, cycle_qy, shift_qy, seam_qy,
+    size_qx, cycle_qx, shift_qx, seam_qx,
+    size_kz, cycle_kz, shift_kz, seam_kz, size_ky, cycle_ky, shift_ky, seam_ky,
+    size_kx, cycle_kx, shift_kx, seam_kx,
+    nz, ny, nx, windows, heads, chunk, groups,
     scale, scale_rest, seam, seam_rest, delta_size,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, WINDOW_Y: tl.constexpr, WINDOW_X: tl.constexpr,
-    CORE_Y: tl.constexpr, CORE_X: tl.constexpr, HALO_Y: tl.constexpr, HALO_X: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, AXES: tl.constexpr,
+    WINDOW_Z: tl.constexpr, WINDOW_Y: tl.constexpr, WINDOW_X: tl.constexpr,
+    CORE_Z: tl.constexpr, CORE_Y: tl.constexpr, CORE_X: tl.constexpr,
+    HALO_Z: tl.constexpr, HALO_Y: tl.constexpr, HALO_X: tl.constexpr,
     BIAS: tl.constexpr, PAD: tl.constexpr, SOFT: tl.constexpr,
     N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, DBIAS: tl.constexpr,
     VEC: tl.constexpr, GVEC: tl.constexpr, ACC: tl.constexpr, PREC: tl.constexpr,
@@ -544,9 +649,11 @@ def query_gradient_kernel(
     p_delta for the kernels after it; DBIAS (keys are one tile): the sum of the scores' gradients.
     Grid: heads * tiles of queries * chunks.
     """
-    QUERIES: tl.constexpr = WINDOW_Y * WINDOW_X
+    QUERIES: tl.constexpr = WINDOW_Z * WINDOW_Y * WINDOW_X
+    REACH_Z: tl.constexpr = CORE_Z + 2 * HALO_Z
+    REACH_Y: tl.constexpr = CORE_Y + 2 * HALO_Y
     REACH_X: tl.constexpr = CORE_X + 2 * HALO_X
-    KEYS: tl.constexpr = (CORE_Y + 2 * HALO_Y) * REACH_X
+    KEYS: tl.constexpr = REACH_Z * REACH_Y * REACH_X
     TILES: tl.constexpr = (N * QUERIES + BLOCK_M - 1) // BLOCK_M
     KEY_TILES: tl.constexpr = (N * KEYS + BLOCK_N - 1) // BLOCK_N
     HOLD: tl.constexpr = BIAS and KEY_TILES == 1
@@ -557,21 +664,30 @@ def query_gradient_kernel(
     v_strides = stride_vb, stride_vy, stride_vx, stride_vh, stride_vd
     g_strides = stride_gb, stride_gy, stride_gx, stride_gh, stride_gd
     dq_strides = stride_dqb, stride_dqy, stride_dqx, stride_dqh, stride_dqd
-    bias_steps = bias_start, bias_h, bias_qy, bias_qx, bias_ky, bias_kx
-    q_axes = (size_qy, cycle_qy, shift_qy, seam_qy), (size_qx, cycle_qx, shift_qx, seam_qx)
-    k_axes = (size_ky, cycle_ky, shift_ky, seam_ky), (size_kx, cycle_kx, shift_kx, seam_kx)
-    q_size, grid = (size_qy, size_qx), (ny, nx, windows)
+    q_axes = axes_of(
+        size_qz, cycle_qz, shift_qz, seam_qz, size_qy, cycle_qy, shift_qy, seam_qy,
+        size_qx, cycle_qx, shift_qx, seam_qx, AXES,
+    )  # fmt: skip
+    k_axes = axes_of(
+        size_kz, cycle_kz, shift_kz, seam_kz, size_ky, cycle_ky, shift_ky, seam_ky,
+        size_kx, cycle_kx, shift_kx, seam_kx, AXES,
+    )  # fmt: skip
+    bias_steps = bias_start, bias_h, of_axes(bias_qz, bias_qy, bias_qx, AXES), of_axes(bias_kz, bias_ky, bias_kx, AXES)
+    grid = of_axes(nz, ny, nx, AXES), windows
+    q_size, origin = rows_and_columns(q_axes), of_axes(0, 0, 0, AXES)
+    sides, core = of_axes(WINDOW_Z, WINDOW_Y, WINDOW_X, AXES), of_axes(CORE_Z, CORE_Y, CORE_X, AXES)
+    reach, halo = of_axes(REACH_Z, REACH_Y, REACH_X, AXES), of_axes(HALO_Z, HALO_Y, HALO_X, AXES)
 
     head, o_tile = tl.program_id(0) % heads, tl.program_id(0) // heads
     o_chunk = o_tile // TILES
-    query = place_in_window(o_tile % TILES * BLOCK_M + tl.arange(0, BLOCK_M), QUERIES, WINDOW_X, N)
+    query = place_in_window(o_tile % TILES * BLOCK_M + tl.arange(0, BLOCK_M), QUERIES, sides, N)
     factor = sum_of(scale, scale_rest, ACC)
     b_seam = sum_of(seam, seam_rest, ACC) * LOG2E
 
     # As in the forward: held where all keys are one tile, and then its gradient is summed over the groups.
     b_bias = factor
     if HOLD:
-        held_key = place_in_window(tl.arange(0, BLOCK_N), KEYS, REACH_X, N)
+        held_key = place_in_window(tl.arange(0, BLOCK_N), KEYS, reach, N)
         b_bias = load_bias(p_bias, bias_steps, head, query, held_key, N, ACC)  # [BLOCK_M, BLOCK_N]
     if DBIAS:
         b_db = tl.zeros((BLOCK_M, BLOCK_N), ACC)
@@ -579,7 +695,7 @@ def query_gradient_kernel(
     for step in range(0, tl.minimum(chunk, groups - o_chunk * chunk) if HOLD else 1):
         first = (o_chunk * chunk + step) * N
         q_window, q_live = window_of(query, first, grid, N)
-        q_pixel, m_q, q_past = place_in_map(q_window, query, q_live, q_axes, (WINDOW_Y, WINDOW_X), (0, 0))
+        q_pixel, m_q, q_past = place_in_map(q_window, query, q_live, q_axes, sides, origin)
         q_code = code_of(query, q_past, m_q, NO_QUERY)  # [BLOCK_M]
         b_q, b_g = load_queries_and_gradients(
             p_q, p_g, q_strides, g_strides, q_pixel, head, m_q, D, BLOCK_D, VEC, GVEC
@@ -597,9 +713,9 @@ def query_gradient_kernel(
         b_dq = tl.zeros((BLOCK_M, BLOCK_D), ACC)
 
         for tile in range(0, runtime_count(KEY_TILES, heads)):
-            key = place_in_window(tile * BLOCK_N + tl.arange(0, BLOCK_N), KEYS, REACH_X, N)
+            key = place_in_window(tile * BLOCK_N + tl.arange(0, BLOCK_N), KEYS, reach, N)
             k_window, k_live = window_of(key, first, grid, N)
-            k_pixel, m_k, k_past = place_in_map(k_window, key, k_live, k_axes, (CORE_Y, CORE_X), (HALO_Y, HALO_X))
+            k_pixel, m_k, k_past = place_in_map(k_window, key, k_live, k_axes, core, halo)
             k_code = key_code_of(key, k_past, k_live if PAD else m_k, BLOCK_D)  # [BLOCK_N]
             b_k, b_v = load_keys_and_values(
                 p_k, p_v, p_pad_k, p_pad_v, k_strides, v_strides, k_pixel, head, m_k, D, BLOCK_D, VEC, PAD
@@ -609,7 +725,7 @@ def query_gradient_kernel(
                 b_tile_bias = load_bias(p_bias, bias_steps, head, query, key, N, ACC)
 
             b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PREC, out_dtype=ACC)  # [BLOCK_M, BLOCK_N]
-            b_s = scores(b_s, b_tile_bias, q_code, k_code, factor * LOG2E, b_seam, BIAS, SOFT)
+            b_s = scores(b_s, b_tile_bias, q_code, k_code, factor * LOG2E, b_seam, BIAS, SOFT, AXES)
             b_p = tl.exp2(b_s - b_lse[:, None])
             b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PREC, out_dtype=ACC)  # [BLOCK_M, BLOCK_N]
             b_l += tl.sum(b_p, 1)
@@ -639,13 +755,17 @@ def bias_gradient_kernel(
     p_q, p_k, p_v, p_bias, p_pad_k, p_pad_v, p_lse, p_g, p_delta, p_dbias,
     stride_qb, stride_qy, stride_qx, stride_qh, stride_qd, stride_kb, stride_ky, stride_kx, stride_kh, stride_kd,
     stride_vb, stride_vy, stride_vx, stride_vh, stride_vd, stride_gb, stride_gy, stride_gx, stride_gh, stride_gd,
-    bias_start, bias_h, bias_qy, bias_qx, bias_ky, bias_kx,
-    size_qy, cycle_qy, shift_qy, seam_qy, size_qx, cycle_qx, shift_qx, seam_qx,
-    size_ky, cycle_ky, shift_ky, seam_ky, size_kx, cycle_kx, shift_kx, seam_kx,
-    ny, nx, windows, heads, chunk, groups,
+    bias_start, bias_h, bias_qz, bias_qy, bias_qx, bias_kz, bias_ky, bias_kx,
+    size_qz, cycle_qz, shift_qz, seam_qz, size_qy, cycle_qy, shift_qy, seam_qy,
+    size_qx, cycle_qx, shift_qx, seam_qx,
+    size_kz, cycle_kz, shift_kz, seam_kz, size_ky, cycle_ky, shift_ky, seam_ky,
+    size_kx, cycle_kx, shift_kx, seam_kx,
+    nz, ny, nx, windows, heads, chunk, groups,
     scale, scale_rest, seam, seam_rest, delta_size,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, WINDOW_Y: tl.constexpr, WINDOW_X: tl.constexpr,
-    CORE_Y: tl.constexpr, CORE_X: tl.constexpr, HALO_Y: tl.constexpr, HALO_X: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, AXES: tl.constexpr,
+    WINDOW_Z: tl.constexpr, WINDOW_Y: tl.constexpr, WINDOW_X: tl.constexpr,
+    CORE_Z: tl.constexpr, CORE_Y: tl.constexpr, CORE_X: tl.constexpr,
+    HALO_Z: tl.constexpr, HALO_Y: tl.constexpr, HALO_X: tl.constexpr,
     PAD: tl.constexpr, SOFT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     VEC: tl.constexpr, GVEC: tl.constexpr, ACC: tl.constexpr, PREC: tl.constexpr,
@@ -654,9 +774,11 @@ def bias_gradient_kernel(
 
     Grid: heads * tiles of keys * tiles of queries * chunks. A group is one window.
     """
-    QUERIES: tl.constexpr = WINDOW_Y * WINDOW_X
+    QUERIES: tl.constexpr = WINDOW_Z * WINDOW_Y * WINDOW_X
+    REACH_Z: tl.constexpr = CORE_Z + 2 * HALO_Z
+    REACH_Y: tl.constexpr = CORE_Y + 2 * HALO_Y
     REACH_X: tl.constexpr = CORE_X + 2 * HALO_X
-    KEYS: tl.constexpr = (CORE_Y + 2 * HALO_Y) * REACH_X
+    KEYS: tl.constexpr = REACH_Z * REACH_Y * REACH_X
     TILES: tl.constexpr = (QUERIES + BLOCK_M - 1) // BLOCK_M
     KEY_TILES: tl.constexpr = (KEYS + BLOCK_N - 1) // BLOCK_N
 
@@ -664,15 +786,24 @@ def bias_gradient_kernel(
     k_strides = stride_kb, stride_ky, stride_kx, stride_kh, stride_kd
     v_strides = stride_vb, stride_vy, stride_vx, stride_vh, stride_vd
     g_strides = stride_gb, stride_gy, stride_gx, stride_gh, stride_gd
-    bias_steps = bias_start, bias_h, bias_qy, bias_qx, bias_ky, bias_kx
-    q_axes = (size_qy, cycle_qy, shift_qy, seam_qy), (size_qx, cycle_qx, shift_qx, seam_qx)
-    k_axes = (size_ky, cycle_ky, shift_ky, seam_ky), (size_kx, cycle_kx, shift_kx, seam_kx)
-    q_size, grid = (size_qy, size_qx), (ny, nx, windows)
+    q_axes = axes_of(
+        size_qz, cycle_qz, shift_qz, seam_qz, size_qy, cycle_qy, shift_qy, seam_qy,
+        size_qx, cycle_qx, shift_qx, seam_qx, AXES,
+    )  # fmt: skip
+    k_axes = axes_of(
+        size_kz, cycle_kz, shift_kz, seam_kz, size_ky, cycle_ky, shift_ky, seam_ky,
+        size_kx, cycle_kx, shift_kx, seam_kx, AXES,
+    )  # fmt: skip
+    bias_steps = bias_start, bias_h, of_axes(bias_qz, bias_qy, bias_qx, AXES), of_axes(bias_kz, bias_ky, bias_kx, AXES)
+    grid = of_axes(nz, ny, nx, AXES), windows
+    q_size, origin = rows_and_columns(q_axes), of_axes(0, 0, 0, AXES)
+    sides, core = of_axes(WINDOW_Z, WINDOW_Y, WINDOW_X, AXES), of_axes(CORE_Z, CORE_Y, CORE_X, AXES)
+    reach, halo = of_axes(REACH_Z, REACH_Y, REACH_X, AXES), of_axes(HALO_Z, HALO_Y, HALO_X, AXES)
 
     head, o_tile = tl.program_id(0) % heads, tl.program_id(0) // heads
     o_chunk, o_row, o_column = o_tile // (KEY_TILES * TILES), o_tile // KEY_TILES % TILES, o_tile % KEY_TILES
-    query = place_in_window(o_row * BLOCK_M + tl.arange(0, BLOCK_M), QUERIES, WINDOW_X, 1)
-    key = place_in_window(o_column * BLOCK_N + tl.arange(0, BLOCK_N), KEYS, REACH_X, 1)
+    query = place_in_window(o_row * BLOCK_M + tl.arange(0, BLOCK_M), QUERIES, sides, 1)
+    key = place_in_window(o_column * BLOCK_N + tl.arange(0, BLOCK_N), KEYS, reach, 1)
     factor = sum_of(scale, scale_rest, ACC) * LOG2E
     b_seam = sum_of(seam, seam_rest, ACC) * LOG2E
 
@@ -681,10 +812,10 @@ def bias_gradient_kernel(
 
     for first in range(o_chunk * chunk, tl.minimum(o_chunk * chunk + chunk, groups)):
         q_window, q_live = window_of(query, first, grid, 1)
-        q_pixel, m_q, q_past = place_in_map(q_window, query, q_live, q_axes, (WINDOW_Y, WINDOW_X), (0, 0))
+        q_pixel, m_q, q_past = place_in_map(q_window, query, q_live, q_axes, sides, origin)
         q_code = code_of(query, q_past, m_q, NO_QUERY)  # [BLOCK_M]
         k_window, k_live = window_of(key, first, grid, 1)
-        k_pixel, m_k, k_past = place_in_map(k_window, key, k_live, k_axes, (CORE_Y, CORE_X), (HALO_Y, HALO_X))
+        k_pixel, m_k, k_past = place_in_map(k_window, key, k_live, k_axes, core, halo)
         k_code = key_code_of(key, k_past, k_live if PAD else m_k, BLOCK_D)  # [BLOCK_N]
 
         # Both addresses before the first load, here and below: in another order some kernels spill.
@@ -694,7 +825,7 @@ def bias_gradient_kernel(
         b_k = padded_with(tl.load(p_keys, mask=m_keys, other=0.0), m_k, p_pad_k, head, D, BLOCK_D, PAD)
         b_q = tl.load(p_queries, mask=m_queries, other=0.0)  # [BLOCK_M, BLOCK_D]
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PREC, out_dtype=ACC)  # [BLOCK_M, BLOCK_N]
-        b_s = scores(b_s, b_bias, q_code, k_code, factor, b_seam, True, SOFT)
+        b_s = scores(b_s, b_bias, q_code, k_code, factor, b_seam, True, SOFT, AXES)
 
         o_lse = head_rows(q_pixel, head, heads, q_size)
         b_p = tl.exp2(b_s - load_lse(p_lse, o_lse, m_q)[:, None])
@@ -711,6 +842,13 @@ def bias_gradient_kernel(
     store_tile(p_dbias, o_chunk * heads + head, o_row, o_column, b_db, TILES, KEY_TILES)
 
 
+@triton.jit
+def place_near(place, near, CORE: tl.constexpr, HALO: tl.constexpr, m):
+    """Where keys lie on an axis of a window that is `near` windows away, halo included; those of m that it sees."""
+    o = place - near * CORE + HALO
+    return o, m & (o >= 0) & (o < CORE + 2 * HALO)
+
+
 @triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=STRIDES)
 def key_gradient_kernel(
     p_q, p_k, p_v, p_bias, p_pad_k, p_pad_v, p_lse, p_g, p_dk, p_dv, p_delta, p_dpad,
@@ -718,27 +856,36 @@ def key_gradient_kernel(
     stride_vb, stride_vy, stride_vx, stride_vh, stride_vd, stride_gb, stride_gy, stride_gx, stride_gh, stride_gd,
     stride_dkb, stride_dky, stride_dkx, stride_dkh, stride_dkd,
     stride_dvb, stride_dvy, stride_dvx, stride_dvh, stride_dvd,
-    bias_start, bias_h, bias_qy, bias_qx, bias_ky, bias_kx,
-    size_qy, cycle_qy, shift_qy, seam_qy, size_qx, cycle_qx, shift_qx, seam_qx,
-    size_ky, cycle_ky, shift_ky, seam_ky, size_kx, cycle_kx, shift_kx, seam_kx,
-    ny, nx, windows, heads,
+    bias_start, bias_h, bias_qz, bias_qy, bias_qx, bias_kz, bias_ky, bias_kx,
+    size_qz, cycle_qz, shift_qz, seam_qz, size_qy, cycle_qy, shift_qy, seam_qy,
+    size_qx, cycle_qx, shift_qx, seam_qx,
+    size_kz, cycle_kz, shift_kz, seam_kz, size_ky, cycle_ky, shift_ky, seam_ky,
+    size_kx, cycle_kx, shift_kx, seam_kx,
+    nz, ny, nx, windows, heads,
     scale, scale_rest, seam, seam_rest, delta_size,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, WINDOW_Y: tl.constexpr, WINDOW_X: tl.constexpr,
-    CORE_Y: tl.constexpr, CORE_X: tl.constexpr, HALO_Y: tl.constexpr, HALO_X: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, AXES: tl.constexpr,
+    WINDOW_Z: tl.constexpr, WINDOW_Y: tl.constexpr, WINDOW_X: tl.constexpr,
+    CORE_Z: tl.constexpr, CORE_Y: tl.constexpr, CORE_X: tl.constexpr,
+    HALO_Z: tl.constexpr, HALO_Y: tl.constexpr, HALO_X: tl.constexpr,
     BIAS: tl.constexpr, PAD: tl.constexpr, SOFT: tl.constexpr,
     N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     VEC: tl.constexpr, GVEC: tl.constexpr, ACC: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
-    """dk, dv of a tile of a key window without its halo, from all query windows that see it: NEAR_Y, NEAR_X away.
+    """dk, dv of a tile of a key window without its halo, from all query windows that see it: NEAR_ away.
 
     PAD: keys of a rim of windows outside the grid are seen too; the sum of what falls outside the map goes to p_dpad.
     windows: of the batch, the rim included. Grid: heads * tiles of keys * ceil(windows / N).
     """
-    QUERIES: tl.constexpr = WINDOW_Y * WINDOW_X
-    KEYS: tl.constexpr = CORE_Y * CORE_X
+    QUERIES: tl.constexpr = WINDOW_Z * WINDOW_Y * WINDOW_X
+    KEYS: tl.constexpr = CORE_Z * CORE_Y * CORE_X
+    NEAR_Z: tl.constexpr = (HALO_Z + CORE_Z - 1) // CORE_Z
     NEAR_Y: tl.constexpr = (HALO_Y + CORE_Y - 1) // CORE_Y
     NEAR_X: tl.constexpr = (HALO_X + CORE_X - 1) // CORE_X
-    COLUMNS: tl.constexpr = 2 * NEAR_X + 1  # query windows of a row that see the keys
+    # Query windows that see the keys, along each axis.
+    DEPTHS: tl.constexpr = 2 * NEAR_Z + 1
+    ROWS: tl.constexpr = 2 * NEAR_Y + 1
+    COLUMNS: tl.constexpr = 2 * NEAR_X + 1
+    RIM_Z: tl.constexpr = NEAR_Z if PAD else 0
     RIM_Y: tl.constexpr = NEAR_Y if PAD else 0
     RIM_X: tl.constexpr = NEAR_X if PAD else 0
     TILES: tl.constexpr = (N * KEYS + BLOCK_N - 1) // BLOCK_N
@@ -750,43 +897,56 @@ def key_gradient_kernel(
     g_strides = stride_gb, stride_gy, stride_gx, stride_gh, stride_gd
     dk_strides = stride_dkb, stride_dky, stride_dkx, stride_dkh, stride_dkd
     dv_strides = stride_dvb, stride_dvy, stride_dvx, stride_dvh, stride_dvd
-    bias_steps = bias_start, bias_h, bias_qy, bias_qx, bias_ky, bias_kx
-    q_axes = (size_qy, cycle_qy, shift_qy, seam_qy), (size_qx, cycle_qx, shift_qx, seam_qx)
-    k_axes = (size_ky, cycle_ky, shift_ky, seam_ky), (size_kx, cycle_kx, shift_kx, seam_kx)
-    q_size, grid = (size_qy, size_qx), (ny + 2 * RIM_Y, nx + 2 * RIM_X, windows)
+    q_axes = axes_of(
+        size_qz, cycle_qz, shift_qz, seam_qz, size_qy, cycle_qy, shift_qy, seam_qy,
+        size_qx, cycle_qx, shift_qx, seam_qx, AXES,
+    )  # fmt: skip
+    k_axes = axes_of(
+        size_kz, cycle_kz, shift_kz, seam_kz, size_ky, cycle_ky, shift_ky, seam_ky,
+        size_kx, cycle_kx, shift_kx, seam_kx, AXES,
+    )  # fmt: skip
+    bias_steps = bias_start, bias_h, of_axes(bias_qz, bias_qy, bias_qx, AXES), of_axes(bias_kz, bias_ky, bias_kx, AXES)
+    rim = of_axes(RIM_Z, RIM_Y, RIM_X, AXES)
+    grid = plus(plus(of_axes(nz, ny, nx, AXES), rim), rim), windows
+    q_size, origin = rows_and_columns(q_axes), of_axes(0, 0, 0, AXES)
+    sides, core = of_axes(WINDOW_Z, WINDOW_Y, WINDOW_X, AXES), of_axes(CORE_Z, CORE_Y, CORE_X, AXES)
+    seen, nearest = of_axes(DEPTHS, ROWS, COLUMNS, AXES), of_axes(NEAR_Z, NEAR_Y, NEAR_X, AXES)
 
     # The keys, once: they stay while the queries pass.
     head, o_tile = tl.program_id(0) % heads, tl.program_id(0) // heads
     first = o_tile // TILES * N
-    key = place_in_window(o_tile % TILES * BLOCK_N + tl.arange(0, BLOCK_N), KEYS, CORE_X, N)
+    key = place_in_window(o_tile % TILES * BLOCK_N + tl.arange(0, BLOCK_N), KEYS, core, N)
     k_window, k_live = window_of(key, first, grid, N)
-    k_image, k_wy, k_wx = k_window
-    k_window = k_image, k_wy - RIM_Y, k_wx - RIM_X
-    k_pixel, m_k, k_past = place_in_map(k_window, key, k_live, k_axes, (CORE_Y, CORE_X), (0, 0))
+    k_image, k_grid = k_window
+    k_window = k_image, minus(k_grid, rim)
+    k_pixel, m_k, k_past = place_in_map(k_window, key, k_live, k_axes, core, origin)
     b_k, b_v = load_keys_and_values(
         p_k, p_v, p_pad_k, p_pad_v, k_strides, v_strides, k_pixel, head, m_k, D, BLOCK_D, VEC, PAD
     )  # [BLOCK_N, BLOCK_D]
 
-    k_y, k_x, k_slot, _ = key
+    k_place, k_slot, _ = key
     factor = sum_of(scale, scale_rest, ACC)
     b_seam = sum_of(seam, seam_rest, ACC) * LOG2E
     b_dk, b_dv = tl.zeros((BLOCK_N, BLOCK_D), ACC), tl.zeros((BLOCK_N, BLOCK_D), ACC)
 
-    for step in range(0, runtime_count((2 * NEAR_Y + 1) * COLUMNS * QUERY_TILES, heads)):
-        near = step // QUERY_TILES
-        near_y, near_x = near // COLUMNS - NEAR_Y, near % COLUMNS - NEAR_X  # from the keys' window to the queries'
-        query = place_in_window(step % QUERY_TILES * BLOCK_M + tl.arange(0, BLOCK_M), QUERIES, WINDOW_X, N)
+    for step in range(0, runtime_count(DEPTHS * ROWS * COLUMNS * QUERY_TILES, heads)):
+        o_near = step // QUERY_TILES
+        # From the keys' window to the queries'.
+        near = minus(place_of(o_near // COLUMNS, o_near % COLUMNS, seen), nearest)
+        query = place_in_window(step % QUERY_TILES * BLOCK_M + tl.arange(0, BLOCK_M), QUERIES, sides, N)
         q_window, q_live = window_of(query, first, grid, N)
-        q_image, q_wy, q_wx = q_window
-        q_window = q_image, q_wy - RIM_Y + near_y, q_wx - RIM_X + near_x
+        q_image, q_grid = q_window
+        q_window = q_image, plus(minus(q_grid, rim), near)
         # No row of the map lies in a window of the rim: m_q leaves those out.
-        q_pixel, m_q, q_past = place_in_map(q_window, query, q_live, q_axes, (WINDOW_Y, WINDOW_X), (0, 0))
+        q_pixel, m_q, q_past = place_in_map(q_window, query, q_live, q_axes, sides, origin)
         q_code = code_of(query, q_past, m_q, NO_QUERY)  # [BLOCK_M]
 
         # Where the keys lie in the queries' window and its halo.
-        near_ky, near_kx = k_y - near_y * CORE_Y + HALO_Y, k_x - near_x * CORE_X + HALO_X
-        m_near = (k_live if PAD else m_k) & (near_ky >= 0) & (near_ky < CORE_Y + 2 * HALO_Y)
-        m_near = m_near & (near_kx >= 0) & (near_kx < CORE_X + 2 * HALO_X)
+        near_ky, m_near = place_near(k_place[AXES - 2], near[AXES - 2], CORE_Y, HALO_Y, k_live if PAD else m_k)
+        near_kx, m_near = place_near(k_place[AXES - 1], near[AXES - 1], CORE_X, HALO_X, m_near)
+        near_kz = 0
+        if AXES == 3:
+            near_kz, m_near = place_near(k_place[0], near[0], CORE_Z, HALO_Z, m_near)
         k_code = key_code_of(key, k_past, m_near, BLOCK_D)  # [BLOCK_N]
 
         # The address of g, loaded when q k^T is done with, is made beside that of q: later it costs a spill.
@@ -796,11 +956,11 @@ def key_gradient_kernel(
         b_q = tl.load(p_queries, mask=m_vectors, other=0.0)  # [BLOCK_M, BLOCK_D]
         b_bias = factor  # a stand-in without BIAS
         if BIAS:
-            near_key = near_ky, near_kx, k_slot, m_near
+            near_key = of_axes(near_kz, near_ky, near_kx, AXES), k_slot, m_near
             b_bias = load_bias(p_bias, bias_steps, head, masked(query, m_q), near_key, N, ACC)  # [BLOCK_M, BLOCK_N]
 
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PREC, out_dtype=ACC)  # [BLOCK_M, BLOCK_N]
-        b_s = scores(b_s, b_bias, q_code, k_code, factor * LOG2E, b_seam, BIAS, SOFT)
+        b_s = scores(b_s, b_bias, q_code, k_code, factor * LOG2E, b_seam, BIAS, SOFT, AXES)
         o_lse = head_rows(q_pixel, head, heads, q_size)
         b_p = tl.exp2(b_s - load_lse(p_lse, o_lse, m_q)[:, None])
         b_p = b_p * tl.load(p_delta + delta_size + o_lse, mask=m_q, other=0.0)[:, None]
@@ -822,12 +982,20 @@ def key_gradient_kernel(
         store_pad(p_dpad, o_tile, 1, tl.sum(tl.where(m_k[:, None], 0.0, b_dv), 0), head, heads, D, BLOCK_D)
 
 
+@triton.jit
+def key_of_pair(query, entry, P: tl.constexpr, Q: tl.constexpr, REACH: tl.constexpr):
+    """On one axis, the key with which a query makes a pair of a table's entry, and whether there is one."""
+    k = (query * P + (REACH - 1) * Q)[None, :] - entry[:, None]  # times Q
+    return k // Q, (k >= 0) & (k % Q == 0) & (k < REACH * Q)
+
+
 @triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=STRIDES)
 def table_gradient_kernel(
     p_tiles, p_dtable,
     tile_rows, tile_columns, heads, rows,
-    WINDOW_Y: tl.constexpr, WINDOW_X: tl.constexpr, REACH_Y: tl.constexpr, REACH_X: tl.constexpr,
-    P_Y: tl.constexpr, P_X: tl.constexpr, Q_Y: tl.constexpr, Q_X: tl.constexpr,
+    AXES: tl.constexpr, WINDOW_Z: tl.constexpr, WINDOW_Y: tl.constexpr, WINDOW_X: tl.constexpr,
+    REACH_Z: tl.constexpr, REACH_Y: tl.constexpr, REACH_X: tl.constexpr,
+    P_Z: tl.constexpr, P_Y: tl.constexpr, P_X: tl.constexpr, Q_Z: tl.constexpr, Q_Y: tl.constexpr, Q_X: tl.constexpr,
     N: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Each entry of a table (rows, heads) gathers its pairs in the gradient of the scores of N windows' tiles.
@@ -836,25 +1004,34 @@ def table_gradient_kernel(
     P_ / Q_: keys / queries of an axis    BLOCK, BLOCK_A: entries; queries that are gathered at a time
     Grid: blocks of entries, heads.
     """
-    QUERIES: tl.constexpr = WINDOW_Y * WINDOW_X
-    OFFSETS: tl.constexpr = (WINDOW_X - 1) * P_X + (REACH_X - 1) * Q_X + 1
+    QUERIES: tl.constexpr = WINDOW_Z * WINDOW_Y * WINDOW_X
+    KEYS: tl.constexpr = REACH_Z * REACH_Y * REACH_X
+    # Entries of an axis.
+    ROWS: tl.constexpr = (WINDOW_Y - 1) * P_Y + (REACH_Y - 1) * Q_Y + 1
+    COLUMNS: tl.constexpr = (WINDOW_X - 1) * P_X + (REACH_X - 1) * Q_X + 1
+    sides, entries = of_axes(WINDOW_Z, WINDOW_Y, WINDOW_X, AXES), of_axes(1, ROWS, COLUMNS, AXES)
     o = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     head = tl.program_id(1)
     p_head = p_tiles + head.to(tl.int64) * tile_rows * tile_columns
+    entry = place_of(o // COLUMNS, o % COLUMNS, entries)
     b_sum = tl.zeros((BLOCK,), p_tiles.dtype.element_ty)
 
     for start in range(0, N * QUERIES, BLOCK_A):
         o_m = start + tl.arange(0, BLOCK_A)
         o_q = o_m % QUERIES
+        query = place_of(o_q // WINDOW_X, o_q % WINDOW_X, sides)
 
-        # Q times the row and column of the key that makes the pair, if there is one [BLOCK, BLOCK_A].
-        k_y = (o_q // WINDOW_X * P_Y + (REACH_Y - 1) * Q_Y)[None, :] - (o // OFFSETS)[:, None]
-        k_x = (o_q % WINDOW_X * P_X + (REACH_X - 1) * Q_X)[None, :] - (o % OFFSETS)[:, None]
-        m_y = (k_y >= 0) & (k_y % Q_Y == 0) & (k_y < REACH_Y * Q_Y)
-        m_x = (k_x >= 0) & (k_x % Q_X == 0) & (k_x < REACH_X * Q_X)
+        # The row and column of the key that makes the pair, if there is one [BLOCK, BLOCK_A].
+        k_y, m_y = key_of_pair(query[AXES - 2], entry[AXES - 2], P_Y, Q_Y, REACH_Y)
+        k_x, m_x = key_of_pair(query[AXES - 1], entry[AXES - 1], P_X, Q_X, REACH_X)
         m_pair = m_y & m_x & (o_m < N * QUERIES)[None, :] & (o < rows)[:, None]
-        o_row = o_m * tile_columns + o_m // QUERIES * (REACH_Y * REACH_X)  # first key of the query's window
-        o_pair = o_row[None, :] + k_y // Q_Y * REACH_X + k_x // Q_X
+        o_row = o_m * tile_columns + o_m // QUERIES * KEYS  # first key of the query's window
+        if AXES == 3:
+            k_z, m_z = key_of_pair(query[0], entry[0], P_Z, Q_Z, REACH_Z)
+            m_pair = m_pair & m_z
+            o_pair = o_row[None, :] + (k_z * REACH_Y + k_y) * REACH_X + k_x
+        else:
+            o_pair = o_row[None, :] + k_y * REACH_X + k_x
 
         b_sum += tl.sum(tl.load(p_head + o_pair, mask=m_pair, other=0.0), 1)
 

@@ -11,6 +11,7 @@ from msformer_fast.kernels.launch import Row, choose, compile_options, padded, p
 
 Key: TypeAlias = tuple[str, str, str]
 
+MANY = 256  # tokens: windows of more fill their last tile nearly, whatever the block
 SMALL = 64  # tokens: windows of no more go into one tile
 #: Programs a multiprocessor that share the windows, where each reads the bias once or leaves a partial sum.
 PROGRAMS = 4
@@ -104,6 +105,20 @@ EXCEPTIONS: dict[Key, dict[tuple[str, int], Row]] = {
         ("sm_80", 64): (16, 32, 4),
     },
 }
+# The same for windows of volumes, where the row of a map's windows spills: places of three axes take more registers.
+VOLUMES: dict[Key, dict[tuple[str, int], Row]] = {
+    ("forward", "ieee", "large"): {("sm_86 sm_89", 16): (64, 32, 8)},
+    ("query", "tf32", "large"): {("sm_86 sm_89", 32): (64, 16, 4)},
+    ("bias", "ieee", "large"): {("sm_80", 32): (64, 32, 8)},
+    ("bias", "tf32", "large"): {("sm_100 sm_120", 32): (64, 32, 8)},
+    ("bias", "half", "large"): {("sm_100", 32): (64, 32, 8)},
+    ("key", "ieee", "large"): {("sm_80", 32): (32, 32, 4)},
+    ("key", "tf32", "large"): {
+        ("sm_86 sm_89", 16): (64, 16, 4),
+        ("sm_90", 16): (64, 16, 4),
+        ("sm_80", 32): (64, 32, 8),
+    },
+}
 #: {(cards, largest padded D): row} of each key, as ``choose`` takes it; "" is any card.
 TABLE: dict[Key, dict[tuple[str, int], Row]] = {
     key: {**{("", limit): row for limit, row in rows.items()}, **EXCEPTIONS.get(key, {})}
@@ -135,17 +150,30 @@ class Tile(NamedTuple):
 
 
 def tile_of(
-    part: str, queries: int, keys: int, D: int, dtype: torch.dtype, input_precision: str, target: str | None
+    part: str,
+    queries: int,
+    keys: int,
+    D: int,
+    dtype: torch.dtype,
+    input_precision: str,
+    target: str | None,
+    axes: int = 2,
 ) -> Tile | None:
     """Tile of a kernel: "forward", "fused", "query", "bias", "key"; None for a fused kernel that the card has not.
 
     Args:
         queries, keys: tokens of a window; its halo counts for all parts but "key".
         target: name of the card; None is the interpreter.
+        axes: of the map.
     """
     size = "small" if queries <= SMALL and keys <= SMALL else "large"
     kind = product_kind(dtype, input_precision)
-    rows = TABLE.get((part, kind, size)) or (TABLE.get((part, kind, "large")) if part != "fused" else None)
+    key = part, kind, size
+    if not TABLE.get(key) and part != "fused":
+        key = part, kind, "large"
+    rows = TABLE.get(key)
+    if rows is not None and axes == 3:
+        rows = rows | VOLUMES.get(key, {})
     if target is None:
         most_m, most_n, warps = INTERPRETER.get(part, INTERPRETER[""])
     elif rows is None or not any(padded(D) <= limit and target in (t.split() or [target]) for t, limit in rows):
@@ -161,7 +189,13 @@ def tile_of(
 
 
 def block_of(tokens: int, most: int) -> int:
-    """The block that wastes least on tokens, of those the largest; under 32 only where there are no more tokens."""
+    """The block that wastes least on tokens, of those the largest; under 32 only where there are no more tokens.
+
+    Of more than 256 tokens, as windows of volumes have, the largest: it wastes a fifth at the most, and half as large
+    a block issues half as many instructions again for every score.
+    """
+    if tokens > MANY:
+        return most
     blocks = [block for block in (16, 32, 64, 128, 256) if block <= most and (block >= 32 or tokens <= 16 or most < 32)]
     return min(blocks, key=lambda block: (-(-tokens // block) * block, -block))
 

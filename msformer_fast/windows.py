@@ -19,6 +19,14 @@ OUTSIDE = ("ignore", "pad")
 ORDERS = ("pad_roll", "roll_pad")
 
 
+def product(sizes: Sequence[int]) -> int:
+    """All sizes multiplied, as ``math.prod``, which ``torch.compile`` cannot trace with sizes that it does not know."""
+    found = 1
+    for size in sizes:
+        found = found * size
+    return found
+
+
 class Roll(NamedTuple):
     """How the rows of one map stand on a rolled axis.
 
@@ -82,32 +90,68 @@ class Axis:
         return self.queries == self.count * self.window and self.keys == self.count * self.core and self.halo == 0
 
 
+#: What a map has on an axis that only maps of more axes have.
+ONE_ROW = Axis(queries=1, keys=1, window=1, shift=0, halo=0, p=1, q=1)
+
+#: The axes of a map, slowest first: a map of fewer has the last of them.
+AXES = ("depth", "height", "width")
+
+
 @dataclass(frozen=True)
 class Windows:
-    """Both axes, and the two rules that they share; see :func:`msformer_fast.ops.cross_scale_attention`."""
+    """All axes, and the two rules that they share; see :func:`msformer_fast.ops.cross_scale_attention`.
 
-    y: Axis
-    x: Axis
+    Attributes:
+        axes: one to three, slowest first.
+        outside, order: the rules.
+    """
+
+    axes: tuple[Axis, ...]
     outside: str
     order: str
 
     @property
+    def y(self) -> Axis:
+        """Rows of a map or volume."""
+        return self.axes[-2]
+
+    @property
+    def x(self) -> Axis:
+        """Columns."""
+        return self.axes[-1]
+
+    @property
+    def count(self) -> int:
+        """Windows of an image."""
+        return product([axis.count for axis in self.axes])
+
+    @property
     def queries(self) -> int:
         """Queries of a window."""
-        return self.y.window * self.x.window
+        return product([axis.window for axis in self.axes])
 
     @property
     def keys(self) -> int:
         """Keys of a window, halo included."""
-        return self.y.reach * self.x.reach
+        return product([axis.reach for axis in self.axes])
+
+    @property
+    def core(self) -> int:
+        """Keys of a window, halo excluded."""
+        return product([axis.core for axis in self.axes])
+
+    @property
+    def whole(self) -> bool:
+        """Whether no key of a window lies outside the map."""
+        return all(axis.whole for axis in self.axes)
 
     @property
     def pads(self) -> bool:
         """Whether vectors for positions outside the map are read."""
-        return self.outside == "pad" and not (self.y.whole and self.x.whole)
+        return self.outside == "pad" and not self.whole
 
     def roll(self, axis: Axis, of_keys: bool = False) -> Roll:
-        """Of the queries or of the keys of one of the two axes."""
+        """Of the queries or of the keys of one of the axes."""
         size, window, shift = axis.queries, axis.window, axis.shift
         if of_keys:
             size, window, shift = axis.keys, axis.core, axis.key_shift
@@ -120,7 +164,7 @@ class Windows:
     @property
     def table(self) -> int:
         """Entries of a relative position bias table."""
-        return self.y.offsets * self.x.offsets
+        return product([axis.offsets for axis in self.axes])
 
 
 def windows_of(
@@ -133,7 +177,7 @@ def windows_of(
     outside: str = "ignore",
     order: str = "pad_roll",
 ) -> Windows:
-    """The windows of two maps of (height, width).
+    """The windows of two maps of ([[depth,] height,] width).
 
     Raises:
         InputError: a window that covers no whole number of keys (the nearest that do are named), a shift that is not
@@ -143,18 +187,18 @@ def windows_of(
         raise InputError(f"{op}: outside must be one of {', '.join(OUTSIDE)}; got {outside!r}")
     if order not in ORDERS:
         raise InputError(f"{op}: order must be one of {', '.join(ORDERS)}; got {order!r}")
-    pairs = [_pair(op, name, value) for name, value in (("window", window), ("halo", halo), ("shift", shift))]
-    y, x = (
-        _axis(op, name, *sizes)
-        for name, sizes in zip(("height", "width"), zip(queries, keys, *pairs, strict=True), strict=True)
-    )
-    return Windows(y, x, outside, order)
+    names = AXES[-len(queries) :]
+    sides = [_sides(op, name, value, names) for name, value in (("window", window), ("halo", halo), ("shift", shift))]
+    axes = tuple(_axis(op, *values) for values in zip(names, queries, keys, *sides, strict=True))
+    return Windows(axes, outside, order)
 
 
-def _pair(op: str, name: str, value: int | Sequence[int]) -> tuple[int, int]:
-    found = (value, value) if not isinstance(value, Sequence) else tuple(value)
-    if len(found) != 2 or not all(isinstance(size, int) for size in found):
-        raise InputError(f"{op}: {name} must be an integer or a pair (height, width) of them, got {value!r}")
+def _sides(op: str, name: str, value: int | Sequence[int], axes: Sequence[str]) -> tuple[int, ...]:
+    """One number of each axis."""
+    found = (value,) * len(axes) if not isinstance(value, Sequence) else tuple(value)
+    if len(found) != len(axes) or not all(isinstance(size, int) for size in found):
+        several = {1: "one number (width)", 2: "a pair (height, width)", 3: "three (depth, height, width)"}[len(axes)]
+        raise InputError(f"{op}: {name} must be an integer or {several} of them, got {value!r}")
     return found
 
 

@@ -103,11 +103,12 @@ def test_blocks_of_another_make_stay() -> None:
     """With the reason, and the others are replaced; a shared one in both places by one."""
     good, _ = block_of("monai", (8, 8), (4, 4), (0, 0))
     volume = monai_swin().SwinTransformerBlock(12, 3, (2, 4, 4), (1, 2, 2))
+    volume.window_size = (2, 2, 4, 4)
     model = torch.nn.ModuleDict({"flat": torch.nn.ModuleList([good, good]), "deep": torch.nn.Sequential(volume)})
     swaps = accelerate(model, backend="reference")
     assert model["deep"][0] is volume
     assert [str(left) for left in swaps.left] == [
-        "deep.0: SwinTransformerBlock of MONAI; it must have windows of 2 axes, got 2 x 4 x 4: this is 2-D only"
+        "deep.0: SwinTransformerBlock of MONAI; it must have windows of 2 or 3 axes, got 2 x 2 x 4 x 4"
     ]
     assert [swap.names for swap in swaps.swapped] == [("flat.0", "flat.1")]
     assert model["flat"][0] is model["flat"][1] and model["flat"][0].backend == "reference"

@@ -24,7 +24,7 @@ from tests.ops.cases import OPS, Op
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="in float64, on the CPU")
 
-every_op = pytest.mark.parametrize("op", OPS.values(), ids=lambda op: op.name)
+every_op = pytest.mark.parametrize("op", OPS.values(), ids=lambda op: op.row)
 every_module = pytest.mark.parametrize("name", CASES)
 QUICK_KERNELS = ("ClusteringLoss", "MixFFN", "OverlapEmbedding", "ScoreMap", "StabilityLoss")
 every_pair = pytest.mark.parametrize(

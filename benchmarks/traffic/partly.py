@@ -5,6 +5,8 @@ Tests hold these to what Triton's interpreter counts.
 
 from __future__ import annotations
 
+import math
+
 from msformer_fast.benchmarks.aten_traffic import size_of
 from msformer_fast.benchmarks.traffic import Bytes, Launch
 
@@ -53,7 +55,7 @@ def _norms(*given: str) -> Bytes:
 def _pairs(launch: Launch, name: str) -> int:
     """Scores that belong to a pair of a query and a key of one window."""
     given = launch.arguments
-    queries, keys = given["WINDOW_Y"] * given["WINDOW_X"], given["REACH_Y"] * given["REACH_X"]
+    queries, keys = (math.prod(given[f"{name}_{axis}"] for axis in "ZYX") for name in ("WINDOW", "REACH"))
     return int(given["N"] * queries * keys * given["heads"] * given[name].element_size())
 
 

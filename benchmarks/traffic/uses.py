@@ -129,7 +129,10 @@ class _Call:
             return _joined(map(self._value, self._possible(node.test, node.body, node.orelse)))
         if isinstance(node, ast.Subscript):
             whole, index = self._value(node.value), self._known(node.slice)
-            return whole[index] if isinstance(whole, tuple) and isinstance(index, int) else _flat(whole)
+            # A branch of another length of tuple, which the launch does not take, may ask for more.
+            if isinstance(whole, tuple) and isinstance(index, int) and index < len(whole):
+                return whole[index]
+            return _flat(whole)
         if isinstance(node, ast.Attribute) and node.attr == "dtype":
             return NONE
         parts = (each for each in ast.iter_child_nodes(node) if isinstance(each, ast.expr))

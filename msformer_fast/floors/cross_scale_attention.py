@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from msformer_fast.windows import Windows
@@ -15,13 +17,14 @@ def bytes_moved(
     Args:
         channels: of a head; bias: bytes of a bias, whose gradient takes as many.
     """
-    queries = images * windows.y.queries * windows.x.queries * heads * channels * dtype.itemsize
-    keys = images * windows.y.keys * windows.x.keys * heads * channels * dtype.itemsize
+    token = images * heads * channels * dtype.itemsize
+    queries = token * math.prod(axis.queries for axis in windows.axes)
+    keys = token * math.prod(axis.keys for axis in windows.axes)
     return {"forward": 2 * (queries + keys) + bias, "backward": 3 * queries + 4 * keys + 2 * bias}
 
 
 def flops(images: int, heads: int, channels: int, windows: Windows) -> dict[str, int]:
     """Operations of the products of every query with all keys of its window: two, and five in the backward."""
-    pairs = images * windows.y.queries * windows.x.queries * windows.keys
+    pairs = images * math.prod(axis.queries for axis in windows.axes) * windows.keys
     product = 2 * pairs * heads * channels
     return {"forward": 2 * product, "backward": 5 * product}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -39,9 +40,8 @@ def cross_scale_attention(
     pad_v: Tensor | None,
 ) -> Tensor:
     """See :func:`msformer_fast.ops.cross_scale_attention`; differentiated by PyTorch."""
-    y, x = windows.y, windows.x
-    queries = _query_places(y, windows, q.device), _query_places(x, windows, q.device)
-    keys = _key_places(y, windows, q.device), _key_places(x, windows, q.device)
+    queries = [_query_places(axis, windows, q.device) for axis in windows.axes]
+    keys = [_key_places(axis, windows, q.device) for axis in windows.axes]
     mask, some = _mask(queries, keys, windows, seam, q)
     added = None if bias is None else _dense(bias, windows).to(q.dtype)[None]
     if mask is not None:
@@ -84,39 +84,48 @@ def _places(rolled: Tensor, roll: Roll) -> _Places:
     return _Places(row.clamp(0, roll.size - 1), inside, past)
 
 
-def _partition(tokens: Tensor, places: tuple[_Places, _Places], pad: Tensor | None) -> Tensor:
+def _partition(tokens: Tensor, places: Sequence[_Places], pad: Tensor | None) -> Tensor:
     """(B, H, W, heads, d) to (B * windows, heads, tokens, d); ``pad`` (heads, d), or a scalar, where no token is."""
-    y, x = places
-    found = tokens.index_select(1, y.row.flatten()).index_select(2, x.row.flatten())
-    found = found.unflatten(1, y.row.shape).unflatten(3, x.row.shape)
+    axes = len(places)
+    for dim, place in enumerate(places, 1):
+        tokens = tokens.index_select(dim, place.row.flatten())
+    for dim, place in enumerate(places):
+        tokens = tokens.unflatten(1 + 2 * dim, place.row.shape)
     if pad is not None:
-        inside = y.inside[:, :, None, None] & x.inside
-        found = torch.where(inside[..., None, None], found, pad)
-    return found.permute(0, 1, 3, 5, 2, 4, 6).flatten(4, 5).flatten(0, 2)
+        inside = torch.ones((), dtype=torch.bool, device=tokens.device)
+        for place in places:
+            inside = inside[..., None, None] & place.inside
+        tokens = torch.where(inside[..., None, None], tokens, pad)
+    # From (B, windows, tokens of each axis, ..., heads, d).
+    windows, rows = range(1, 2 * axes, 2), range(2, 2 * axes + 1, 2)
+    tokens = tokens.permute(0, *windows, 2 * axes + 1, *rows, 2 * axes + 2)
+    return tokens.flatten(2 + axes, 1 + 2 * axes).flatten(0, axes)
 
 
 def _mask(
-    queries: tuple[_Places, _Places], keys: tuple[_Places, _Places], windows: Windows, seam: float, like: Tensor
+    queries: Sequence[_Places], keys: Sequence[_Places], windows: Windows, seam: float, like: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
     """What is added to the scores (windows, queries, keys), and which queries (windows, queries) have a key at all;
     None where nothing is added, or all have."""
-    whole = windows.y.whole and windows.x.whole
-    hides = windows.outside == "ignore" and not whole
-    if not (hides or windows.y.shift or windows.x.shift):
+    hides = windows.outside == "ignore" and not windows.whole
+    if not (hides or any(axis.shift for axis in windows.axes)):
         return None, None
 
-    def of_tokens(y: Tensor, x: Tensor) -> Tensor:
-        """(windows, tokens) of both axes, from each axis's, added."""
-        return (y[:, None, :, None] + x[None, :, None, :]).flatten(2, 3).flatten(0, 1)
+    def of_tokens(numbers: Sequence[Tensor]) -> Tensor:
+        """(windows, tokens) of all axes, from each axis's, twice what came before added."""
+        found = torch.zeros(1, 1, dtype=torch.long, device=like.device)
+        for number in numbers:
+            found = 2 * found[:, None, :, None] + number.long()[:, None, :]
+            found = found.flatten(2).flatten(0, 1)
+        return found
 
-    region_q = of_tokens(2 * queries[0].past.long(), queries[1].past.long())
-    region_k = of_tokens(2 * keys[0].past.long(), keys[1].past.long())
+    region_q, region_k = of_tokens([axis.past for axis in queries]), of_tokens([axis.past for axis in keys])
     apart = region_q[:, :, None] != region_k[:, None, :]
     mask = torch.zeros_like(apart, dtype=like.dtype).masked_fill(apart, seam)
     if hides:
-        outside = of_tokens((~keys[0].inside).long(), (~keys[1].inside).long()) > 0
+        outside = of_tokens([~axis.inside for axis in keys]) > 0
         mask = mask.masked_fill(outside[:, None, :], -math.inf)
-    aligned = windows.order == "pad_roll" or (windows.y.p, windows.y.q, windows.x.p, windows.x.q) == (1, 1, 1, 1)
+    aligned = windows.order == "pad_roll" or all((axis.p, axis.q) == (1, 1) for axis in windows.axes)
     if aligned or not hides:
         return mask, None
     some = (mask > -math.inf).any(-1)
@@ -125,11 +134,13 @@ def _mask(
 
 def _merge(out: Tensor, shape: torch.Size, windows: Windows) -> Tensor:
     """(B * windows, heads, queries, d) to the map (B, H, W, heads, d)."""
-    y, x = windows.y, windows.x
-    heads, d = shape[3:]
-    out = out.reshape(shape[0], y.count, x.count, heads, y.window, x.window, d)
-    out = out.permute(0, 1, 4, 2, 5, 3, 6).reshape(shape[0], y.count * y.window, x.count * x.window, heads, d)
-    for dim, axis in ((1, y), (2, x)):
+    axes = len(windows.axes)
+    counts, sides = [axis.count for axis in windows.axes], [axis.window for axis in windows.axes]
+    out = out.reshape(shape[0], *counts, shape[-2], *sides, shape[-1])
+    pairs = [dim for number in range(axes) for dim in (1 + number, 2 + axes + number)]
+    out = out.permute(0, *pairs, 1 + axes, 2 + 2 * axes)
+    out = out.reshape(shape[0], *(n * side for n, side in zip(counts, sides, strict=True)), *shape[-2:])
+    for dim, axis in enumerate(windows.axes, 1):
         roll = windows.roll(axis)
         rows = (torch.arange(roll.size, device=out.device) - roll.shift) % roll.cycle
         out = out.index_select(dim, rows)
@@ -140,10 +151,11 @@ def _dense(bias: Tensor, windows: Windows) -> Tensor:
     """(heads, queries, keys), gathered from a table (entries, heads)."""
     if bias.ndim == 3:
         return bias
-    entries = []
-    for axis in (windows.y, windows.x):
+    entry = torch.zeros(1, 1, dtype=torch.long, device=bias.device)
+    for axis in windows.axes:
         queries = torch.arange(axis.window, device=bias.device)[:, None] * axis.p
         keys = torch.arange(axis.reach, device=bias.device) * axis.q
-        entries.append(queries - keys + (axis.reach - 1) * axis.q)
-    entry = entries[0][:, None, :, None] * windows.x.offsets + entries[1][None, :, None, :]
+        offset = queries - keys + (axis.reach - 1) * axis.q
+        entry = entry[:, None, :, None] * axis.offsets + offset[:, None, :]
+        entry = entry.flatten(2).flatten(0, 1)
     return bias[entry.flatten()].view(windows.queries, windows.keys, -1).permute(2, 0, 1)

@@ -22,6 +22,7 @@ from msformer_fast.nn.score_map import ScoreMap
 from msformer_fast.nn.stability_loss import StabilityLoss
 from msformer_fast.nn.swin import MonaiSwinBlock, TimmSwinBlock
 from msformer_fast.nn.swin_huggingface import HuggingFaceSwinLayer
+from msformer_fast.nn.swin_layer import MonaiSwinLayer
 from msformer_fast.nn.swin_microsoft import MicrosoftSwinBlock
 from msformer_fast.nn.swin_torchvision import TorchvisionShiftedWindowAttention
 
@@ -36,6 +37,7 @@ __all__ = [
     "MicrosoftSwinBlock",
     "MixFFN",
     "MonaiSwinBlock",
+    "MonaiSwinLayer",
     "OverlapEmbedding",
     "PatchEmbedding",
     "PublishedEfficientAttention",

@@ -42,7 +42,7 @@ def attend_windows(
     seam: float,
     backend: str | None,
 ) -> Tensor:
-    """Attention (B, H, W, C) of the normed map ``x`` (B, H, W, C), before the last projection.
+    """Attention of the normed map ``x`` (B, [D,] H, W, C), in its shape, before the last projection.
 
     Args:
         projections: to queries, keys and values at once, or one to each.
@@ -54,7 +54,7 @@ def attend_windows(
     q: Any
     q, k, v = (maps[0].unflatten(-1, (3, heads, -1)), None, None) if len(maps) == 1 else _by_heads(maps, heads)
 
-    whole = all(size % side == 0 for size, side in zip(x.shape[1:3], window, strict=True))
+    whole = all(size % side == 0 for size, side in zip(x.shape[1:-1], window, strict=True))
     tokens = [None] if whole else [_of_zeros(project, x, maps[0]) for project in projections]
     _, pad_k, pad_v = _by_heads(tokens, heads)
 
@@ -73,7 +73,7 @@ def attend_windows(
         seam=seam,
         backend=backend,
     )
-    return y.flatten(3)
+    return y.flatten(-2)
 
 
 def _by_heads(rows: Sequence[Tensor | None], heads: int) -> Sequence[Tensor | None]:
@@ -88,7 +88,7 @@ def _of_zeros(linear: Any, x: Tensor, like: Tensor) -> Tensor | None:
     """What a projection makes of a token of zeros, in the dtype of ``like``: its bias, if it is a mere linear map."""
     token: Tensor | None
     if type(linear) is not nn.Linear or linear._forward_hooks or linear._forward_pre_hooks:
-        token = linear(x.new_zeros(1, 1, 1, x.shape[-1])).flatten()
+        token = linear(x.new_zeros((1,) * (x.ndim - 1) + x.shape[-1:])).flatten()
     else:
         token = linear.bias
     return None if token is None else token.to(like.dtype)

@@ -28,6 +28,7 @@ class Structure:
         modules, attributes, methods: names that the block must have.
         inputs: names of the arguments of ``forward``.
         replaced: the method that the drop-in computes by itself.
+        axes: how many a window may have.
     """
 
     library: str
@@ -36,6 +37,7 @@ class Structure:
     methods: tuple[str, ...]
     inputs: tuple[str, ...]
     replaced: str
+    axes: tuple[int, ...] = (2,)
 
     def why_not(self, block: nn.Module) -> str | None:
         """Why this is not such a block, as the end of a sentence, or ``None``."""
@@ -79,6 +81,7 @@ MONAI = Structure(
     ("forward_part1", "forward_part2"),
     ("x", "mask_matrix"),
     "forward_part1",
+    axes=(2, 3),
 )
 
 
@@ -130,18 +133,20 @@ def needs_the_library(attn: Any) -> bool:
 
 def standard_index(window: Sequence[int]) -> Tensor:
     """Swin's entry in the bias table for every query and key of a window, (tokens, tokens)."""
-    height, width = window
-    y, x = torch.arange(height), torch.arange(width)
-    rows = (y[:, None] - y + height - 1)[:, None, :, None]
-    columns = (x[:, None] - x + width - 1)[None, :, None, :]
-    return (rows * (2 * width - 1) + columns).reshape(height * width, height * width)
+    entry = torch.zeros(1, 1, dtype=torch.long)
+    for size in window:
+        at = torch.arange(size)
+        apart = at[:, None] - at + size - 1  # [size, size]
+        entry = entry[:, None, :, None] * (2 * size - 1) + apart[:, None, :]
+        entry = entry.flatten(2).flatten(0, 1)
+    return entry
 
 
 def seam_mask(counts: Sequence[int], window: Sequence[int], shift: Sequence[int], device: Any = None) -> Tensor:
     """The libraries' mask of shifted windows, (windows, tokens, tokens): 0, or :data:`SEAM` across the seam."""
-    past = [
-        (torch.arange(count * size, device=device) >= count * size - moved).long().view(count, size)
-        for count, size, moved in zip(counts, window, shift, strict=True)
-    ]
-    side = (2 * past[0][:, None, :, None] + past[1][None, :, None, :]).flatten(2).flatten(0, 1)
+    side = torch.zeros(1, 1, dtype=torch.long, device=device)  # [windows, tokens], of the axes so far
+    for count, size, moved in zip(counts, window, shift, strict=True):
+        past = (torch.arange(count * size, device=device) >= count * size - moved).long().view(count, size)
+        side = 2 * side[:, None, :, None] + past[:, None, :]
+        side = side.flatten(2).flatten(0, 1)
     return (side[:, :, None] != side[:, None, :]) * SEAM

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from msformer_fast.windows import Axis, Windows
+from msformer_fast.windows import Axis, Windows, product
 
 
 def cross_scale_attention(
@@ -21,38 +24,37 @@ def cross_scale_attention(
     pad_v: Tensor | None = None,
 ) -> Tensor:
     """See :func:`msformer_fast.ops.cross_scale_attention`."""
-    y, x = windows.y, windows.x
-    rows_q, rows_k = _rolled(y, windows, q.device)
-    columns_q, columns_k = _rolled(x, windows, q.device)
+    rolled = [_rolled(axis, windows, q.device) for axis in windows.axes]
+    sizes = q.shape[1:-2]
     if bias is not None and bias.ndim == 2:
         bias = _dense(bias, windows)
     results, pixels = [], []
-    for i in range(y.count):
-        for j in range(x.count):
-            q_w, inside_q, past_q = _tokens(q, None, _window(rows_q, i, y.window), _window(columns_q, j, x.window))
-            at_k = _window(rows_k, i, y.core, y.halo), _window(columns_k, j, x.core, x.halo)
-            k_w, inside_k, past_k = _tokens(k, pad_k, *at_k)
-            v_w, _, _ = _tokens(v, pad_v, *at_k)
-            scores = torch.einsum("bqhd,bkhd->bhqk", q_w, k_w) * scale
-            if bias is not None:
-                scores = scores + bias
-            apart = past_q[:, None] != past_k
-            seen = inside_k | (windows.outside == "pad")
-            if seam == -torch.inf:
-                seen = seen & ~apart
-            else:
-                scores = torch.where(apart, scores + seam, scores)
-                seen = seen.expand_as(apart)
-            some = seen.any(1, keepdim=True)  # without any key: zeros, and no gradient
-            p = torch.softmax(scores.masked_fill(~seen & some, -torch.inf), -1) * some
-            result = torch.einsum("bhqk,bkhd->bqhd", p, v_w.to(p.dtype))
-            results.append(result)
-            # Behind every pixel what lies outside; to leave it out here would be a size that depends on data.
-            pixel = _pixels(rows_q, i, y.window, columns_q, j, x.window, q.shape[2])
-            pixels.append(torch.where(inside_q, pixel, q.shape[1] * q.shape[2]))
+    for place in itertools.product(*(range(axis.count) for axis in windows.axes)):
+        each = list(zip(rolled, place, windows.axes, strict=True))
+        at_q = [_window(rows, i, axis.window) for (rows, _), i, axis in each]
+        at_k = [_window(rows, i, axis.core, axis.halo) for (_, rows), i, axis in each]
+        q_w, inside_q, past_q = _tokens(q, None, at_q)
+        k_w, inside_k, past_k = _tokens(k, pad_k, at_k)
+        v_w, _, _ = _tokens(v, pad_v, at_k)
+        scores = torch.einsum("bqhd,bkhd->bhqk", q_w, k_w) * scale
+        if bias is not None:
+            scores = scores + bias
+        apart = past_q[:, None] != past_k
+        seen = inside_k | (windows.outside == "pad")
+        if seam == -torch.inf:
+            seen = seen & ~apart
+        else:
+            scores = torch.where(apart, scores + seam, scores)
+            seen = seen.expand_as(apart)
+        some = seen.any(1, keepdim=True)  # without any key: zeros, and no gradient
+        p = torch.softmax(scores.masked_fill(~seen & some, -torch.inf), -1) * some
+        result = torch.einsum("bhqk,bkhd->bqhd", p, v_w.to(p.dtype))
+        results.append(result)
+        # Behind every pixel what lies outside; to leave it out here would be a size that depends on data.
+        pixels.append(torch.where(inside_q, _pixels(at_q, sizes), product(sizes)))
     # Every pixel stands in one window.
-    order = torch.cat(pixels).argsort()[: q.shape[1] * q.shape[2]]
-    return torch.cat(results, 1)[:, order].unflatten(1, q.shape[1:3])
+    order = torch.cat(pixels).argsort()[: product(sizes)]
+    return torch.cat(results, 1)[:, order].unflatten(1, sizes)
 
 
 Rolled = tuple[Tensor, Tensor]  # row of the map (-1: none), and whether it lies past the seam
@@ -84,29 +86,36 @@ def _window(rolled: Rolled, index: int, unit: int, halo: int = 0) -> Rolled:
     return rolled[0][span], rolled[1][span]
 
 
-def _tokens(tokens: Tensor, pad: Tensor | None, rows: Rolled, columns: Rolled) -> tuple[Tensor, Tensor, Tensor]:
+def _tokens(tokens: Tensor, pad: Tensor | None, at: Sequence[Rolled]) -> tuple[Tensor, Tensor, Tensor]:
     """The tokens of a window (B, n, heads, d), whether each is one of the map, and its region (n)."""
-    (y, past_y), (x, past_x) = rows, columns
-    inside = ((y >= 0)[:, None] & (x >= 0)).flatten()
-    found = tokens[:, y.clamp(min=0)][:, :, x.clamp(min=0)].flatten(1, 2)
+    inside = torch.ones(1, dtype=torch.bool, device=tokens.device)
+    region = torch.zeros(1, dtype=torch.long, device=tokens.device)
+    found = tokens
+    for number, (row, past) in enumerate(at):
+        inside = (inside[:, None] & (row >= 0)).flatten()
+        region = (2 * region[:, None] + past.long()).flatten()
+        found = found.index_select(1 + number, row.clamp(min=0))
+    found = found.flatten(1, len(at))
     outside = torch.zeros_like(found) if pad is None else pad
-    region = (2 * past_y.long()[:, None] + past_x.long()).flatten()
     return torch.where(inside[:, None, None], found, outside), inside, region
 
 
-def _pixels(rows: Rolled, i: int, height: int, columns: Rolled, j: int, width: int, size: int) -> Tensor:
-    (y, _), (x, _) = _window(rows, i, height), _window(columns, j, width)
-    return (y[:, None] * size + x).flatten()
+def _pixels(at: Sequence[Rolled], sizes: Sequence[int]) -> Tensor:
+    """Number of every token of a window in the map, rows first."""
+    pixel = torch.zeros(1, dtype=torch.long, device=at[0][0].device)
+    for (row, _), size in zip(at, sizes, strict=True):
+        pixel = (pixel[:, None] * size + row).flatten()
+    return pixel
 
 
 def _dense(table: Tensor, windows: Windows) -> Tensor:
     """(entries, heads) to (heads, queries, keys): one entry for each p * query row - q * key row, the lowest first."""
-    offsets = []
-    for axis in (windows.y, windows.x):
+    entry = torch.zeros(1, 1, dtype=torch.long, device=table.device)
+    for axis in windows.axes:
         queries = torch.arange(axis.window, device=table.device)
         keys = torch.arange(-axis.halo, axis.core + axis.halo, device=table.device)
         difference = axis.p * queries[:, None] - axis.q * keys
-        offsets.append(difference - difference.min())
-    y, x = offsets
-    entry = y[:, None, :, None] * windows.x.offsets + x[None, :, None, :]
-    return table[entry.reshape(windows.queries, windows.keys)].permute(2, 0, 1)
+        offset = difference - difference.min()
+        entry = entry[:, None, :, None] * axis.offsets + offset[:, None, :]
+        entry = entry.flatten(2).flatten(0, 1)
+    return table[entry].permute(2, 0, 1)

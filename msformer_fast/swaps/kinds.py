@@ -15,7 +15,8 @@ class SwapKind:
     """A kind of module with a drop-in; see :func:`msformer_fast.register_swap`.
 
     ``calls`` is ``None`` where nothing is to be proved: the drop-in is the same class under another setting. ``others``
-    gives calls that are tried in evaluation alone, without gradients.
+    gives calls that are tried in evaluation alone, without gradients. With ``enters`` the parts of what was swapped are
+    looked at too.
     """
 
     name: str
@@ -23,3 +24,4 @@ class SwapKind:
     ways: Callable[[nn.Module], Iterable[Make]]
     calls: Calls | None
     others: Calls | None = None
+    enters: bool = False

@@ -31,4 +31,4 @@ def _ways(module: nn.Module) -> Iterable[Make]:
     return [_with_backend]
 
 
-OWN = SwapKind('msformer_fast, backend="reference"', _recognise, _ways, None)
+OWN = SwapKind('msformer_fast, backend="reference"', _recognise, _ways, None, enters=True)

@@ -34,11 +34,12 @@ def accelerate(
     """Swap the modules inside ``model`` that have a fast drop-in, in place, and say what was done.
 
     Recognised by their structure, wherever they were defined: the published ``EfficientAttention``, ``MixFFN``,
-    ``MixFFN_skip`` and ``EfficientTransformerBlock`` in their variants; Swin blocks of timm, MONAI (2-D) and
-    Microsoft's code, torchvision's windowed attention, HuggingFace's Swin layers; modules of this package with
-    ``backend="reference"``; and what :func:`msformer_fast.register_swap` added. Before a swap is made the drop-in is
-    tried against a copy of the module: with random parameters in float64, outputs in evaluation and in training, and
-    all gradients, must agree to 1e-9, else the module stays, with the reason. Modules of one structure are tried once.
+    ``MixFFN_skip`` and ``EfficientTransformerBlock`` in their variants; Swin blocks of timm, MONAI (and on volumes the
+    layers around them) and Microsoft's code, torchvision's windowed attention, HuggingFace's Swin layers; modules of
+    this package with ``backend="reference"``; and what :func:`msformer_fast.register_swap` added. Before a swap is made
+    the drop-in is tried against a copy of the module: with random parameters in float64, outputs in evaluation and in
+    training, and all gradients, must agree to 1e-9, else the module stays, with the reason. Modules of one structure
+    are tried once.
     The maps of the trial have at most 33 x 6 pixels: a module that behaves otherwise on larger ones is not found out.
 
     A drop-in holds the module's very parameters, buffers, submodules and hooks, under the same names in the state dict,
@@ -116,7 +117,7 @@ class _Choice:
 
 
 class _Search:
-    """Goes through a model from the outside in; what is swapped is not entered, but for modules of this package."""
+    """Goes through a model from the outside in; what is swapped is entered where its kind says so."""
 
     def __init__(self, backend: str | None, choice: _Choice) -> None:
         self.backend = backend
@@ -181,7 +182,7 @@ class _Search:
             kept = found if isinstance(found, str) else self._swap(kind, module)
             if kept:
                 self._left.append(Left(name, kind.name, kept))
-            return bool(kept) or kind is OWN
+            return bool(kept) or kind.enters
         self._others += 1
         return True
 

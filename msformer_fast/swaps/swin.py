@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 from msformer_fast.errors import InputError
 from msformer_fast.nn.swin import MonaiSwinBlock, TimmSwinBlock
 from msformer_fast.nn.swin_huggingface import HuggingFaceSwinLayer
+from msformer_fast.nn.swin_layer import MonaiSwinLayer
 from msformer_fast.nn.swin_microsoft import MicrosoftSwinBlock
-from msformer_fast.nn.swin_structure import seam_mask, sides, structure_of
+from msformer_fast.nn.swin_structure import seam_mask, sides, standard_index, structure_of
 from msformer_fast.nn.swin_torchvision import TorchvisionShiftedWindowAttention
 from msformer_fast.swaps.kinds import SwapKind
 from msformer_fast.swaps.probe import Calls, Inputs
@@ -39,13 +41,14 @@ def _batch(channels: int) -> int:
 
 
 def _map_for(block: Any) -> Tensor:
-    """A map (B, H, W, C) of two windows each way, for a copy of a block that is prepared for a quick trial.
+    """A map (B, [D,] H, W, C) of two windows each way, for a copy of a block that is prepared for a quick trial.
 
     Its MLP, two thirds of the work, is the block's own in the drop-in too, and left out.
     """
     block.mlp = nn.Identity()
-    (rows, columns), channels = sides(block.window_size), block.norm1.weight.numel()
-    return torch.randn(_batch(channels), rows + 1, columns + 2, channels)
+    window, channels = sides(block.window_size), block.norm1.weight.numel()
+    size = [side + extra for side, extra in zip(window, (1, 2, 1), strict=False)]
+    return torch.randn(_batch(channels), *size, channels)
 
 
 def _shrink(block: Any, size: tuple[int, ...]) -> None:
@@ -64,8 +67,24 @@ def _timm_calls(block: Any) -> Iterable[Inputs]:
 
 
 def _monai_calls(block: Any) -> Iterable[Inputs]:
-    mask = seam_mask((2, 2), block.window_size, block.shift_size).double()
+    if len(block.window_size) == 3:
+        _take_small_windows(block)
+    mask = seam_mask((2,) * len(block.window_size), block.window_size, block.shift_size).double()
     yield _map_for(block), nn.Buffer(mask)
+
+
+def _take_small_windows(block: Any) -> None:
+    """Have a copy of a volume's block take windows of 24 tokens: those of 343 make a trial of half a minute.
+
+    Its index is the usual one of its window, as the recognition has seen, and becomes that of the smaller one.
+    """
+    attn = block.attn
+    window = tuple(min(side, least) for side, least in zip(block.window_size, (2, 3, 4), strict=True))
+    block.shift_size = tuple(min(moved, side - 1) for moved, side in zip(block.shift_size, window, strict=True))
+    block.window_size = attn.window_size = window
+    attn.relative_position_index = standard_index(window)
+    entries = math.prod(2 * side - 1 for side in window)
+    attn.relative_position_bias_table = nn.Parameter(torch.rand(entries, attn.num_heads, dtype=torch.float64))
 
 
 def _microsoft_calls(block: Any) -> Iterable[Inputs]:
@@ -84,6 +103,22 @@ def _kind(drop_in: _Kind, calls: Calls) -> SwapKind:
     )
 
 
+def _layer_calls(layer: Any) -> Iterable[Inputs]:
+    for block in layer.blocks:
+        block.mlp = nn.Identity()
+        _take_small_windows(block)
+    shifted = tuple(min(moved, side - 1) for moved, side in zip(layer.shift_size, block.window_size, strict=True))
+    layer.window_size, layer.shift_size = block.window_size, shifted
+    yield (torch.randn(1, block.norm1.weight.numel(), 3, 5, 5),)
+
+
+MONAI_LAYER = SwapKind(
+    "BasicLayer of MONAI, on volumes",
+    MonaiSwinLayer.knows,
+    lambda module: [lambda layer, backend: MonaiSwinLayer(layer, backend=backend)],
+    _layer_calls,
+    enters=True,
+)
 TIMM = _kind(TimmSwinBlock, _timm_calls)
 MONAI = _kind(MonaiSwinBlock, _monai_calls)
 MICROSOFT = _kind(MicrosoftSwinBlock, _microsoft_calls)

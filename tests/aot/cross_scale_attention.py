@@ -36,13 +36,15 @@ class Attention(NamedTuple):
     soft: bool = False
     halo: int = 0
     ratio: tuple[int, int] = (1, 1)
+    axes: int = 2
 
     @property
     def core(self) -> int:
         return self.window * self.ratio[0] // self.ratio[1]
 
     def __str__(self) -> str:
-        name = f"window {self.window}, d {self.D}" + ", pads" * self.pads + ", soft seam" * self.soft
+        side = str(self.window) if self.axes == 2 else f"{self.window}^{self.axes}"
+        name = f"window {side}, d {self.D}" + ", pads" * self.pads + ", soft seam" * self.soft
         return name + f", keys {self.ratio[0]}/{self.ratio[1]}, halo {self.halo}" * (self.ratio != (1, 1))
 
 
@@ -61,6 +63,11 @@ CALLS = (
     (Attention(8, 25, pads=False, ratio=(1, 2)), PRODUCTS),
     (Attention(4, 25, pads=False, ratio=(2, 1)), PRODUCTS),
     (Attention(4, 32), (SINGLE, HALF)),
+    # Volumes, Swin UNETR's among them: windows of several tiles, and of one.
+    *((Attention(7, D, soft=True, axes=3), PRODUCTS) for D in (16, 32, 8)),
+    *((Attention(8, D, axes=3), (HALF,)) for D in (32, 16, 8)),
+    *((Attention(4, D, axes=3), (HALF,) if D < 32 else (SINGLE, HALF)) for D in (32, 16, 8)),
+    (Attention(4, 16, halo=1, ratio=(1, 2), axes=3), (HALF,)),
 )
 
 
@@ -71,16 +78,18 @@ def cases(target: str, small: bool) -> list[Case]:
     else:
         calls = [(attention, product) for attention, products in CALLS for product in products]
     found = [case for attention, product in calls for case in cases_of(attention, product, target)]
-    return found if small else [*found, *_bias_cases(8), *_bias_cases(16)]
+    others = [case for sides in ((8,), (16,), (7, 3), (4, 3)) for case in _bias_cases(*sides)]
+    return found if small else [*found, *others]
 
 
 def cases_of(attention: Attention, product: tuple[Any, str], target: str) -> list[Case]:
     """The launches of one forward and backward."""
-    queries, keys = attention.window**2, (attention.core + 2 * attention.halo) ** 2
+    axes = attention.axes
+    queries, keys = attention.window**axes, (attention.core + 2 * attention.halo) ** axes
 
     def tile(part: str) -> Tile | None:
-        seen = attention.core**2 if part == "key" else keys
-        return tile_of(part, queries, seen, attention.D, *product, target)
+        seen = attention.core**axes if part == "key" else keys
+        return tile_of(part, queries, seen, attention.D, *product, target, axes)
 
     fused = None if attention.halo else tile("fused")
     one_tile = (fused or tile("query")).tiles(queries, keys)[1] == 1
@@ -94,25 +103,46 @@ def case_of(part: str, attention: Attention, product: tuple[Any, str], tile: Til
     dtype, precision = product
     kernel, D, window, core, halo = PARTS[part], attention.D, attention.window, attention.core, attention.halo
     constexprs = dict(
-        D=D, BLOCK_D=padded(D), WINDOW_Y=window, WINDOW_X=window, CORE_Y=core, CORE_X=core, HALO_Y=halo, HALO_X=halo,
+        D=D, BLOCK_D=padded(D), **_of_sides(attention.axes, WINDOW=window, CORE=core, HALO=halo),
         BIAS=True, PAD=attention.pads, SOFT=attention.soft, DBIAS=one_tile,
         VEC=vector_length(dtype, D), GVEC=vector_length(dtype, D), ACC=tl.float32, PREC=precision,
         **{f"stride_{tensor}d": 1 for tensor in ("q", "k", "v", "g", "dq", "dk", "dv")},
         **tile.settings,
     )  # fmt: skip
     options = {name: constexprs.pop(name) for name in compile_options(1)}
-    known = {name: value for name, value in constexprs.items() if name in kernel.arg_names}
-    return Case.of(f"{part}, {attention}, {short(dtype)} {precision}", kernel, options, dtype, known, **FLOAT32)
+    name = f"{part}, {attention}, {short(dtype)} {precision}"
+    return Case.of(name, kernel, options, dtype, _known(kernel, constexprs), **FLOAT32)
 
 
-def _bias_cases(window: int) -> list[Case]:
+def _of_sides(axes: int, **sides: int) -> dict[str, Any]:
+    """These sides of every axis, as the launchers name them; with two axes the third has none."""
+    found: dict[str, Any] = {"AXES": axes}
+    for name, side in sides.items():
+        found |= {f"{name}_Y": side, f"{name}_X": side}
+        found[f"{name}_Z"] = side if axes == 3 else 0 if name == "HALO" else 1
+    if axes == 2:
+        found |= {f"{of}_{side}z": None for side in "qk" for of in ("size", "cycle", "shift", "seam")}
+        found |= {"bias_qz": None, "bias_kz": None, "nz": None}
+    return found
+
+
+def _bias_cases(window: int, axes: int = 2) -> list[Case]:
     """The kernels before and after that of all gradients, which know neither products nor channels."""
-    side, tokens = window, window**2
-    constexprs = dict(WINDOW_Y=side, WINDOW_X=side, REACH_Y=side, REACH_X=side, P_Y=1, P_X=1, Q_Y=1, Q_X=1, N=1)
+    tokens, name = window**axes, str(window) if axes == 2 else f"{window}^{axes}"
+    constexprs = _known(kernels.table_gradient_kernel, _of_sides(axes, WINDOW=window, REACH=window, P=1, Q=1), N=1)
     table = Case.of(
-        f"table gradient, window {side}", kernels.table_gradient_kernel, TABLE_GRADIENT, torch.float32, constexprs
+        f"table gradient, window {name}", kernels.table_gradient_kernel, TABLE_GRADIENT, torch.float32, constexprs
     )
     if tokens > SMALL:
         return [table]
-    constexprs = dict(WINDOW_X=side, CORE_X=side, QUERIES=tokens, KEYS=tokens, N=1, BLOCK_M=64, BLOCK_N=64)
-    return [table, Case.of(f"bias, window {side}", kernels.expand_bias_kernel, EXPAND, torch.float32, constexprs)]
+    constexprs = _known(
+        kernels.expand_bias_kernel, _of_sides(axes, WINDOW=window, CORE=window),
+        QUERIES=tokens, KEYS=tokens, N=1, BLOCK_M=64, BLOCK_N=64,
+    )  # fmt: skip
+    return [table, Case.of(f"bias, window {name}", kernels.expand_bias_kernel, EXPAND, torch.float32, constexprs)]
+
+
+def _known(kernel: Any, *constexprs: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """Those that the kernel takes."""
+    given = {name: value for each in (*constexprs, more) for name, value in each.items()}
+    return {name: value for name, value in given.items() if name in kernel.arg_names}

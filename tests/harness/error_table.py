@@ -44,7 +44,7 @@ def main() -> None:
                         both = Error.of(mine, exact).whole, Error.of(yours, exact).whole
                         worst[kind] = max(worst[kind], both)
                 cells = " | ".join(f"{value:.1e}" for pair in worst.values() for value in pair)
-                print(f"| {op.name} | {str(dtype).removeprefix('torch.')} | {cells} |", flush=True)
+                print(f"| {op.row} | {str(dtype).removeprefix('torch.')} | {cells} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ class Op:
             held to that dtype's epsilon, at the size of output 0.
         luck: variants that amplify rounding, and how many times PyTorch's our error may be there.
         slow: variants whose errors in several draws take minutes in the interpreter.
+        of: what this row is about, where an op has several.
     """
 
     name: str
@@ -51,6 +52,12 @@ class Op:
     of_rounded: tuple[int, ...] = ()
     luck: dict[str, float] = field(default_factory=dict)
     slow: tuple[str, ...] = ()
+    of: str = ""
+
+    @property
+    def row(self) -> str:
+        """Its name in the table."""
+        return f"{self.name}_{self.of}" if self.of else self.name
 
     def run(self, inputs: Inputs, sizes: Sizes, backend: str | None) -> tuple[Tensor, ...]:
         options = {name: sizes[name] for name in self.options if name in sizes}
@@ -58,7 +65,7 @@ class Op:
 
 
 OPS = {
-    op.name: op
+    op.row: op
     for op in (
         Op(
             "clustering_loss",
@@ -215,6 +222,7 @@ OPS = {
                     "scale": 2.0,
                 },
                 "wide": {"B": 1, "H": 12, "W": 13, "heads": 1, "d": 128, "window": 12, "table": False},
+                "a row": {"B": 2, "W": 19, "d": 8, "window": 6, "shift": 3, "packed": True},
                 "empty": {"B": 0, "H": 5, "W": 4, "d": 8, "window": 2},
             },
             backends=EVERY,
@@ -259,6 +267,35 @@ OPS = {
             options=("window", "halo", "shift", "scale", "outside", "order", "seam"),
             plain=("torch",),
             slow=("wide", "twice, halo"),
+        ),
+        Op(
+            "cross_scale_attention",
+            draws.call_cross_scale_attention,
+            draws.draw_windows,
+            {
+                "Swin UNETR": {
+                    **{"B": 1, "D": 7, "H": 6, "W": 5, "d": 8, "window": (5, 4, 4), "shift": (2, 1, 2), "packed": True},
+                    **{"outside": "pad", "seam": -1.5},
+                },
+                "half, twice": {
+                    **{"B": 2, "D": 4, "H": 6, "W": 5, "Dk": 4, "Hk": 3, "Wk": 9, "d": 10, "heads": 1},
+                    **{"window": 2, "shift": (1, 0, 1), "halo": (1, 0, 1)},
+                },
+                "small windows": {
+                    **{"B": 1, "D": 2, "H": 5, "W": 4, "d": 16, "window": 2, "shift": 1, "table": False, "dense": True},
+                    **{"order": "roll_pad"},
+                },
+                "empty": {"B": 0, "D": 3, "H": 5, "W": 4, "d": 8, "window": 2},
+            },
+            # Divisible alike, axis by axis: what is padded is compiled anew where nothing was.
+            tiny={"B": 2, "D": 3, "H": 5, "W": 4, "heads": 1, "d": 4, "window": 2, "shift": 1, "outside": "pad"},
+            other=(
+                {"B": 3, "D": 5, "H": 7, "W": 8, "heads": 1, "d": 4, "window": 2, "shift": 1, "outside": "pad"},
+                {"B": 4, "D": 7, "H": 3, "W": 6, "heads": 1, "d": 4, "window": 2, "shift": 1, "outside": "pad"},
+            ),
+            options=("window", "halo", "shift", "scale", "outside", "order", "seam"),
+            plain=("torch",),
+            of="volumes",
         ),
         Op(
             "mix_ffn",

@@ -100,15 +100,16 @@ def call_efficient_attention(inputs: Inputs, **options: Any) -> tuple[Tensor, ..
 
 def draw_windows(s: Sizes) -> Inputs:
     """Maps with ``spread`` logits, packed or not, and the bias and the vectors outside the map that are asked for."""
-    keys = s.get("Hk", s["H"]), s.get("Wk", s["W"])
+    axes = [axis for axis in "DHW" if axis in s]
+    sizes, keys = [s[axis] for axis in axes], [s.get(f"{axis}k", s[axis]) for axis in axes]
     heads, d, spread = s.get("heads", 2), s["d"], s.get("spread", 1.0)
     if s.get("packed", False):
-        inputs = {"qkv": spread * rand(s["B"], s["H"], s["W"], 3, heads, d)}
+        inputs = {"qkv": spread * rand(s["B"], *sizes, 3, heads, d)}
     else:
-        inputs = {"q": spread * rand(s["B"], s["H"], s["W"], heads, d)}
+        inputs = {"q": spread * rand(s["B"], *sizes, heads, d)}
         inputs |= {"k": spread * rand(s["B"], *keys, heads, d), "v": rand(s["B"], *keys, heads, d)}
     geometry = (s.get(name, 0) for name in ("halo", "shift"))
-    windows = windows_of("", (s["H"], s["W"]), keys, s["window"], *geometry)
+    windows = windows_of("", sizes, keys, s["window"], *geometry)
     if s.get("table", True):
         inputs["bias"] = rand(windows.table, heads)
     elif s.get("dense", False):

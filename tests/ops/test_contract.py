@@ -33,7 +33,7 @@ KERNELS = [op for op in OPS.values() if "triton" in op.backends]
 
 
 def _name(value: Op | str) -> str:
-    return value if isinstance(value, str) else value.name
+    return value if isinstance(value, str) else value.row
 
 
 every_op = pytest.mark.parametrize(("op", "backend"), PAIRS, ids=_name)

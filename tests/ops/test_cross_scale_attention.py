@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from typing import Any
@@ -57,62 +58,60 @@ def brute_force(q: np.ndarray, k: np.ndarray, v: np.ndarray, options: dict[str, 
     )
     out = np.zeros_like(q)
     axes, offsets = [], []
-    for size_q, size_k, w, h, s in zip(q.shape[1:3], k.shape[1:3], window, halo, shift, strict=True):
+    for size_q, size_k, w, h, s in zip(q.shape[1:-2], k.shape[1:-2], window, halo, shift, strict=True):
         p, r = ratio_of(size_q, size_k)
         count, core = math.ceil(size_q / w), w * p // r
         rows_q = _rolled(size_q, count * w, s, 0, outside, order)
         rows_k = _rolled(size_k, count * core, s * p // r, h, outside, order)
         axes.append((rows_q, rows_k, w, core, h, p, r))
         offsets.append([p * a - r * b for a in range(w) for b in range(-h, core + h)])
-    (rows_y, keys_y, wy, cy, hy, py, ry), (rows_x, keys_x, wx, cx, hx, px, rx) = axes
-    columns = max(offsets[1]) - min(offsets[1]) + 1
-    for uy, (y, past_y) in enumerate(rows_y):
-        for ux, (x, past_x) in enumerate(rows_x):
-            if y is None or x is None:
+    for places in itertools.product(*(enumerate(rows_q) for rows_q, *_ in axes)):
+        pixel = tuple(row for _, (row, _) in places)
+        if None in pixel:
+            continue
+        scores, values = [], []
+        for near in itertools.product(*(range(core + 2 * h) for _, _, _, core, h, _, _ in axes)):
+            number_q, number_k, entry, found, apart = 0, 0, 0, [], False
+            for (u, (_, past)), n, (_, keys, w, core, h, p, r), offset in zip(places, near, axes, offsets, strict=True):
+                row, past_row = keys[u // w * core + n]
+                found.append(row)
+                apart = apart or past != past_row
+                number_q, number_k = number_q * w + u % w, number_k * (core + 2 * h) + n
+                at = p * (u % w) - r * (n - h) - min(offset)
+                entry = entry * (max(offset) - min(offset) + 1) + at
+            exists = None not in found
+            if (outside == "ignore" and not exists) or (apart and options["seam"] == -math.inf):
                 continue
-            scores, values = [], []
-            for ny in range(cy + 2 * hy):
-                for nx in range(cx + 2 * hx):
-                    row, past_row = keys_y[uy // wy * cy + ny]
-                    column, past_column = keys_x[ux // wx * cx + nx]
-                    exists = row is not None and column is not None
-                    apart = (past_y, past_x) != (past_row, past_column)
-                    if (outside == "ignore" and not exists) or (apart and options["seam"] == -math.inf):
-                        continue
-                    zero = np.zeros_like(q[:, 0, 0])
-                    key, value = (k[:, row, column], v[:, row, column]) if exists else (zero, zero)
-                    if not exists and options["pad_k"] is not None:
-                        key, value = zero + options["pad_k"], zero + options["pad_v"]
-                    score = options["scale"] * (q[:, y, x] * key).sum(-1) + (options["seam"] if apart else 0.0)
-                    bias = options["bias"]
-                    if bias is not None and bias.ndim == 3:
-                        score = score + bias[:, uy % wy * wx + ux % wx, ny * (cx + 2 * hx) + nx]
-                    elif bias is not None:
-                        entry_y = py * (uy % wy) - ry * (ny - hy) - min(offsets[0])
-                        entry_x = px * (ux % wx) - rx * (nx - hx) - min(offsets[1])
-                        score = score + bias[entry_y * columns + entry_x]
-                    scores.append(score)
-                    values.append(value)
-            if scores:
-                weights = np.exp(np.stack(scores) - np.max(scores, 0))
-                out[:, y, x] = ((weights / weights.sum(0))[..., None] * np.stack(values)).sum(0)
+            zero = np.zeros_like(q.reshape(q.shape[0], -1, *q.shape[-2:])[:, 0])
+            key, value = (k[(slice(None), *found)], v[(slice(None), *found)]) if exists else (zero, zero)
+            if not exists and options["pad_k"] is not None:
+                key, value = zero + options["pad_k"], zero + options["pad_v"]
+            score = options["scale"] * (q[(slice(None), *pixel)] * key).sum(-1) + (options["seam"] if apart else 0.0)
+            bias = options["bias"]
+            if bias is not None:
+                score = score + (bias[:, number_q, number_k] if bias.ndim == 3 else bias[entry])
+            scores.append(score)
+            values.append(value)
+        if scores:
+            weights = np.exp(np.stack(scores) - np.max(scores, 0))
+            out[(slice(None), *pixel)] = ((weights / weights.sum(0))[..., None] * np.stack(values)).sum(0)
     return out
 
 
-def _draw(rng: random.Random) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Maps and options, every one of them drawn."""
+def _draw(rng: random.Random, axes: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Maps of so many axes and options, every one of them drawn."""
     sizes_q, sizes_k, window, halo, shift = [], [], [], [], []
-    for _ in range(2):
+    for _ in range(axes):
         p, r = rng.choice([(1, 1), (1, 1), (1, 2), (1, 2), (2, 1), (1, 4), (4, 1), (2, 3)])
         w = r * rng.choice([1, 2, 3] if r == 1 else [1, 2] if r < 4 else [1])
         if (p, r) == (2, 3):
             sizes_q.append(r * rng.randint(1, 3))
             sizes_k.append(sizes_q[-1] * p // r)
         elif p == 1:
-            sizes_q.append(rng.randint(3 if r < 4 else 5, 9))
+            sizes_q.append(rng.randint(3 if r < 4 else 5, 9 if axes < 3 else 6))
             sizes_k.append(-(-sizes_q[-1] // r))
         else:
-            sizes_k.append(rng.randint(5, 9 if p == 2 else 13))
+            sizes_k.append(rng.randint(5, (9 if p == 2 else 13) if axes < 3 else 7))
             sizes_q.append(-(-sizes_k[-1] // p))
         p, r = ratio_of(sizes_q[-1], sizes_k[-1])
         w = -(-w // r) * r
@@ -142,13 +141,14 @@ def _draw(rng: random.Random) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 @pytest.mark.parametrize("number", range(12))
-def test_brute_force_agrees_for_every_option(number: int) -> None:
-    rng = random.Random(torch.initial_seed() + number)
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_brute_force_agrees_for_every_option(axes: int, number: int) -> None:
+    rng = random.Random(torch.initial_seed() + 100 * axes + number)
     torch.manual_seed(rng.randrange(2**31))
-    maps, options = _draw(rng)
+    maps, options = _draw(rng, axes)
     plain = {name: value.numpy() if isinstance(value, Tensor) else value for name, value in options.items()}
     truth = torch.from_numpy(brute_force(*(value.numpy() for value in maps.values()), plain))
-    for backend in BACKENDS:
+    for backend in BACKENDS[: 3 if axes == 3 else 4]:  # volumes have no CPU kernels
         out = ops.cross_scale_attention(**as_taken(maps | options, backend), backend=backend)
         assert Error.of(out.double(), truth).row < (1e-5 if backend == "native" else 1e-12), (backend, options)
 
@@ -237,7 +237,9 @@ def test_shifted_windows_of_equal_sizes_are_swins() -> None:
         ({"pad_k": torch.zeros(2, 5), "outside": "pad"}, r"pad_k must have shape \(heads, d\) with d = 4"),
         ({"v": torch.zeros(1, 129, 8, 2, 4)}, r"v must have shape \(B, Hk, Wk, heads, d\) with Wk = 9"),
         ({"k": None}, "k is None and v is not"),
-        ({"k": None, "v": None}, r"q must have shape \(B, H, W, 3, heads, d\)"),
+        ({"k": None, "v": None}, r"q must have shape \(B, \[\[D,\] H,\] W, 3, heads, d\), got \(1, 257, 17, 2, 4\)"),
+        ({"q": torch.zeros(3, 2, 4)}, r"q must have shape \(B, \[\[D,\] H,\] W, heads, d\), got \(3, 2, 4\)"),
+        ({"q": torch.zeros(1, 4, 4, 4, 2, 4)}, r"k must have shape \(B, Dk, Hk, Wk, heads, d\)"),
         ({"backend": "cuda"}, "backend must be None or one of"),
     ],
 )

@@ -53,9 +53,9 @@ class Call(NamedTuple):
 
 
 def draw(
-    queries: tuple[int, int],
-    keys: tuple[int, int],
-    window: int | tuple[int, int],
+    queries: tuple[int, ...],
+    keys: tuple[int, ...],
+    window: int | tuple[int, ...],
     *,
     batch: int = 2,
     heads: int = 2,
@@ -104,6 +104,15 @@ CASES: dict[str, dict[str, Any]] = {
     "twice": dict(queries=(4, 5), keys=(7, 9), window=(2, 4), shift=(1, 2), halo=(1, 0), d=25, batch=1, heads=1),
     "two thirds": dict(queries=(6, 9), keys=(4, 6), window=(3, 6), shift=(0, 3), halo=(0, 1), batch=1, heads=1),
     "a wide head": dict(queries=(8, 8), keys=(4, 4), window=8, d=128, batch=1, heads=1),
+    "a volume": dict(
+        queries=(5, 4, 6), keys=(5, 4, 6), window=(4, 3, 4), shift=(2, 1, 0), outside="pad", seam=-1.5, heads=1
+    ),
+    "a volume with a padded halo": dict(
+        queries=(4, 5, 4), keys=(2, 5, 7), window=(2, 3, 2), shift=(0, 1, 1), halo=(1, 0, 2), outside="pad", batch=1
+    ),
+    "a volume, rolled first": dict(
+        queries=(3, 5, 2), keys=(3, 5, 2), window=2, shift=(1, 1, 0), order="roll_pad", bias="dense", seam=-2.0
+    ),
 }
 
 
@@ -117,6 +126,8 @@ SINGLE, TF32, HALF = (torch.float32, "ieee"), (torch.float32, "tf32"), (torch.bf
 SEVERAL = dict(queries=(4, 9), keys=(4, 9), window=4, shift=2, d=8, outside="pad")
 ONE = dict(queries=(7, 8), keys=(7, 8), window=7, shift=3, d=20, outside="pad", seam=-3.0)
 TILES = dict(queries=(6, 11), keys=(6, 11), window=(6, 11), shift=(0, 4), d=16)
+BRICK = dict(queries=(4, 5, 4), keys=(4, 5, 4), window=4, shift=(0, 2, 1), d=8, outside="pad", seam=-3.0)
+VOLUME = dict(queries=(7, 7, 7), keys=(7, 7, 7), window=7, d=8, seam=-3.0)
 HALO = dict(queries=(8, 6), keys=(4, 3), window=8, halo=2, d=16, outside="pad", bias="dense")
 
 
@@ -135,6 +146,9 @@ HALO = dict(queries=(8, 6), keys=(4, 3), window=8, halo=2, d=16, outside="pad", 
         ("sm_86", SINGLE, TILES),
         ("gfx942", HALF, HALO),
         ("sm_86", TF32, HALO),
+        ("sm_90", HALF, BRICK),
+        ("sm_80", SINGLE, BRICK),
+        ("sm_90", TF32, VOLUME),
     ],
 )
 def test_settings_of_the_cards(
@@ -226,6 +240,8 @@ COUNTED: dict[str, dict[str, Any]] = {
     "three launches": dict(queries=(6, 12), keys=(6, 12), window=6, batch=1, small=True),
     "three launches, padded": dict(queries=(7, 6), keys=(7, 6), window=6, outside="pad", batch=1, small=True),
     "a halo": dict(queries=(8, 8), keys=(8, 8), window=4, halo=1, batch=1, outside="pad"),
+    "a volume": dict(queries=(3, 8, 4), keys=(3, 8, 4), window=(3, 4, 4), shift=(1, 2, 2), batch=1, small=True),
+    "a volume, padded": dict(queries=(3, 5, 4), keys=(3, 5, 4), window=(3, 4, 4), outside="pad", batch=1, small=True),
 }
 
 
@@ -251,6 +267,10 @@ def test_launches_and_bytes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
     ahead, back = counted_as_recorded(call)
     assert ahead.atomics == back.atomics == 0
+    if name == "a volume":  # every byte of the maps and of the table, though tiles read some of them several times
+        unit, table = 2 * 3 * 8 * 4 * 16 * 4, windows[0].table * 2 * 4
+        assert ahead.unique_bytes_loaded == 3 * unit + table
+        assert ahead.bytes_stored == unit + unit // 16
     if name == "no bias":  # every byte once: 3 maps in, 1 out; 4 in, 3 out
         pixels = 2 * 2 * 16 * 16
         unit, rows = pixels * 16 * 4, pixels * 4
@@ -272,3 +292,34 @@ def test_the_forward_moves_four_maps() -> None:
         draw((64, 96), (64, 96), 8, shift=4, batch=1, heads=4, d=32, bias=None, dtype=torch.bfloat16).forward()
     ((_, loaded, stored),) = moved(launches).values()
     assert 4 * unit < loaded + stored < 4.1 * unit
+
+
+def test_the_forward_of_a_volume_moves_four_maps_and_the_table() -> None:
+    """Swin UNETR's first shifted block: no mask, and no bias of windows x heads x 343 x 343 numbers."""
+    from msformer_fast.benchmarks.traffic.recorded import moved, recorded_launches
+
+    numbers, size, options = 48**3 * 3 * 8, (48, 48, 48), dict(shift=3, outside="pad", seam=-100.0)
+    with recorded_launches(132, "sm_90") as launches:
+        draw(size, size, 7, batch=1, heads=3, d=8, dtype=torch.bfloat16, **options).forward()
+    ((_, loaded, stored),) = moved(launches).values()
+    table, pads = 13**3 * 3 * 2, 2 * 3 * 8 * 2
+    assert loaded == 3 * numbers * 2 + table + pads
+    assert stored == numbers * 2 + numbers // 8 * 4  # and the logarithms of sums, in float32
+
+
+@interpreted
+def test_a_cropped_volume_is_copied() -> None:
+    """Its depth and height do not fold into one axis, as those of packed and channels-first volumes do."""
+    call = draw((3, 4, 5), (3, 4, 5), (2, 2, 3), shift=(1, 0, 1), heads=2, d=8, batch=1)
+    whole = torch.randn(1, 3, 6, 5, 3, 2, 8, dtype=torch.float64)
+    first = torch.randn(1, 3, 2, 8, 3, 4, 5, dtype=torch.float64).permute(0, 4, 5, 6, 1, 2, 3)
+    for maps in (whole[:, :, 1:5], whole[:, :, :4], first):
+        views = call._replace(leaves=[*maps.unbind(4), *call.leaves[3:]])
+        plain = call._replace(leaves=[*(t.contiguous() for t in maps.unbind(4)), *call.leaves[3:]])
+        out, lse = views.forward()
+        assert all(torch.equal(a, b) for a, b in zip((out, lse), plain.forward(), strict=True))
+        grad = torch.randn(1, 3, 5, 4, 2, 8, dtype=torch.float64).transpose(2, 3)
+        for ours, wanted in zip(
+            views.backward(grad, out, lse), plain.backward(grad.contiguous(), out, lse), strict=True
+        ):
+            assert ours is wanted is None or torch.equal(ours, wanted)

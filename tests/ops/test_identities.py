@@ -17,8 +17,8 @@ pytestmark = pytest.mark.usefixtures("strict_kernels", "small_strips")
 
 IDENTITIES = [op for op in OPS.values() if "torch" in op.backends]
 IN_STRIPS = [op for op in IDENTITIES if "torch" not in op.plain]
-every_body_in_strips = pytest.mark.parametrize("op", IN_STRIPS, ids=lambda op: op.name)
-every_identity = pytest.mark.parametrize("op", IDENTITIES, ids=lambda op: op.name)
+every_body_in_strips = pytest.mark.parametrize("op", IN_STRIPS, ids=lambda op: op.row)
+every_identity = pytest.mark.parametrize("op", IDENTITIES, ids=lambda op: op.row)
 
 
 @on_cpu

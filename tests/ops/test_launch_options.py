@@ -13,7 +13,7 @@ from tests.ops.test_contract import DEVICE, KERNELS, leaves, run
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="looks into the interpreter")
 
 
-@pytest.mark.parametrize("op", KERNELS, ids=lambda op: op.name)
+@pytest.mark.parametrize("op", KERNELS, ids=lambda op: op.row)
 def test_every_launch_names_its_compile_options(op: Op) -> None:
     with constexprs_of_launches() as seen:
         run(op, leaves(op.draw(op.tiny), torch.float32), op.tiny, "triton")

@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     kept, left = [], []
     for item in items:
         given = item.callspec.params if hasattr(item, "callspec") else {}
-        fits = "op" in given and given["op"].name == name and given.get("backend", "triton") == "triton"
+        fits = "op" in given and given["op"].row == name and given.get("backend", "triton") == "triton"
         (kept if fits else left).append(item)
     items[:] = kept
     config.hook.pytest_deselected(items=left)
