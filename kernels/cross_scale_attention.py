@@ -138,7 +138,7 @@ def cross_scale_attention_forward(
             roll made in their window; minus infinity hides them from each other.
         bias: a table (windows.table, heads) of relative positions, or dense (heads, windows.queries, windows.keys).
         pad_k, pad_v: (heads, d), at positions outside the map where ``windows.pads``; None is zeros.
-        input_precision: of float32 products: ``"ieee"``, ``"tf32"`` or ``"tf32x3"``.
+        input_precision: of float32 products: ``"ieee"`` or ``"tf32"``.
 
     Returns:
         The result, and (B, heads, [Dq,] Hq, Wq) in float32 or better, to base 2: times log(2) is natural.
