@@ -98,12 +98,12 @@ def degrade(image: NDArray[Any], mask: NDArray[np.bool_], number: int) -> tuple[
     return np.clip(image, 0, 1), mask
 
 
-def write_degraded(images: str, masks: str, output: str) -> None:
-    """A degraded copy of every pair of two folders, in ``images`` and ``masks`` of another."""
+def write_degraded(images: str, masks: str, output: str, turn: int = 0) -> None:
+    """A degraded copy of every pair of two folders, in ``images`` and ``masks`` of another; ``turn`` ways further."""
     folders = [check_output_folder(Path(output) / name) for name in ("images", "masks")]
     for number, (image, mask) in enumerate(find_pairs(images, masks)):
         pixels = read_image(image)
-        made = degrade(pixels, read_mask(mask, pixels.shape[:2]), number)
+        made = degrade(pixels, read_mask(mask, pixels.shape[:2]), number + turn)
         write_png(folders[0] / f"{image.stem}.png", np.rint(made[0] * 255).astype(np.uint8))
         write_png(folders[1] / f"{image.stem}.png", made[1])
 
@@ -179,12 +179,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     sub.add_argument("images")
     sub.add_argument("masks")
     sub.add_argument("-o", "--output", required=True)
+    sub.add_argument(
+        "--turn",
+        type=int,
+        default=0,
+        help="1: blur or lost contrast for images of odd places, whose turn is noise or a crop, and vice versa",
+    )
     sub = commands.add_parser("fit", help="print weights and figures")
     sub.add_argument("folders", nargs="+", type=Path)
     sub.add_argument("--plot", type=Path, help="PNG or SVG to draw of the even half")
     arguments = parser.parse_args(argv)
     if arguments.command == "degrade":
-        write_degraded(arguments.images, arguments.masks, arguments.output)
+        write_degraded(arguments.images, arguments.masks, arguments.output, arguments.turn)
         return
     judged = [each for folder in arguments.folders for each in read_folder(folder)]
     for rule in _LOOKS:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msformer_fast.errors import InputError
-from msformer_fast.foreground.evidence import Mask
+from msformer_fast.foreground.evidence import Mask, darkness_channel
 from msformer_fast.images import resize_image
 from msformer_fast.metrics import MaskScores, score_blind
 from msformer_fast.outlines import carry_up
@@ -93,7 +93,9 @@ def prompted_mask(result: Segmentation, pixels: NDArray[np.float32], prompt: Pro
     seen = resize_image(inside, result.network_size)
     runs: Sequence[Run] = result.runs
     if not clusters:
-        runs = [replace(run, scores=None) for run in runs[:1]]  # type: ignore[arg-type]
+        # Grey levels in place of clusters: whatever the network adds is missing.
+        levels = np.rint(darkness_channel(seen.astype(np.float64)) * 255).astype(np.uint8)
+        runs = [replace(run, labels=levels, scores=None) for run in runs[:1]]  # type: ignore[arg-type]
     chosen = choose_foreground(runs, seen, "auto", inner.at(inside.shape, seen.shape))
     mask = carry_up(chosen.mask, inside)
     return mask if margin is None else margin.pad(mask, False)
