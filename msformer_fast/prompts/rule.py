@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msformer_fast.foreground import Foreground, Maps, clusters_in, known_targets
+from msformer_fast.foreground.calibration import DOUBTFUL, Raw, calibrated
 from msformer_fast.foreground.choice import choose, vote
 from msformer_fast.foreground.evidence import Mask, enlarge
 from msformer_fast.foreground.priors import normal_term
@@ -26,7 +27,7 @@ from msformer_fast.prompts.prompt import Box, Point, Prompt, holds
 
 #: The name of this rule.
 PROMPT_RULE = "prompt"
-#: Confidence from which a mask needs no second look.
+#: Confidence from which a mask needs no second look, where no rule for the image's kind had a say.
 SURE = 0.85
 
 # All were chosen on every other image, by name, of those that the documentation reports on.
@@ -65,12 +66,25 @@ class _Guess:
 
 @dataclass(frozen=True, eq=False)
 class _Found:
-    """What one click or box means, how sure that is, and what it is called."""
+    """What one click or box means, how sure that is, and what it is called.
+
+    ``rule``: that had a say, and whose curve there is for the agreement.
+    """
 
     mask: Mask
     agreement: float
     what: str
     candidates: int
+    rule: str = ""
+
+    @property
+    def confidence(self) -> float:
+        """The Dice to expect; without a curve the agreement itself."""
+        return calibrated(f"prompt {self.rule}", Raw(self.agreement, 0.0)) if self.rule else self.agreement
+
+    @property
+    def doubtful(self) -> bool:
+        return self.confidence < (DOUBTFUL[f"prompt {self.rule}"] if self.rule else SURE)
 
 
 def prompted(runs: Sequence[Maps], image: NDArray[Any], prompt: Prompt, modality: str | None = None) -> Foreground:
@@ -100,8 +114,8 @@ def prompted(runs: Sequence[Maps], image: NDArray[Any], prompt: Prompt, modality
             mask, agreement, count = boxed(looks, box, _pixels(here.not_points, looks.shape))
             found.append(_Found(mask, agreement, "what fills the box", count))
     mask = np.any([each.mask for each in found], axis=0)
-    confidence = min(each.agreement for each in found)
-    doubtful = confidence < SURE
+    confidence = min(each.confidence for each in found)
+    doubtful = any(each.doubtful for each in found)
     what = "; ".join(dict.fromkeys(each.what for each in found))
     count = sum(each.candidates for each in found)
     mask = enlarge(mask, (labels.shape[0], labels.shape[1]))
@@ -115,6 +129,7 @@ def prompted(runs: Sequence[Maps], image: NDArray[Any], prompt: Prompt, modality
         doubtful,
         {},
         count,
+        min(each.agreement for each in found),
     )
 
 
@@ -123,6 +138,8 @@ def _of_points(looks: Looks, prompt: Prompt, box: Box | None, targets: _Targets)
     allowed = None if box is None else rim(box, looks.shape)
     clicks, ruled_out = _pixels(prompt.points, looks.shape), _pixels(prompt.not_points, looks.shape)
     found = [_of_click(looks, click, clicks, ruled_out, allowed, targets) for click in clicks]
+    if len(found) == 1 and found[0].rule:  # not-points were respected
+        return found[0]
     mask = np.any([each.mask for each in found], axis=0)
     for row, column in ruled_out:
         mask[row, column] = False
@@ -161,7 +178,8 @@ def _of_click(
     if known:
         both = (masks, scores), ([mask for _, mask in known], np.array([score for score, _ in known]))
         mask, agreement = vote(both)
-        return _Found(mask, agreement, f"{what}, by a vote with rule '{targets.rule}'", len(parts) + len(known))
+        what += f", by a vote with rule '{targets.rule}'"
+        return _Found(mask, agreement, what, len(parts) + len(known), targets.rule)
     mask, more = _with_smaller(chosen, others)
     what += f" and {more} smaller of the same look" if more else ""
     return _Found(mask, choice.agreement, what, len(parts))
