@@ -4,7 +4,8 @@
     msformer-fast evaluate HARD/images HARD/masks --rule lungs-ct -o hard
     python -m msformer_fast.benchmarks.calibrate fit --plot docs/calibration.svg easy hard ...
 
-The folders are those that ``msformer-fast evaluate`` wrote, of images with either rule, whole or degraded. Images of
+The folders are those that ``msformer-fast evaluate`` wrote, of images with either rule, whole or degraded; with
+``--prompts point`` the curves of one click are fitted as well. Images of
 odd places by name are fitted, those of even places judged, as ``--split`` has it.
 """
 
@@ -73,7 +74,16 @@ def read_folder(folder: Path) -> list[Judged]:
         doubtful = strange or confidence < DOUBTFUL[row["rule"]] or "The only large dark part" in record["reason"]
         odd = place % 2 == 0
         judged.append(Judged(row["rule"], raw, confidence, doubtful, float(row["blind_dice"]), odd, strange))
+        if row.get("point_rule"):
+            judged.append(_of_click(row, odd))
     return judged
+
+
+def _of_click(row: dict[str, str], odd: bool) -> Judged:
+    """The mask of one click, by a vote with a rule."""
+    rule, raw = f"prompt {row['point_rule']}", Raw(float(row["point_agreement"]), 0.0)
+    confidence = calibrated(rule, raw)
+    return Judged(rule, raw, confidence, confidence < DOUBTFUL[rule], float(row["point_dice"]), odd, False)
 
 
 def degrade(image: NDArray[Any], mask: NDArray[np.bool_], number: int) -> tuple[Any, Any]:
@@ -98,12 +108,12 @@ def degrade(image: NDArray[Any], mask: NDArray[np.bool_], number: int) -> tuple[
     return np.clip(image, 0, 1), mask
 
 
-def write_degraded(images: str, masks: str, output: str) -> None:
-    """A degraded copy of every pair of two folders, in ``images`` and ``masks`` of another."""
+def write_degraded(images: str, masks: str, output: str, turn: int = 0) -> None:
+    """A degraded copy of every pair of two folders, in ``images`` and ``masks`` of another; ``turn`` ways further."""
     folders = [check_output_folder(Path(output) / name) for name in ("images", "masks")]
     for number, (image, mask) in enumerate(find_pairs(images, masks)):
         pixels = read_image(image)
-        made = degrade(pixels, read_mask(mask, pixels.shape[:2]), number)
+        made = degrade(pixels, read_mask(mask, pixels.shape[:2]), number + turn)
         write_png(folders[0] / f"{image.stem}.png", np.rint(made[0] * 255).astype(np.uint8))
         write_png(folders[1] / f"{image.stem}.png", made[1])
 
@@ -179,15 +189,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     sub.add_argument("images")
     sub.add_argument("masks")
     sub.add_argument("-o", "--output", required=True)
+    sub.add_argument(
+        "--turn",
+        type=int,
+        default=0,
+        help="1: blur or lost contrast for images of odd places, whose turn is noise or a crop, and vice versa",
+    )
     sub = commands.add_parser("fit", help="print weights and figures")
     sub.add_argument("folders", nargs="+", type=Path)
     sub.add_argument("--plot", type=Path, help="PNG or SVG to draw of the even half")
     arguments = parser.parse_args(argv)
     if arguments.command == "degrade":
-        write_degraded(arguments.images, arguments.masks, arguments.output)
+        write_degraded(arguments.images, arguments.masks, arguments.output, arguments.turn)
         return
     judged = [each for folder in arguments.folders for each in read_folder(folder)]
-    for rule in _LOOKS:
+    for rule in (*_LOOKS, *(f"prompt {rule}" for rule in _LOOKS)):
         of_rule = [each for each in judged if each.rule == rule]
         # What the rule says it was not made for is marked already, and no part of its curve.
         odd = [each for each in of_rule if each.odd and not each.misfit]
@@ -199,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name, half in (("odd", True), ("even", False)):
             print(f"    {rule}, {name}:", figures([each for each in of_rule if each.odd == half]))
     for name, half in (("odd", True), ("even", False)):
-        print(f"    all, {name}:", figures([each for each in judged if each.odd == half]))
+        print(f"    all, {name}:", figures([each for each in judged if each.odd == half and each.rule in _LOOKS]))
     if arguments.plot:
         plot([each for each in judged if not each.odd], arguments.plot)
 

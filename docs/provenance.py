@@ -144,6 +144,27 @@ FIGURES = {
         "28c91b7",
         "CPU, one thread",
     ),
+    "votes": Figures(
+        "Dice of one click by a vote",
+        f"msformer-fast evaluate {IMAGES} --split even --prompts point",
+        "6733ba7",
+        "CPU, one thread",
+        note="Before, and the default of before: the same runs, of which the first 10 iterations were taken.",
+    ),
+    "iterations": Figures(
+        "Dice by the most iterations",
+        f"msformer-fast evaluate {IMAGES} --split odd --max-iterations N",
+        "6733ba7",
+        "CPU, one thread",
+        note="Of one run an image, of which the first N iterations were taken.",
+    ),
+    "seconds": Figures(
+        "seconds of a command",
+        "msformer-fast segment IMAGE -o results",
+        "d71b184",
+        "one thread of a busy shared x86 server (AVX-512), torch 2.13, CPU build",
+        note="Seconds of the processor, one image of each kind, old and new in turn.",
+    ),
     "outlines": Figures(
         "Dice and HD95 at the image's own size",
         f"msformer-fast evaluate {IMAGES} --split even --size 129 --patience 6",
@@ -156,6 +177,13 @@ FIGURES = {
         f"python -m msformer_fast.benchmarks.frontier {IMAGES} --rule lungs --split odd --runs runs -o frontier",
         "865bf54",
         "CPU, one thread",
+    ),
+    "doubt": Figures(
+        "which masks are marked doubtful",
+        "python -m msformer_fast.benchmarks.calibrate fit FOLDER...",
+        "d71b184",
+        "CPU, one thread",
+        note="Folders of 'evaluate' on whole images and on those of 'calibrate degrade', with the rule of their kind.",
     ),
     "calibration": Figures(
         "confidence against Dice",

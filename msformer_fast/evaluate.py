@@ -137,18 +137,24 @@ def score_pair(
     for name in methods:
         assert pixels is not None
         scored[name] = score_blind(_other_mask(name, pixels, result.foreground.rule), truth)
+    sure: Row = {}
     if pixels is not None:
-        scored |= score_prompts(result, pixels, truth, prompts, Path(image).name)
+        of_prompts, sure = score_prompts(result, pixels, truth, prompts, Path(image).name)
+        scored |= of_prompts
     row: Row = {column(who, name): value for who, scores in scored.items() for name, value in scores.as_dict().items()}
-    return row | {
-        "confidence": round(result.foreground.confidence, 4),
-        "doubtful": result.foreground.doubtful,
-        "iterations": len(result.history),
-        "label_count": int(np.unique(result.labels).size),
-        "stopped": result.stopped,
-        "rule": result.foreground.rule,
-        "seconds": round(result.seconds, 3),
-    }
+    return (
+        row
+        | sure
+        | {
+            "confidence": round(result.foreground.confidence, 4),
+            "doubtful": result.foreground.doubtful,
+            "iterations": len(result.history),
+            "label_count": int(np.unique(result.labels).size),
+            "stopped": result.stopped,
+            "rule": result.foreground.rule,
+            "seconds": round(result.seconds, 3),
+        }
+    )
 
 
 def column(method: str, metric: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msformer_fast.errors import InputError
-from msformer_fast.foreground.evidence import Mask
+from msformer_fast.foreground import Foreground
+from msformer_fast.foreground.evidence import Mask, darkness_channel
 from msformer_fast.images import resize_image
 from msformer_fast.metrics import MaskScores, score_blind
 from msformer_fast.outlines import carry_up
@@ -65,25 +67,39 @@ def truth_prompt(truth: Mask, prompt: str, name: str) -> Prompt:
 
 def score_prompts(
     result: Segmentation, pixels: NDArray[np.float32], truth: Mask, prompts: Sequence[str], name: str
-) -> dict[str, MaskScores]:
-    """The scores of every name in :func:`prompt_names` on one image (H, W, C), from the runs that were made already."""
-    scored = {}
+) -> tuple[dict[str, MaskScores], dict[str, Any]]:
+    """The scores of every name in :func:`prompt_names` on one image (H, W, C), from the runs that were made already;
+    and how sure the mask of each prompt is, by the names of columns."""
+    scored: dict[str, MaskScores] = {}
+    sure: dict[str, Any] = {}
     for prompt in prompts:
         given = truth_prompt(truth, prompt, name)
-        makers: dict[str, Callable[[], Mask]] = {
-            prompt: lambda given=given: prompted_mask(result, pixels, given),  # type: ignore[misc]
-            f"{prompt} {WITHOUT_CLUSTERS}": lambda given=given: prompted_mask(  # type: ignore[misc]
-                result, pixels, given, clusters=False
-            ),
-        }
         for each in prompt_names([prompt]):
-            mask = makers[each]() if each in makers else _simple(pixels, given, each.removeprefix(f"{prompt} "))
+            if each in (prompt, f"{prompt} {WITHOUT_CLUSTERS}"):
+                mask, found = prompted_mask(result, pixels, given, clusters=each == prompt)
+                if each == prompt:
+                    sure |= {f"{prompt}_{name}": value for name, value in _sureness(found).items()}
+            else:
+                mask = _simple(pixels, given, each.removeprefix(f"{prompt} "))
             scored[each] = score_blind(mask, truth)
-    return scored
+    return scored, sure
 
 
-def prompted_mask(result: Segmentation, pixels: NDArray[np.float32], prompt: Prompt, *, clusters: bool = True) -> Mask:
-    """The mask (H, W) that the prompt would have had in ``result``'s place, without the network running again."""
+def _sureness(found: Foreground) -> dict[str, Any]:
+    vote = re.search(r"by a vote with rule '([\w-]+)'", found.reason)
+    return {
+        "confidence": round(found.confidence, 4),
+        "doubtful": found.doubtful,
+        "agreement": round(found.agreement, 4),
+        "rule": vote.group(1) if vote else "",
+    }
+
+
+def prompted_mask(
+    result: Segmentation, pixels: NDArray[np.float32], prompt: Prompt, *, clusters: bool = True
+) -> tuple[Mask, Foreground]:
+    """The mask (H, W) that the prompt would have had in ``result``'s place, without the network running again; and how
+    it came about."""
     margin, inside, inner = result.margin, pixels, prompt
     if margin is not None:
         moved = prompt.within(margin, pixels.shape)
@@ -93,10 +109,12 @@ def prompted_mask(result: Segmentation, pixels: NDArray[np.float32], prompt: Pro
     seen = resize_image(inside, result.network_size)
     runs: Sequence[Run] = result.runs
     if not clusters:
-        runs = [replace(run, scores=None) for run in runs[:1]]  # type: ignore[arg-type]
+        # Grey levels in place of clusters: whatever the network adds is missing.
+        levels = np.rint(darkness_channel(seen.astype(np.float64)) * 255).astype(np.uint8)
+        runs = [replace(run, labels=levels, scores=None) for run in runs[:1]]  # type: ignore[arg-type]
     chosen = choose_foreground(runs, seen, "auto", inner.at(inside.shape, seen.shape))
     mask = carry_up(chosen.mask, inside)
-    return mask if margin is None else margin.pad(mask, False)
+    return mask if margin is None else margin.pad(mask, False), chosen
 
 
 def _simple(pixels: NDArray[Any], prompt: Prompt, method: str) -> Mask:

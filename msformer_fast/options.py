@@ -71,8 +71,8 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     add(
         "--preset",
         default=DEFAULT,
-        help="quick: 129 pixels, patience 3; paper: 257 pixels, 50 iterations, no patience. Options given beside it "
-        "count before it (%(default)s)",
+        help="quick: 129 pixels, at most 10 iterations, patience 3; paper: 257 pixels, 50 iterations, no patience. "
+        "Options given beside it count before it (%(default)s)",
     )
     add("--size", type=int, help="longest side that the network sees, in pixels (the preset's)")
     add("--seed", type=int, default=0, help="of the network's parameters (%(default)s)")

@@ -19,7 +19,7 @@ class Preset(NamedTuple):
 #: By name. ``segment(image, **PRESETS["paper"]._asdict())``.
 PRESETS: Mapping[str, Preset] = {
     "paper": Preset(size=257, max_iterations=50, patience=None),
-    "quick": Preset(size=129, max_iterations=50, patience=3),
+    "quick": Preset(size=129, max_iterations=10, patience=3),
 }
 #: That of the command line, whose values are the defaults of the Python functions too.
 DEFAULT = "quick"

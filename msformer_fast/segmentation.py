@@ -278,7 +278,9 @@ def choose_foreground(
 ) -> Foreground:
     """The foreground of runs on ``seen`` (h, w, C), by a rule or by a prompt in its pixels."""
     maps = [Maps(run.labels, run.scores) for run in runs]
-    return foreground_of_runs(maps, seen, rule, modality=modality) if prompt is None else prompted(maps, seen, prompt)
+    if prompt is not None:
+        return prompted(maps, seen, prompt, modality)
+    return foreground_of_runs(maps, seen, rule, modality=modality)
 
 
 def _pixels(

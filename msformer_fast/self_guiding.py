@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from msformer_fast.capture import Launched, Runner, captures, device_of
+from msformer_fast.descent import Descent
 from msformer_fast.errors import DivergenceError, InputError
 from msformer_fast.losses import Losses, LossWeights, self_guiding_losses
 from msformer_fast.model import MSFormer
@@ -102,10 +103,10 @@ def self_guide(
     device = device_of(image)
     captured = captures(capture, model, device, max_iterations)
     # Fused, a step reads each parameter, gradient and buffer once.
-    fused = True if image.device.type in ("cuda", "cpu") else None
-    optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=momentum, fused=fused)
+    fused = image.device.type in ("cuda", "cpu")
+    descent = Descent(model.parameters(), learning_rate, momentum, fused)
     runner = Runner(
-        _Step(model, image, weights, optimizer, keep_scores, device.overlaps),
+        _Step(model, image, weights, descent, keep_scores, device.overlaps),
         device,
         captured,
         must=capture == "always",
@@ -114,7 +115,7 @@ def self_guide(
     stopped: str | None = None
     maps: tuple[Tensor, ...] | None = None
     model.train()
-    optimizer.zero_grad(set_to_none=True)
+    descent.clear()
     try:
         with device.running():
             previous: Launched | None = None
@@ -141,7 +142,7 @@ def self_guide(
         # Copies, made on the caller's stream: the maps' own memory belongs to the device's stream or to a graph.
         labels, *kept = (each.to(each.dtype if each.is_floating_point() else torch.int64, copy=True) for each in maps)
     finally:
-        optimizer.zero_grad(set_to_none=True)
+        descent.clear()
     return Guided(labels, tuple(log.history), stopped or "max_iterations", *kept)
 
 
@@ -153,14 +154,14 @@ class _Step:
         model: MSFormer,
         image: Tensor,
         weights: LossWeights | None,
-        optimizer: torch.optim.Optimizer,
+        descent: Descent,
         keep_scores: int = 0,
         overlaps: bool = False,
     ) -> None:
         self._model = model
         self._image = image
         self._weights = weights
-        self._optimizer = optimizer
+        self._descent = descent
         self._keep_scores = keep_scores
         # Where work overlaps the host, the maps of any iteration may be the last ones.
         self._keep_in_iterations = keep_scores if overlaps else 0
@@ -173,10 +174,10 @@ class _Step:
         return torch.stack(numbers), maps
 
     def update(self) -> None:
-        self._optimizer.step()
+        self._descent.step()
 
     def clear(self) -> None:
-        self._optimizer.zero_grad(set_to_none=True)
+        self._descent.clear()
 
     def maps(self) -> tuple[Tensor, ...]:
         # With gradients the kernels of an iteration run, not others that round differently. On the CPU the numbers are

@@ -11,7 +11,8 @@ import pytest
 
 from msformer_fast import phantom
 from msformer_fast.benchmarks import calibrate
-from msformer_fast.foreground.calibration import Raw, features
+from msformer_fast.foreground.calibration import Raw, calibrated, features
+from msformer_fast.formats.plain import read_image
 from msformer_fast.images import write_png
 
 
@@ -81,3 +82,34 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     printed = capsys.readouterr().out
     assert '"lungs-ct": (' in printed and "doubtful under" in printed and "all, even:" in printed
     assert (tmp_path / "plot.png").stat().st_size > 5000
+
+
+def test_clicks_have_curves_of_their_own(tmp_path: Path) -> None:
+    made = folder(tmp_path / "a", [0.9, 0.8], [0.95, 0.7])
+    with open(made / "evaluation.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    # One click was weighed with a rule, the other was not.
+    for row, rule in zip(rows, ("lungs-ct", ""), strict=True):
+        row |= {"point_rule": rule, "point_agreement": "0.97", "point_dice": "0.9"}
+    with open(made / "evaluation.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    judged = [each for each in calibrate.read_folder(made) if each.rule == "prompt lungs-ct"]
+    assert [(each.raw, each.dice, each.odd) for each in judged] == [(Raw(0.97, 0.0), 0.9, True)]
+    assert judged[0].confidence == calibrated("prompt lungs-ct", judged[0].raw)
+
+
+def test_a_turn_further_is_another_way_to_degrade(tmp_path: Path) -> None:
+    rng = np.random.default_rng()
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    image, mask = (rng.random((70, 80, 3)) * 255).astype(np.uint8), np.zeros((70, 80), dtype=bool)
+    mask[20:50, 20:60] = True
+    write_png(tmp_path / "images" / "a.png", image)
+    write_png(tmp_path / "masks" / "a.png", mask)
+    for turn in (0, 1):
+        words = ["degrade", str(tmp_path / "images"), str(tmp_path / "masks"), "-o", str(tmp_path / f"hard{turn}")]
+        calibrate.main([*words, "--turn", str(turn)])
+    noisy, blurred = (read_image(tmp_path / f"hard{turn}" / "images" / "a.png") for turn in (0, 1))
+    assert blurred.std() < 0.5 * (image / 255).std() < noisy.std()

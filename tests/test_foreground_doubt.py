@@ -11,8 +11,9 @@ from PIL import Image
 
 from msformer_fast import phantom
 from msformer_fast.foreground import foreground
-from msformer_fast.foreground.doubt import strangeness
+from msformer_fast.foreground.doubt import misfit, strangeness
 from msformer_fast.foreground.evidence import darkness_channel
+from msformer_fast.foreground.kind import kind_of
 
 ROW, COLUMN = np.mgrid[:129, :129]
 
@@ -73,3 +74,20 @@ def test_a_flat_image_and_a_black_border_are_not_strange_by_that() -> None:
     image = phantom.chest((129, 129), 0)[0].astype(np.float64)
     image[:12] = image[-12:] = image[:, :12] = image[:, -12:] = 0
     assert strangeness(image) == ""
+
+
+@pytest.mark.parametrize("kind", ["lesion", "chest", "ct"])
+@pytest.mark.parametrize("left", [0.06, 0.15])
+def test_lost_contrast_is_not_strange_by_itself(kind: str, left: float) -> None:
+    image = phantom.make(kind, (129, 129), 1)[0].astype(np.float64)
+    faint = np.rint(255 * (0.5 + left * (image - 0.5))) / 255
+    assert strangeness(faint) == ""
+    rule = {"lesion": "lesion", "chest": "lungs-xray", "ct": "lungs-ct"}[kind]
+    assert misfit(rule, kind_of(faint)) == ""
+
+
+def test_drawings_pages_and_grey_images_are_strange_however_faint() -> None:
+    for image in (lungs_drawn(0.1, 0.8), round_field()):
+        assert strangeness(np.rint(255 * (0.5 + 0.1 * (image - 0.5))) / 255) != ""
+    grey = phantom.chest((129, 129), 1)[0].astype(np.float64)
+    assert misfit("lesion", kind_of(0.45 + 0.1 * grey)) != ""

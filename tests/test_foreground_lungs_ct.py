@@ -13,7 +13,7 @@ from msformer_fast import phantom
 from msformer_fast.errors import InputError
 from msformer_fast.evaluate import find_pairs, split_pairs
 from msformer_fast.foreground import RULES, Foreground, foreground
-from msformer_fast.foreground.calibration import WEIGHTS, Raw, calibrated
+from msformer_fast.foreground.calibration import DOUBTFUL, WEIGHTS, Raw, calibrated
 from msformer_fast.foreground.kind import CT_SLICE, ct_likeness
 from msformer_fast.formats.plain import read_image, read_mask
 from msformer_fast.metrics import dice
@@ -168,7 +168,8 @@ def test_names_that_are_not_known() -> None:
 
 def test_the_calibration() -> None:
     """More agreement and a better score never make a mask less sure, and no mask is sure of more than all."""
-    assert set(WEIGHTS) == set(RULES) - {"auto", "lungs"}
+    rules = set(RULES) - {"auto", "lungs"}
+    assert set(WEIGHTS) == set(DOUBTFUL) == rules | {f"prompt {rule}" for rule in rules}
     for rule in WEIGHTS:
         by_agreement = [calibrated(rule, Raw(each, 3.0)) for each in np.linspace(0, 1, 21)]
         by_score = [calibrated(rule, Raw(0.9, each)) for each in np.linspace(-20, 20, 21)]

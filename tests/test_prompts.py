@@ -13,7 +13,7 @@ from PIL import Image
 
 from msformer_fast import InputError, phantom, segment
 from msformer_fast.cli import main
-from msformer_fast.foreground import Maps
+from msformer_fast.foreground import Maps, known_targets
 from msformer_fast.images import write_png
 from msformer_fast.margin import Margin
 from msformer_fast.metrics import dice
@@ -66,6 +66,22 @@ def test_one_click_means_both_lungs() -> None:
     assert dice(mask, truth) > 0.85
     parts, count = ndimage.label(truth)
     assert count == 2 and all((mask & (parts == part)).sum() > 0.7 * (parts == part).sum() for part in (1, 2))
+
+
+def test_a_rule_that_knows_the_kind_has_its_say() -> None:
+    image, truth = phantom.chest((129, 129), 1)
+    labels = (image.mean(axis=2) > image.mean()).astype(np.uint8)
+    name, proposals, scores = known_targets([Maps(labels)], np.asarray(image, dtype=np.float64))
+    assert name == "lungs-xray" and proposals and scores.max() <= 0
+    click = Prompt(points=(inner(truth),))
+    assert "by a vote with rule 'lungs-xray'" in prompted([Maps(labels)], image, click).reason
+    # Not of what lies elsewhere, nor of several clicks or a box, which say more than the kind of image does.
+    outside = Prompt(points=(inner(~truth),))
+    assert "by a vote" not in prompted([Maps(labels)], image, outside).reason
+    assert "by a vote" not in prompted([Maps(labels)], image, Prompt(points=(*click.points, (20, 64)))).reason
+    # Nor in a drawing, which is none of its kinds.
+    drawing = np.where(truth, 0.2, 0.8)[..., None]
+    assert known_targets([Maps(labels)], drawing)[1] == []
 
 
 def test_a_pair_and_what_rules_it_out(discs: tuple[np.ndarray, list[np.ndarray]]) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from msformer_fast import DivergenceError, InputError, MSFormer, ops, self_guide, self_guiding_losses
 from msformer_fast.capture import WARM_UP
+from msformer_fast.descent import Descent
 from msformer_fast.losses import Losses
 from msformer_fast.self_guiding import _Step
 from tests.harness.fake_device import FakeDevice, SlowDevice, Tape
@@ -164,7 +165,7 @@ def test_no_part_of_an_iteration_waits(
     image = torch.rand(1, 3, 13, 15)
     with without_data(model) as emptied:
         x = emptied(image)
-        step = _Step(model, x, None, torch.optim.SGD(model.parameters(), 0.1, 0.9))
+        step = _Step(model, x, None, Descent(model.parameters(), 0.1, 0.9, fused=True))
         for _ in range(2):  # the second step has momentum
             values, _ = step.forward_backward()
             step.update()

@@ -204,11 +204,7 @@ def _decide(runs: list[Maps], image: Image, asked: str, kind: Kind) -> Foregroun
     rule = _RULES[name]
     channel = rule.channel(image)
     labels = runs[0].labels
-    proposals: list[list[Proposal]] = []
-    for maps in runs:
-        # One cluster says nothing of where the target is; what the image alone would say is not asked for.
-        if (maps.labels != maps.labels.flat[0]).any():
-            proposals.append(rule.propose(gather(maps.labels, maps.scores, channel, rule.frame_level)))
+    proposals = _proposals(runs, channel, rule)
     pooled, scores = pool(proposals)
     strange = strangeness(image) or misfit(name, kind)
     if not pooled:
@@ -239,6 +235,37 @@ def _decide(runs: list[Maps], image: Image, asked: str, kind: Kind) -> Foregroun
         choice.agreement,
         kind.likeness,
     )
+
+
+def _proposals(runs: Sequence[Maps], channel: Image, rule: _Rule) -> list[list[Proposal]]:
+    """What a rule proposes of each run, best first."""
+    return [
+        rule.propose(gather(maps.labels, maps.scores, channel, rule.frame_level))
+        for maps in runs
+        # One cluster says nothing of where the target is; what the image alone would say is not asked for.
+        if (maps.labels != maps.labels.flat[0]).any()
+    ]
+
+
+def known_targets(
+    runs: Sequence[Maps], image: Image, modality: str | None = None
+) -> tuple[str, list[Proposal], NDArray[np.float64]]:
+    """The rule for images of this kind, what it proposes, and the scores, their weights adding up to one for each run.
+
+    None of an image that no rule was made for, and no proposal that is unlike what the rule was made for.
+
+    Args:
+        runs: as in :func:`foreground_of_runs`.
+        image: (H, W, C) floats in [0, 1].
+        modality: as in :func:`foreground`.
+    """
+    kind = kind_of(image, modality)
+    name, _ = _rule_for("auto", kind)
+    if strangeness(image) or misfit(name, kind):
+        return name, [], np.zeros(0)
+    rule = _RULES[name]
+    found = _proposals(runs, rule.channel(image), rule)
+    return name, *pool([[each for each in proposals if each.score >= rule.likely] for proposals in found])
 
 
 def clusters_in(mask: Mask, labels: Labels) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from msformer_fast.foreground.evidence import Image, Labels, Mask, grown, outline_of
+from msformer_fast.foreground.hull import hull_of
 
 # The table is thinner than this, in pixels on either side of its middle, and so falls off the body.
 _TABLE = 2.0
@@ -83,20 +84,19 @@ def find_body(channel: Image, level: float, core: float, cut: float) -> Body | N
         The body, or ``None`` where none is there.
     """
     from scipy import ndimage
-    from skimage.morphology import convex_hull_image
     from skimage.segmentation import watershed
 
     tissue = _largest_wide(channel > level, _TABLE)
     if tissue.mean() < _LEAST_BODY:
         return None
-    seeds, count = ndimage.label(_depth(channel <= core, cut) > cut)
+    dark = channel <= core
+    seeds, count = ndimage.label(_depth(dark, cut) > cut if cut else dark)
     sizes = np.bincount(seeds.ravel(), minlength=count + 1)
     seeds[np.isin(seeds, np.flatnonzero(sizes < _LEAST_SEED))] = 0
     parts = watershed(channel, seeds, mask=channel <= level)  # type: ignore[no-untyped-call]
     air = np.where(np.isin(parts, _outer(parts, count)), 0, parts)
     # What the table closes off lies beneath the back, and so outside of the tissue's convex hull.
-    hull = convex_hull_image(tissue)  # type: ignore[no-untyped-call]
-    covered = np.bincount(air[hull], minlength=count + 1)
+    covered = np.bincount(air[hull_of(tissue)], minlength=count + 1)
     air = np.where((covered >= _COVERED * np.bincount(air.ravel(), minlength=count + 1))[air], air, 0)
     return Body(tissue, ndimage.binary_fill_holes(tissue | (air > 0)), air)
 

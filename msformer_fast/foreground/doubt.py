@@ -19,13 +19,17 @@ _GRAIN = 0.5
 # Standard deviation in pixels of that smoothing, at the size where candidates are judged.
 _SMOOTHING = 2.0
 # Values this close, in [0, 1], are one tone, one colour. A border up to here is dark, which the rules know: black, or
-# the air around a body on CT, which wide windows show grey.
+# the air around a body on CT, which wide windows show grey; up to that part of the image's own spread, too.
 _TONE, _COLOUR, _DARK = 3 / 255, 6 / 255, 0.3
 _LEVELS = 256
+# Least spread of grey levels, between these percentiles, for which tones and colours are that
+# close; where contrast was lost they are nearer to each other, down to a spread that is a few levels of eight bits.
+_SPREAD, _LEAST_SPREAD, _ENDS = 0.4, 0.02, (0.5, 99.5)
 
 
 def strangeness(image: Image) -> str:
     """What tells an image (H, W, C) from all that a rule was made for, in words; empty for others."""
+    image = _with_usual_contrast(image)
     share = _two_tones(image.mean(axis=2))
     if share >= _TWO_TONES:
         return f"two tones make up {100 * share:.0f} % of the image, as of a drawing"
@@ -44,7 +48,11 @@ def misfit(rule: str, kind: Kind) -> str:
     A file may say that it is CT and show something else than lungs: then its looks count.
     """
     if rule == "lesion":
-        return "" if kind.coloured else "the rule was made for coloured images of skin, and this one is grey"
+        return (
+            ""
+            if kind.coloured or kind.tinted
+            else "the rule was made for coloured images of skin, and this one is grey"
+        )
     if kind.coloured:
         return "the rule was made for grey images of chests, and this one is coloured"
     if rule == "lungs-ct" and not kind.looks_like_ct:
@@ -52,6 +60,17 @@ def misfit(rule: str, kind: Kind) -> str:
     if rule == "lungs-xray" and kind.looks_like_ct:
         return f"the rule was made for radiographs, and this looks like a CT slice (likeness {kind.likeness:.2f})"
     return ""
+
+
+def _with_usual_contrast(image: Image) -> Image:
+    """An image (H, W, C) whose grey levels lie close together, spread about their middle; any other as it is."""
+    low, high = np.percentile(image, _ENDS)
+    spread = max(float(high - low), _LEAST_SPREAD)
+    return (
+        image
+        if spread >= _SPREAD
+        else np.clip(0.5 * (low + high) * (1 - _SPREAD / spread) + image * (_SPREAD / spread), 0, 1)
+    )
 
 
 def _two_tones(grey: Image) -> float:
@@ -79,7 +98,8 @@ def _grain(grey: Image) -> float:
 def _light_border(image: Image) -> float:
     """Share of the border that has its commonest colour, other than a dark one."""
     border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
-    light = border[border.max(axis=1) > _DARK]
+    low, high = np.percentile(image, _ENDS)
+    light = border[border.max(axis=1) > max(_DARK, low + _DARK * (high - low))]
     if not len(light):
         return 0.0
     # The commonest is among the medians of the bins that hold most.

@@ -33,15 +33,22 @@ class Kind:
         colour: mean channel range (max - min).
         likeness: see :func:`ct_likeness`; 0 of a coloured image.
         modality: what made it, a name in :data:`MODALITIES`, or ``None`` where only the image tells.
+        contrast: spread of its values, all but the outermost half a percent at each end.
     """
 
     colour: float
     likeness: float
     modality: str | None = None
+    contrast: float = 1.0
 
     @property
     def coloured(self) -> bool:
         return self.colour > _COLOURED
+
+    @property
+    def tinted(self) -> bool:
+        """Whether it is coloured for its contrast: a coloured image that has lost both, or a grey one with a tint."""
+        return self.colour > _COLOURED * max(self.contrast, 1e-6)
 
     @property
     def looks_like_ct(self) -> bool:
@@ -65,7 +72,9 @@ class Kind:
 def kind_of(image: Image, modality: str | None = None) -> Kind:
     """Look at an image, (H, W, C) in [0, 1]."""
     colour = float(np.ptp(image, axis=2).mean())
-    return Kind(colour, 0.0 if colour > _COLOURED else ct_likeness(grey_channel(image)), modality)
+    low, high = np.percentile(image, [0.5, 99.5])
+    likeness = 0.0 if colour > _COLOURED else ct_likeness(grey_channel(image))
+    return Kind(colour, likeness, modality, float(high - low))
 
 
 def ct_likeness(grey: Image) -> float:

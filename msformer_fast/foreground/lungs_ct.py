@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 
 from msformer_fast.foreground.body import Body, find_body
-from msformer_fast.foreground.evidence import Evidence, Mask, outline_of
+from msformer_fast.foreground.evidence import Evidence, Mask, around, outline_of
 from msformer_fast.foreground.priors import normal_term
 from msformer_fast.foreground.proposal import Proposal
 
@@ -94,8 +94,9 @@ def _proposal(evidence: Evidence, level: float, core: float, cut: float) -> tupl
         mask |= _closed(body.air == number)
     mask = _filled(mask & body.torso, body)
     inside = float(np.median(evidence.channel[mask]))
-    ring = (ndimage.distance_transform_edt(~mask) <= _RING) & body.tissue
-    difference = max((float(np.median(evidence.channel[ring])) if ring.any() else level) - inside, 1e-6)
+    near = around(mask, _RING)
+    ring = (ndimage.distance_transform_edt(~mask[near]) <= _RING) & body.tissue[near]
+    difference = max((float(np.median(evidence.channel[near][ring])) if ring.any() else level) - inside, 1e-6)
     air = int((body.air > 0).sum())
     missed = int(((body.air > 0) & ~mask).sum())
     terms = {
@@ -160,10 +161,12 @@ def _is_gas(part: Mapping[str, float], lung: Mapping[str, float]) -> bool:
 def _closed(part: Mask) -> Mask:
     from scipy import ndimage
 
-    beyond = int(_CLOSING) + 1
-    near = ndimage.distance_transform_edt(~np.pad(part, beyond)) <= _CLOSING
-    closed = ndimage.distance_transform_edt(near) > _CLOSING
-    return np.asarray(closed[beyond:-beyond, beyond:-beyond])
+    # A closing stays within the part's rows and columns.
+    window, beyond = around(part, 0), int(_CLOSING) + 1
+    near = ndimage.distance_transform_edt(~np.pad(part[window], beyond)) <= _CLOSING
+    closed = np.zeros_like(part)
+    closed[window] = (ndimage.distance_transform_edt(near) > _CLOSING)[beyond:-beyond, beyond:-beyond]
+    return closed
 
 
 def _filled(mask: Mask, body: Body) -> Mask:

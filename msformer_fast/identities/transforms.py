@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch.autograd import forward_ad
 
+from msformer_fast.tracing import constant_result
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+
+@constant_result
 def transformed() -> bool:
     """Whether the call runs inside ``torch.func`` (grad, vjp, jvp, vmap) or forward-mode AD.
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from msformer_fast.nn.hooks import all_are_hooked, is_looked_at
 from msformer_fast.ops.backend import exporting_to_onnx
+from msformer_fast.tracing import constant_result
 
 
 class DropIn(nn.Module):
@@ -147,13 +148,13 @@ class DropIn(nn.Module):
         """
         return self._may_bypass_parts() and not any(drops(built.part) for built in self._built)
 
-    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    @constant_result
     def is_unchanged(self) -> bool:
         """The same but for hooks and dropout, for a forward that calls the parts that it may be asked about."""
         this, *parts = self._built
         return this.is_as_it_was(self.library) and all(built.is_as_it_was(type(built.part)) for built in parts)
 
-    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    @constant_result
     def _may_bypass_parts(self) -> bool:
         if all_are_hooked() or any(is_looked_at(built.part) for built in self._built[1:]):
             return False

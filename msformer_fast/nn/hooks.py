@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
 from einops.layers.torch import Rearrange
 from torch import nn
+
+from msformer_fast.tracing import constant_result
 
 #: Classes of PyTorch's and einops' modules that this package's modules are made of.
 _PARTS = frozenset((nn.BatchNorm2d, nn.Conv2d, nn.LayerNorm, nn.Linear, nn.ModuleList, nn.Sequential, Rearrange))
@@ -21,7 +22,7 @@ class Fused(nn.Module):
     """
 
     # Else every hook's dictionary is a guard, looked at in every call.
-    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    @constant_result
     def _may_bypass(self, *names: str) -> bool:
         """Whether these parts, by default all, need not be called. Under ``torch.compile`` that is decided once, while
         it traces, as PyTorch does with hooks of any module."""

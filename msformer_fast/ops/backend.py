@@ -13,6 +13,7 @@ from torch import Tensor
 
 from msformer_fast.errors import BackendError, InputError
 from msformer_fast.identities.transforms import transformed
+from msformer_fast.tracing import constant_result
 
 #: Every backend, the fastest on a device first.
 BACKENDS = ("triton", "native", "torch", "reference")
@@ -129,7 +130,7 @@ def why_not_native(op: str, *tensors: Tensor | None) -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_result
 def _why_no_library() -> str | None:
     from msformer_fast.kernels.native.library import why_not_built
 
@@ -167,25 +168,25 @@ def runs_in_strips(tensor: Tensor) -> bool:
     return not transformed()
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_result
 def exporting_to_onnx() -> bool:
     """Whether ``torch.onnx.export`` records operators, by either of its exporters."""
     onnx = sys.modules.get("torch.onnx")  # who exports has imported it
     return onnx is not None and onnx.is_in_onnx_export()
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_result
 def interpreting() -> bool:
     """Whether kernels run in Triton's interpreter, on CPU tensors."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_result
 def _installed() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_result
 def _triton_version() -> tuple[int, ...]:
     import triton
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from msformer_fast.ops.derivative import Derivative, contiguous_like, refuse_double_backward
 from msformer_fast.ops.launch import launching, without_autocast
 from msformer_fast.ops.signature import TENSORS, Function, Signature
+from msformer_fast.tracing import hide_late
 
 __all__ = ["contiguous_like", "register"]
 
@@ -87,4 +88,5 @@ def _define(name: str, shown: str, signature: Signature, results: list[Any], bod
     signature.annotate(run, results[0] if len(results) == 1 else tuple.__class_getitem__(tuple(results)))
     registered = torch.library.custom_op(f"{NAMESPACE}::{name}", run, mutates_args=())
     registered.register_fake(fake)
+    hide_late(registered)
     return registered

@@ -2,20 +2,23 @@
 
 A click means the part of the level sets that holds it, in whose middle it lies, whose outline is an edge; and with it
 what looks the same elsewhere: the other one of a pair, and smaller parts. What belongs together is decided by
-the clusters' soft scores and the image's own values, half and half. A box means all parts in it that fill it.
+the clusters' soft scores and the image's own values, half and half. Where the image is of a kind that a rule without
+prompts was made for, what that rule proposes around the click has as much of a say: the two err in different places.
+A box means all parts in it that fill it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from msformer_fast.foreground import Foreground, Maps, clusters_in
-from msformer_fast.foreground.choice import choose
+from msformer_fast.foreground import Foreground, Maps, clusters_in, known_targets
+from msformer_fast.foreground.calibration import DOUBTFUL, Raw, calibrated
+from msformer_fast.foreground.choice import choose, vote
 from msformer_fast.foreground.evidence import Mask, enlarge
 from msformer_fast.foreground.priors import normal_term
 from msformer_fast.prompts.box import boxed, rim
@@ -24,7 +27,7 @@ from msformer_fast.prompts.prompt import Box, Point, Prompt, holds
 
 #: The name of this rule.
 PROMPT_RULE = "prompt"
-#: Confidence from which a mask needs no second look.
+#: Confidence from which a mask needs no second look, where no rule for the image's kind had a say.
 SURE = 0.85
 
 # All were chosen on every other image, by name, of those that the documentation reports on.
@@ -44,6 +47,13 @@ _LEAST_AREA, _LEAST_CONTRAST, _MOST_UNLIKE, _LEAST_SOLIDITY = 0.05, 0.9, 0.06, 0
 _KEPT, _OTHERS_KEPT = 40, 60
 
 
+class _Targets(NamedTuple):
+    """What a rule without prompts proposes: its name, scores and masks."""
+
+    rule: str
+    scored: Sequence[tuple[float, Mask]]
+
+
 @dataclass(frozen=True, eq=False)
 class _Guess:
     """A mask that may be meant: its score, and how many parts it has."""
@@ -56,15 +66,28 @@ class _Guess:
 
 @dataclass(frozen=True, eq=False)
 class _Found:
-    """What one click or box means, how sure that is, and what it is called."""
+    """What one click or box means, how sure that is, and what it is called.
+
+    ``rule``: that had a say, and whose curve there is for the agreement.
+    """
 
     mask: Mask
     agreement: float
     what: str
     candidates: int
+    rule: str = ""
+
+    @property
+    def confidence(self) -> float:
+        """The Dice to expect; without a curve the agreement itself."""
+        return calibrated(f"prompt {self.rule}", Raw(self.agreement, 0.0)) if self.rule else self.agreement
+
+    @property
+    def doubtful(self) -> bool:
+        return self.confidence < (DOUBTFUL[f"prompt {self.rule}"] if self.rule else SURE)
 
 
-def prompted(runs: Sequence[Maps], image: NDArray[Any], prompt: Prompt) -> Foreground:
+def prompted(runs: Sequence[Maps], image: NDArray[Any], prompt: Prompt, modality: str | None = None) -> Foreground:
     """The mask that a prompt means.
 
     Args:
@@ -72,22 +95,27 @@ def prompted(runs: Sequence[Maps], image: NDArray[Any], prompt: Prompt) -> Foreg
             of all are averaged. Without scores the image's own values stand alone.
         image: what was clustered, (H, W, C) floats in [0, 1].
         prompt: in pixels of ``image``.
+        modality: "ct" or "xray" where it is known what made the image.
     """
     pixels = np.asarray(image, dtype=np.float64)
     labels = runs[0].labels
     looks = look([maps.scores for maps in runs], pixels)
     here = prompt.at(pixels.shape, looks.shape)
-    found = [_of_points(looks, here, None)] if not here.boxes else []
+    targets = _Targets("", [])
+    if len(here.points) == 1 and not here.boxes:
+        rule, proposals, scores = known_targets(runs, pixels, modality)
+        targets = _Targets(rule, [(float(score), each.mask) for score, each in zip(scores, proposals, strict=True)])
+    found = [_of_points(looks, here, None, targets)] if not here.boxes else []
     for box in here.boxes:
         inside = tuple(point for point in here.points if holds(box, point))
         if inside:
-            found.append(_of_points(looks, Prompt(inside, here.not_points), box))
+            found.append(_of_points(looks, Prompt(inside, here.not_points), box, targets))
         else:
             mask, agreement, count = boxed(looks, box, _pixels(here.not_points, looks.shape))
             found.append(_Found(mask, agreement, "what fills the box", count))
     mask = np.any([each.mask for each in found], axis=0)
-    confidence = min(each.agreement for each in found)
-    doubtful = confidence < SURE
+    confidence = min(each.confidence for each in found)
+    doubtful = any(each.doubtful for each in found)
     what = "; ".join(dict.fromkeys(each.what for each in found))
     count = sum(each.candidates for each in found)
     mask = enlarge(mask, (labels.shape[0], labels.shape[1]))
@@ -101,14 +129,17 @@ def prompted(runs: Sequence[Maps], image: NDArray[Any], prompt: Prompt) -> Foreg
         doubtful,
         {},
         count,
+        min(each.agreement for each in found),
     )
 
 
-def _of_points(looks: Looks, prompt: Prompt, box: Box | None) -> _Found:
+def _of_points(looks: Looks, prompt: Prompt, box: Box | None, targets: _Targets) -> _Found:
     """The object of one click, or the union of the parts of several."""
     allowed = None if box is None else rim(box, looks.shape)
     clicks, ruled_out = _pixels(prompt.points, looks.shape), _pixels(prompt.not_points, looks.shape)
-    found = [_of_click(looks, click, clicks, ruled_out, allowed) for click in clicks]
+    found = [_of_click(looks, click, clicks, ruled_out, allowed, targets) for click in clicks]
+    if len(found) == 1 and found[0].rule:  # not-points were respected
+        return found[0]
     mask = np.any([each.mask for each in found], axis=0)
     for row, column in ruled_out:
         mask[row, column] = False
@@ -122,6 +153,7 @@ def _of_click(
     clicks: Sequence[tuple[int, int]],
     ruled_out: Sequence[tuple[int, int]],
     allowed: Mask | None,
+    targets: _Targets,
 ) -> _Found:
     """What one click means. Of several clicks each means its own part, without what looks alike elsewhere."""
     parts = parts_around(looks, click, allowed)
@@ -138,13 +170,33 @@ def _of_click(
         away = [part for part in clean if not part.mask[click] and part.features["border"] < _OTHER_BORDER]
         others = _scored(away, None)
         guesses += [guess for score, part in scored for guess in _pairs(score, part, others[:_OTHERS_KEPT])]
-    choice = choose([guess.mask for guess in guesses], np.array([guess.score for guess in guesses]))
+    masks, scores = [guess.mask for guess in guesses], np.array([guess.score for guess in guesses])
+    known = _with_click(targets, click, ruled_out)
+    choice = choose(masks, scores)
     chosen = guesses[choice.index]
+    what = "the clicked part" + (" and its like on the other side" if chosen.paired else "")
+    if known:
+        both = (masks, scores), ([mask for _, mask in known], np.array([score for score, _ in known]))
+        mask, agreement = vote(both)
+        what += f", by a vote with rule '{targets.rule}'"
+        return _Found(mask, agreement, what, len(parts) + len(known), targets.rule)
     mask, more = _with_smaller(chosen, others)
-    what = "the clicked part"
-    what += " and its like on the other side" if chosen.paired else ""
     what += f" and {more} smaller of the same look" if more else ""
     return _Found(mask, choice.agreement, what, len(parts))
+
+
+def _with_click(
+    targets: _Targets, click: tuple[int, int], ruled_out: Sequence[tuple[int, int]]
+) -> list[tuple[float, Mask]]:
+    """Those of the masks that the click lies in, and their scores by how near the middle of its part it does."""
+    from scipy import ndimage
+
+    found = []
+    for score, mask in targets.scored:
+        if mask[click] and not _holds_any(mask, ruled_out):
+            parts, _ = ndimage.label(mask)
+            found.append((score + normal_term(_off_middle(parts == parts[click], click), _OFF_MIDDLE), mask))
+    return found
 
 
 def _scored(parts: Sequence[Part], click: tuple[int, int] | None) -> list[tuple[float, Part]]:
