@@ -50,7 +50,7 @@ FIGURES = {
     "demo": Figures(
         "Dice of the demo",
         "msformer-fast demo",
-        "9ef1b99",
+        "d5a47a7",
         "CPU, one thread, AVX-512, torch 2.13",
         quick=True,
         note="Another machine rounds differently.",
@@ -58,7 +58,7 @@ FIGURES = {
     "examples": Figures(
         "pictures of the examples",
         "python docs/check_figures.py demo examples --write",
-        "9ef1b99",
+        "d5a47a7",
         "CPU, one thread, AVX-512, torch 2.13",
         quick=True,
     ),
@@ -66,12 +66,12 @@ FIGURES = {
         "seconds and memory of a step", "msformer-fast bench step --sides 65 129 257 --parts step", "032ef3f", CPU
     ),
     "ledger": Figures(
-        "launches and bytes of a step", "python -m msformer_fast.benchmarks.ledger", "9ef1b99", ANY, quick=True
+        "launches and bytes of a step", "python -m msformer_fast.benchmarks.ledger", "d5a47a7", ANY, quick=True
     ),
     "predicted": Figures(
         "predicted milliseconds of a step",
         "python -m msformer_fast.benchmarks.ledger",
-        "9ef1b99",
+        "d5a47a7",
         "none: from data sheets, on no card",
         quick=True,
     ),
@@ -81,16 +81,16 @@ FIGURES = {
     "bench-predicted": Figures(
         "launches, bytes and predicted milliseconds of every op",
         "msformer-fast bench --sides 257",
-        "9ef1b99",
+        "d5a47a7",
         "none: from data sheets, on no card",
         quick=True,
     ),
     "issued": Figures(
-        "instructions of a step", "python -m tests.harness.issue_table", "9ef1b99", ANY + ", Triton 3.9", quick=True
+        "instructions of a step", "python -m tests.harness.issue_table", "d5a47a7", ANY + ", Triton 3.9", quick=True
     ),
     "scaling": Figures("how costs grow", "python -m msformer_fast.benchmarks.scaling", "246dac0", CPU),
     "largest": Figures(
-        "memory of a step, the largest image", "python -m msformer_fast.benchmarks.largest", "9ef1b99", ANY, quick=True
+        "memory of a step, the largest image", "python -m msformer_fast.benchmarks.largest", "d5a47a7", ANY, quick=True
     ),
     "swaps-equal": Figures("differences with and without swaps", "python -m tests.harness.swap_table", "1571035", CPU),
     "swaps-time": Figures(
