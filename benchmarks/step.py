@@ -57,9 +57,10 @@ class StepBench:
         return [*PROVIDERS, *CAPTURED]
 
     def why_not(self, case: Case, provider: str) -> str | None:
-        if provider == "triton-ieee" and input_precision(torch.float32, card_of(case.device)) != "tf32x3":
-            return "float32 products are fused multiply-adds here in any case, or of tf32, as was asked for"
-        return refuse_device(case, provider)
+        refusal = refuse_device(case, provider)
+        if refusal or provider != "triton-ieee" or input_precision(torch.float32, card_of(case.device)) == "tf32x3":
+            return refusal
+        return "float32 products are fused multiply-adds here in any case, or of tf32, as was asked for"
 
     def prepare(self, case: Case, provider: str) -> Subject:
         backend, memory = PROVIDERS.get(provider) or CAPTURED[provider]

@@ -58,8 +58,8 @@ def input_precision(dtype: torch.dtype, target: str | None = None) -> str:
 
 
 def card_of(device: torch.device | str) -> str | None:
-    """Name of a device's architecture, as launch tables spell it, where Triton is installed; ``None`` on the CPU."""
-    if torch.device(device).type == "cpu":
+    """Name of a device's architecture, as launch tables spell it; ``None`` on the CPU, and where there is no card."""
+    if torch.device(device).type == "cpu" or not torch.cuda.is_available():
         return None
     from msformer_fast.kernels.launch import target_of
 

@@ -25,7 +25,8 @@ ALL = [(table, candidate) for table in TABLES for candidate in candidates_of(tab
 @pytest.mark.parametrize("op", BY_OP)
 def test_every_op_has_candidates_in_order(op: str) -> None:
     found = candidates_of(op)
-    assert {each.kind for each in found} >= {"ieee", "half"}
+    kinds = {each.kind for each in found}
+    assert "half" in kinds and kinds & {"ieee", "tf32x3"}
     assert [each.gain for each in found] == sorted((each.gain for each in found), reverse=True)
     names = [(each.part, each.kind, each.text) for each in found]
     assert len(names) == len(set(names)), "none twice"
@@ -63,8 +64,8 @@ def test_what_a_table_says_of_kernels_and_grids_is_there(table: Any) -> None:
         assert set(table.kernels) == set(table.parts)
 
 
-def made(part: str, row: tuple[int, ...], stages: int = 0, grid: float = 1.0) -> Candidate:
-    return Candidate(part, "ieee", "made up", row, stages, grid, 1.0, 1, 1, 1, 1, 0, ("3.6.0",))
+def made(part: str, row: tuple[int, ...], stages: int = 0, grid: float = 1.0, kind: str = "ieee") -> Candidate:
+    return Candidate(part, kind, "made up", row, stages, grid, 1.0, 1, 1, 1, 1, 0, ("3.6.0",))
 
 
 def test_stages_are_forced_where_the_launcher_says_one_and_given_back_after_a_failure() -> None:
@@ -147,7 +148,7 @@ def test_candidates_of_another_version_are_left_alone(monkeypatch: pytest.Monkey
     table = BY_OP["mix_ffn"]
     monkeypatch.setattr("msformer_fast.kernels.launch.target_of", lambda device: "sm_90")
     subject = judge.Subject(table, "hidden", Case.of("mix_ffn", {"side": 9, "channels": 100}))
-    old, new = made("hidden", (8, 8, 64, 16, 8, 1)), made("hidden", (8, 8, 32, 16, 8, 1))
+    old, new = (made("hidden", (8, 8, size, 16, 8, 1), kind="tf32x3") for size in (64, 32))
     new = Candidate(**{**vars(new), "versions": ("3.9.0",)})
     monkeypatch.setattr(judge, "candidates_of", lambda op: (old, new))
     for version, found in (("3.6.0", [old]), ("3.9.0", [new]), ("4.0.0", [old, new])):

@@ -100,7 +100,7 @@ def test_a_step_is_the_ledgers() -> None:
     rows = rows_of(**sizes, multiprocessors=132)
     assert found["step"].launches == 84
     h100 = CARDS["H100 SXM"]
-    assert found["step"].seconds == pytest.approx(sum(row.seconds(h100, h100.float32) for row in rows))
+    assert found["step"].seconds == pytest.approx(sum(row.seconds(h100, h100.tf32 / 3) for row in rows))
     assert found["step"].seconds == pytest.approx(found["forward"].seconds + found["backward"].seconds)
     assert found["step"].moved_bytes == sum(row.times * row.moved for row in rows) == pytest.approx(4.64e9, rel=0.01)
     image = of("image", **sizes, iterations=5)["image"]

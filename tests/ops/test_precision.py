@@ -93,6 +93,11 @@ def test_a_benchmark_of_both() -> None:
     assert input_precision(torch.float32, "sm_90") == "tf32x3"
 
 
-def test_it_is_not_timed_where_it_makes_no_difference() -> None:
-    case = Case.of("step", {"side": 65, "channels": 20, "depth": 1, "patch": 16}, "float32", "cpu")
-    assert "fused multiply-adds here in any case" in (StepBench().why_not(case, "triton-ieee") or "")
+@pytest.mark.parametrize(("target", "refused"), [("sm_90", False), ("sm_89", True), ("gfx942", True)])
+def test_it_is_timed_where_it_makes_a_difference(target: str, refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("msformer_fast.benchmarks.step.card_of", lambda device: target)
+    monkeypatch.setattr("msformer_fast.benchmarks.step.refuse_device", lambda case, provider: None)
+    case = Case.of("step", {"side": 65, "channels": 20, "depth": 1, "patch": 16}, "float32", "cuda")
+    assert StepBench().why_not(case, "triton") is None
+    said = StepBench().why_not(case, "triton-ieee")
+    assert ("fused multiply-adds here in any case" in said) if refused and said else said is None and not refused
