@@ -163,7 +163,8 @@ FIGURES = {
         "msformer-fast segment IMAGE -o results",
         "d71b184",
         "one thread of a busy shared x86 server (AVX-512), torch 2.13, CPU build",
-        note="Seconds of the processor, one image of each kind, old and new in turn.",
+        note="One image of each kind: seconds of the processor, old and new in turn; by the clock at f202ed2, another "
+        "image, twice, both threads, nothing else running.",
     ),
     "outlines": Figures(
         "Dice and HD95 at the image's own size",
