@@ -44,13 +44,13 @@ class Subject:
     """
 
     def __init__(self, table: Table, part: str, case: Case) -> None:
-        from msformer_fast.kernels.launch import product_kind, target_of
+        from msformer_fast.kernels.launch import product_kind, served_kind, target_of
 
         self.table, self.part, self.case = table, part, case
         self.module = importlib.import_module(f"msformer_fast.kernels.{table.module}")
         self.target = target_of(torch.device(case.device))
         kind = product_kind(case.torch_dtype, input_precision(case.torch_dtype, self.target))
-        self.kind = "ieee" if kind == "tf32x3" and (part, kind) not in self.module.TABLE else kind
+        self.kind = served_kind(self.module.TABLE, part, kind)
         self.keys, self.base = present(table, part, self.kind, self.target, case["channels"])
 
     def candidates(self, most: int = MOST) -> list[Candidate]:

@@ -318,8 +318,8 @@ def _swin_unetr(device: str, dry: bool, seconds: float) -> dict[str, Any]:
     found: dict[str, list[dict[str, Any]]] = {}
     for width in (12,) if dry else WIDTHS:
         for training in (False,) if dry else (False, True):
-            size, rounds = ((64, 32, 32), 1) if dry else ((SIDE,) * 3, 5)
-            rows = measured(size, width, training, device, rounds=rounds, warm_up=1 if dry else 2)
+            size, budget, least = ((64, 32, 32), 0.0, 1) if dry else ((SIDE,) * 3, seconds / 4, 5)
+            rows = measured(size, width, training, device, budget=budget, least=least)
             found[f"width {width}, {'training' if training else 'inference'}"] = [row._asdict() for row in rows]
     ok = all(row["difference"] < ROUNDING for rows in found.values() for row in rows)
     return {"ok": ok, "rows of Swin UNETR": found}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from msformer_fast import MSFormer, self_guiding_losses
 from msformer_fast.benchmarks.case import Case, Floor, Kernels, Subject, Wanted, refuse_device
 from msformer_fast.benchmarks.ledger import rows_of
-from msformer_fast.ops.precision import card_of, input_precision, use_ieee_products
+from msformer_fast.ops.precision import kernel_precision, use_ieee_products
 from msformer_fast.parity import NOISE
 
 #: Backend and memory of each provider; "triton-ieee" multiplies by fused multiply-adds alone, "compiled" is the plain
@@ -58,8 +58,10 @@ class StepBench:
 
     def why_not(self, case: Case, provider: str) -> str | None:
         refusal = refuse_device(case, provider)
-        if refusal or provider != "triton-ieee" or input_precision(torch.float32, card_of(case.device)) == "tf32x3":
+        if refusal or provider != "triton-ieee":
             return refusal
+        if kernel_precision(torch.float32, torch.device(case.device)) == "tf32x3":
+            return None
         return "float32 products are fused multiply-adds here in any case, or of tf32, as was asked for"
 
     def prepare(self, case: Case, provider: str) -> Subject:
@@ -188,7 +190,7 @@ def _captured(model: nn.Module, image: Tensor, backend: str) -> Subject:
 
 
 def _optimizer(model: nn.Module, image: Tensor) -> torch.optim.Optimizer:
-    """As the self-guided loop makes it."""
+    """Its steps are those of the self-guided loop's ``Descent``, to the bit."""
     return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
 
 

@@ -4,15 +4,15 @@
 
 One call in inference, and one with its backward, in float32. The three run in turn, round by round, on the same
 numbers, on a GPU where there is one. MONAI's flash attention serves inference alone. Memory is what lives at the peak
-beside the model and its input: on a GPU as its allocator has it, on the CPU counted operator by operator.
+beside the model and its input.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pytest
@@ -20,11 +20,12 @@ import torch
 from torch import Tensor, nn
 
 import msformer_fast as mf
-from msformer_fast.benchmarks.without_data import LiveBytes
+from msformer_fast.benchmarks.clock import Clock, in_turn, look_inside
 
 #: Volumes as they are trained on, and the two usual widths.
 SIDE, WIDTHS = 96, (24, 48)
-ROUNDS = 5
+#: Seconds for the rounds of the three.
+BUDGET = 60.0
 
 #: Largest difference of the outputs, over the largest output, that is rounding in float32.
 ROUNDING = 1e-4
@@ -63,27 +64,31 @@ def networks(feature_size: int, device: str, training: bool) -> dict[str, nn.Mod
 
 
 def measured(
-    size: Sequence[int], feature_size: int, training: bool, device: str, rounds: int = ROUNDS, warm_up: int = 2
+    size: Sequence[int], feature_size: int, training: bool, device: str, *, budget: float = BUDGET, least: int = 5
 ) -> list[Row]:
-    """Each network on one volume of this size."""
+    """Each network on one volume of this size.
+
+    Args:
+        budget, least: seconds for the rounds, and how many there are at least; see :func:`benchmarks.clock.in_turn`.
+    """
     models = networks(feature_size, device, training)
     x = torch.randn(1, 1, *size, device=device)
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    outputs, peaks = {}, {}
-    for name, model in models.items():
-        outputs[name] = call(model, x, training)
-        peaks[name] = peak_of(lambda model=model: call(model, x, training), device)  # type: ignore[misc]
-    for _ in range(warm_up - 1 + rounds):
-        for name, model in models.items():
-            seconds[name].append(timed(lambda model=model: call(model, x, training), device))  # type: ignore[misc]
+    calls = {name: functools.partial(call, model, x, training) for name, model in models.items()}
+    outputs = {name: run() for name, run in calls.items()}
+    peaks = {name: look_inside(device, run, _nothing).peak_bytes for name, run in calls.items()}
+    pairs = [(run, _nothing) for run in calls.values()]
+    seconds = dict(zip(calls, in_turn(Clock(device, ahead=False), pairs, budget=budget, least=least), strict=True))
 
     rows, largest = [], float(outputs["plain"].abs().max())
-    for name in models:
-        mine = seconds[name][-rounds:]
-        ratios = [theirs / own for theirs, own in zip(seconds["plain"][-rounds:], mine, strict=True)]
+    for name, mine in seconds.items():
+        ratios = [theirs / own for theirs, own in zip(seconds["plain"], mine, strict=True)]
         difference = float((outputs[name] - outputs["plain"]).abs().max()) / largest
-        rows.append(Row(name, statistics.median(mine), statistics.median(ratios), peaks[name], difference))
+        rows.append(Row(name, statistics.median(mine), statistics.median(ratios), peaks[name] or 0, difference))
     return rows
+
+
+def _nothing() -> None:
+    """To be done before a call."""
 
 
 def call(model: nn.Module, x: Tensor, training: bool) -> Tensor:
@@ -95,29 +100,6 @@ def call(model: nn.Module, x: Tensor, training: bool) -> Tensor:
     out.square().mean().backward()
     model.zero_grad(set_to_none=True)
     return out.detach()
-
-
-def timed(run: Callable[[], object], device: str) -> float:
-    """Seconds, the device's included."""
-    if device != "cpu":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    run()
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def peak_of(run: Callable[[], object], device: str) -> int:
-    """Bytes that live at the peak beside what lived before."""
-    if device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        return torch.cuda.max_memory_allocated() - before
-    with LiveBytes() as counted:
-        run()
-    return counted.peak
 
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

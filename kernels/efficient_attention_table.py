@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import triton
 
-from msformer_fast.kernels.launch import Row, choose, compile_options, padded
+from msformer_fast.kernels.launch import Row, choose, compile_options, padded, served_kind
 from msformer_fast.limits import EFFICIENT_ATTENTION_CHANNELS
 
 Rows = dict[tuple[str, int], Row]
@@ -142,7 +142,7 @@ def launch_settings(part: str, shape: Shape, kind: str, target: str | None = Non
     widest, limit = max(shape.C, shape.CK, shape.CV), EFFICIENT_ATTENTION_CHANNELS
     if widest > limit:
         raise ValueError(f"efficient_attention: {widest} channels; at most {limit} are supported")
-    served = kind if (part, kind) in TABLE else {"mixed": "half", "tf32x3": "ieee"}[kind]
+    served = served_kind(TABLE, part, kind)
     many = f"{part} heads", served
     rows = TABLE[many if shape.heads > 1 and many in TABLE else (part, served)]
 

@@ -60,6 +60,15 @@ def product_kind(dtype: torch.dtype, input_precision: str) -> str:
     return "half" if dtype.itemsize == 2 else input_precision
 
 
+def served_kind(table: Mapping[Any, Any], part: str, kind: str) -> str:
+    """The kind of products whose rows of a launch table serve a part.
+
+    Where it has none for "tf32x3", "ieee", as which it then multiplies; for "mixed" (16-bit products of float32 in
+    memory), "half".
+    """
+    return kind if (part, kind) in table else {"tf32x3": "ieee", "mixed": "half"}.get(kind, kind)
+
+
 def vector_length(dtype: torch.dtype, *divided: int) -> int:
     """Elements that a 128-bit access holds, or the largest lower power of 2 that divides all these numbers."""
     return math.gcd(16 // dtype.itemsize, *divided)

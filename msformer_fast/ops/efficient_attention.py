@@ -15,7 +15,7 @@ from msformer_fast.limits import EFFICIENT_ATTENTION_CHANNELS
 from msformer_fast.ops.backend import choose, over_limit, runs_in_strips, why_not_native, why_not_torch, why_not_triton
 from msformer_fast.ops.batch_norm import BatchNorm, check_batch_norm, native_norm, norm_gradients, through
 from msformer_fast.ops.memory import check_memory, is_kept, lean
-from msformer_fast.ops.precision import autocast_dtype, input_precision
+from msformer_fast.ops.precision import autocast_dtype, kernel_precision
 from msformer_fast.ops.registration import contiguous_like, register
 from msformer_fast.ops.shapes import Shapes
 from msformer_fast.reference.efficient_attention import efficient_attention as _reference
@@ -194,9 +194,8 @@ def _forward(
         made = native.efficient_attention_forward(x, parameters, options, native_norm(batch_norm))
         return *made, *(x.new_empty(0) for _ in range(3))
     from msformer_fast.kernels.efficient_attention import efficient_attention_forward
-    from msformer_fast.kernels.launch import target_of
 
-    precision, norm = input_precision(products, target_of(x.device)), _launched(batch_norm)
+    precision, norm = kernel_precision(products, x.device), _launched(batch_norm)
     y, context, kept = efficient_attention_forward(x, parameters, *options, products, precision, *norm)
     return y, context, *kept
 
@@ -233,9 +232,8 @@ def _backward(
         d_x, of_identity = identity.efficient_attention_backward(grad_y, grad_context, x, parameters, options, saved)
         return d_x, [*of_identity]
     from msformer_fast.kernels.efficient_attention import efficient_attention_backward
-    from msformer_fast.kernels.launch import target_of
 
-    precision, norm = input_precision(products, target_of(x.device)), _launched(batch_norm)
+    precision, norm = kernel_precision(products, x.device), _launched(batch_norm)
     d_x, d_parameters, d_norm = efficient_attention_backward(
         grad_y, grad_context, x, parameters, *options, products, kept, precision, *norm
     )

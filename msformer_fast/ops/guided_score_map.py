@@ -13,7 +13,7 @@ from msformer_fast.ops.backend import choose, over_limit, why_not_native, why_no
 from msformer_fast.ops.batch_norm import BatchNorm, batch_statistics, norm_gradients
 from msformer_fast.ops.clustering_loss import clustering_loss
 from msformer_fast.ops.patch_embedding import check_patches, patch_embedding
-from msformer_fast.ops.precision import cast_product, input_precision
+from msformer_fast.ops.precision import cast_product, kernel_precision
 from msformer_fast.ops.registration import contiguous_like, register
 from msformer_fast.ops.score_map import check_shapes, map_norm, norms_like, score_map, why_not
 
@@ -124,12 +124,11 @@ def _forward(
     eps: float,
 ) -> tuple[Tensor, ...]:
     """The fields of :class:`GuidedScores`, 1 / standard deviation of the logits, and two numbers of every pixel."""
-    from msformer_fast.kernels.launch import target_of
     from msformer_fast.kernels.patch_embedding import patch_embedding_forward
     from msformer_fast.kernels.score_map import score_map_forward
 
     norms = map_norm(coarse_norm), map_norm(fine_norm)
-    precision = input_precision(fine.dtype, target_of(fine.device))
+    precision = kernel_precision(fine.dtype, fine.device)
     logits, found = score_map_forward(coarse, fine, up_weight, head_weight, *norms, precision, eps)
     assert found is not None
     logits = logits.permute(0, 3, 1, 2)  # (B, K, H, W)
@@ -169,12 +168,11 @@ def _backward(
     kept: Kept,
 ) -> tuple[Tensor | list[Tensor], ...]:
     """Gradients of every tensor in the forward's order."""
-    from msformer_fast.kernels.launch import target_of
     from msformer_fast.kernels.patch_embedding import Clustering, patch_embedding_backward
     from msformer_fast.kernels.score_map import score_map_backward
 
     norms = map_norm(coarse_norm), map_norm(fine_norm)
-    precision = input_precision(fine.dtype, target_of(fine.device))
+    precision = kernel_precision(fine.dtype, fine.device)
     grad, d_weight, d_bias, d_gamma, d_beta = patch_embedding_backward(
         grad_queries, grad_keys, kept.logits, kept.mean, kept.rstd, norm_weight, norm_bias, patch_weight, patch,
         precision, clustering=Clustering(kept.pixel, kept.labels, grad_loss),

@@ -15,7 +15,7 @@ from msformer_fast.limits import MIX_FFN_CHANNELS, MIX_FFN_HIDDEN, MIX_FFN_ROW
 from msformer_fast.ops.backend import choose, over_limit, runs_in_strips, why_not_native, why_not_torch, why_not_triton
 from msformer_fast.ops.batch_norm import batch_statistics
 from msformer_fast.ops.memory import check_memory, is_kept, lean, will_be_differentiated
-from msformer_fast.ops.precision import autocast_dtype, cast_product, input_precision
+from msformer_fast.ops.precision import autocast_dtype, cast_product, kernel_precision
 from msformer_fast.ops.registration import contiguous_like, register
 from msformer_fast.ops.shapes import Shapes
 from msformer_fast.reference.mix_ffn import mix_ffn as _reference
@@ -203,10 +203,9 @@ def _forward(
         from msformer_fast.kernels.native import mix_ffn as native
 
         return native.mix_ffn_forward(t, parameters, options), *(t.new_empty(0) for _ in range(4))
-    from msformer_fast.kernels.launch import target_of
     from msformer_fast.kernels.mix_ffn import mix_ffn_forward
 
-    precision = input_precision(parameters.fc1_weight.dtype, target_of(t.device))
+    precision = kernel_precision(parameters.fc1_weight.dtype, t.device)
     strip = _strip(t, parameters) if lean else None
     return mix_ffn_forward(t, parameters, options, precision, keep, statistics, strip)
 
@@ -227,10 +226,9 @@ def _backward(
         from msformer_fast.kernels.native import mix_ffn as native
 
         return native.mix_ffn_backward(grad_y, t, parameters, options)
-    from msformer_fast.kernels.launch import target_of
     from msformer_fast.kernels.mix_ffn import mix_ffn_backward
 
-    precision = input_precision(parameters.fc1_weight.dtype, target_of(t.device))
+    precision = kernel_precision(parameters.fc1_weight.dtype, t.device)
     strip = _strip(t, parameters)
     return mix_ffn_backward(grad_y, t, parameters, options, hidden, inner, vectors, precision, strip)
 

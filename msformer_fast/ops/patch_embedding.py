@@ -13,7 +13,7 @@ from msformer_fast.identities import patch_embedding as identity
 from msformer_fast.limits import PATCH_EMBEDDING_CHANNELS, PATCH_EMBEDDING_CLUSTERS
 from msformer_fast.ops.backend import choose, over_limit, runs_in_strips, why_not_native, why_not_torch, why_not_triton
 from msformer_fast.ops.batch_norm import statistics
-from msformer_fast.ops.precision import cast_product, input_precision
+from msformer_fast.ops.precision import cast_product, kernel_precision
 from msformer_fast.ops.registration import register
 from msformer_fast.ops.shapes import Shapes
 from msformer_fast.reference.patch_embedding import patch_embedding as _reference
@@ -179,10 +179,9 @@ def _forward(
         from msformer_fast.kernels.native import patch_embedding as native
 
         return native.patch_embedding_forward(logits, mean, rstd, gamma, beta, weight, bias, patch)
-    from msformer_fast.kernels.launch import target_of
     from msformer_fast.kernels.patch_embedding import patch_embedding_forward
 
-    precision = input_precision(logits.dtype, target_of(logits.device))
+    precision = kernel_precision(logits.dtype, logits.device)
     return patch_embedding_forward(logits, mean, rstd, gamma, beta, weight, bias, patch, precision)
 
 
@@ -207,12 +206,9 @@ def _backward(
         from msformer_fast.kernels.native import patch_embedding as native
 
         return native.patch_embedding_backward(*given, batch_stats=training)
-    from msformer_fast.kernels.launch import target_of
     from msformer_fast.kernels.patch_embedding import patch_embedding_backward
 
-    return patch_embedding_backward(
-        *given, input_precision(logits.dtype, target_of(logits.device)), batch_stats=training
-    )
+    return patch_embedding_backward(*given, kernel_precision(logits.dtype, logits.device), batch_stats=training)
 
 
 def _shapes(logits: Tensor, weight: Tensor, patch: int) -> tuple[Tensor, Tensor]:

@@ -57,13 +57,11 @@ def input_precision(dtype: torch.dtype, target: str | None = None) -> str:
     return "tf32x3" if target in TF32X3_TARGETS and not _ieee_everywhere else "ieee"
 
 
-def card_of(device: torch.device | str) -> str | None:
-    """Name of a device's architecture, as launch tables spell it; ``None`` on the CPU, and where there is no card."""
-    if torch.device(device).type == "cpu" or not torch.cuda.is_available():
-        return None
+def kernel_precision(dtype: torch.dtype, device: torch.device) -> str:
+    """:func:`input_precision` of kernels that have rows for tf32x3, on a device."""
     from msformer_fast.kernels.launch import target_of
 
-    return target_of(torch.device(device))
+    return input_precision(dtype, target_of(device))
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:

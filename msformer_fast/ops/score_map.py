@@ -12,7 +12,7 @@ from msformer_fast.identities import score_map as identity
 from msformer_fast.limits import SCORE_MAP_CHANNELS
 from msformer_fast.ops.backend import choose, over_limit, runs_in_strips, why_not_native, why_not_torch, why_not_triton
 from msformer_fast.ops.batch_norm import BatchNorm, check_batch_norm, native_norm, norm_gradients, through
-from msformer_fast.ops.precision import cast_product, input_precision
+from msformer_fast.ops.precision import cast_product, kernel_precision
 from msformer_fast.ops.registration import contiguous_like, register
 from msformer_fast.ops.shapes import Shapes
 from msformer_fast.reference.score_map import score_map as _reference
@@ -144,13 +144,10 @@ def _forward(
 
         norms_read = native_norm(coarse_norm), native_norm(fine_norm)
         return native.score_map_forward(coarse, fine, up_weight, head_weight, *norms_read)
-    from msformer_fast.kernels.launch import target_of
     from msformer_fast.kernels.score_map import score_map_forward
 
     norms = map_norm(coarse_norm), map_norm(fine_norm)
-    return score_map_forward(
-        coarse, fine, up_weight, head_weight, *norms, input_precision(fine.dtype, target_of(fine.device))
-    )[0]
+    return score_map_forward(coarse, fine, up_weight, head_weight, *norms, kernel_precision(fine.dtype, fine.device))[0]
 
 
 def _backward(
@@ -172,11 +169,10 @@ def _backward(
 
         made = native.score_map_backward(*given, native_norm(coarse_norm), native_norm(fine_norm))
         return *made[:4], norm_gradients(made.coarse_norm, coarse_norm), norm_gradients(made.fine_norm, fine_norm)
-    from msformer_fast.kernels.launch import target_of
     from msformer_fast.kernels.score_map import score_map_backward
 
     found = score_map_backward(
-        *given, map_norm(coarse_norm), map_norm(fine_norm), input_precision(fine.dtype, target_of(fine.device))
+        *given, map_norm(coarse_norm), map_norm(fine_norm), kernel_precision(fine.dtype, fine.device)
     )
     return *found[:4], norm_gradients(found.coarse_norm, coarse_norm), norm_gradients(found.fine_norm, fine_norm)
 

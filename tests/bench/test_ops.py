@@ -60,7 +60,7 @@ def test_parts_leave_what_they_need(name: str) -> None:
 
 
 def test_the_interpreter_is_no_figure_of_speed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("msformer_fast.benchmarks.step.card_of", lambda device: "sm_90")
+    monkeypatch.setattr("msformer_fast.kernels.launch.target_of", lambda device: "sm_90")
     for name in NAMES:
         bench, case = bench_of(name), small(name)
         kernels = [provider for provider in bench.providers() if provider.startswith("triton")]

@@ -95,7 +95,7 @@ def test_a_benchmark_of_both() -> None:
 
 @pytest.mark.parametrize(("target", "refused"), [("sm_90", False), ("sm_89", True), ("gfx942", True)])
 def test_it_is_timed_where_it_makes_a_difference(target: str, refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("msformer_fast.benchmarks.step.card_of", lambda device: target)
+    monkeypatch.setattr("msformer_fast.kernels.launch.target_of", lambda device: target)
     monkeypatch.setattr("msformer_fast.benchmarks.step.refuse_device", lambda case, provider: None)
     case = Case.of("step", {"side": 65, "channels": 20, "depth": 1, "patch": 16}, "float32", "cuda")
     assert StepBench().why_not(case, "triton") is None
