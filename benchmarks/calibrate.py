@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from msformer_fast.evaluate import find_pairs
 from msformer_fast.files import check_output_folder
-from msformer_fast.foreground.calibration import DOUBTFUL, Raw, calibrated, expected_dice, features
+from msformer_fast.foreground.calibration import DOUBTFUL, Raw, calibrated, expected_dice, features, with_click
 from msformer_fast.foreground.doubt import LEFT
 from msformer_fast.formats.plain import read_image, read_mask
 from msformer_fast.images import MIN_SIDE, write_png
@@ -81,7 +81,7 @@ def read_folder(folder: Path) -> list[Judged]:
 
 def _of_click(row: dict[str, str], odd: bool) -> Judged:
     """The mask of one click, by a vote with a rule."""
-    rule, raw = f"prompt {row['point_rule']}", Raw(float(row["point_agreement"]), 0.0)
+    rule, raw = with_click(row["point_rule"]), Raw(float(row["point_agreement"]), 0.0)
     confidence = calibrated(rule, raw)
     return Judged(rule, raw, confidence, confidence < DOUBTFUL[rule], float(row["point_dice"]), odd, False)
 
@@ -203,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_degraded(arguments.images, arguments.masks, arguments.output, arguments.turn)
         return
     judged = [each for folder in arguments.folders for each in read_folder(folder)]
-    for rule in (*_LOOKS, *(f"prompt {rule}" for rule in _LOOKS)):
+    for rule in (*_LOOKS, *map(with_click, _LOOKS)):
         of_rule = [each for each in judged if each.rule == rule]
         # What the rule says it was not made for is marked already, and no part of its curve.
         odd = [each for each in of_rule if each.odd and not each.misfit]

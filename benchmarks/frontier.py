@@ -27,6 +27,7 @@ from msformer_fast.errors import InputError
 from msformer_fast.evaluate import PROTOCOLS, column, find_pairs, score_pair, split_pairs
 from msformer_fast.evaluate_prompts import PROMPTS, prompt_names
 from msformer_fast.files import check_output_folder, write_text
+from msformer_fast.presets import PRESETS
 from msformer_fast.process import set_threads
 from msformer_fast.runs import KEPT_SCORES, Run, label_dtype, loop_settings, network_and_image, run_path, save_run
 from msformer_fast.self_guiding import Iteration, StopRule, _largest, self_guide
@@ -34,8 +35,8 @@ from msformer_fast.statistics import bootstrap_interval
 
 #: What the choice of a preset was made among.
 SIZES, PATIENCES = (65, 97, 129, 193, 257), (2, 3, 4, 5, 6, 7, 8)
-# Iterations at most, as in the paper, so that patience alone ends the loop.
-_MOST = 50
+# Iterations at most, so that patience alone ends the loop.
+_MOST = PRESETS["paper"].max_iterations
 
 
 def stop(history: Sequence[Iteration], patience: int, min_labels: int) -> tuple[int, str]:

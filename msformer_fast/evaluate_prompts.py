@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -86,12 +85,11 @@ def score_prompts(
 
 
 def _sureness(found: Foreground) -> dict[str, Any]:
-    vote = re.search(r"by a vote with rule '([\w-]+)'", found.reason)
     return {
         "confidence": round(found.confidence, 4),
         "doubtful": found.doubtful,
         "agreement": round(found.agreement, 4),
-        "rule": vote.group(1) if vote else "",
+        "rule": found.voted_with,
     }
 
 

@@ -78,6 +78,7 @@ class Foreground:
         agreement: expected Dice of the mask with the other likely ones, of which the confidence is made; 0 for a
             fallback.
         likeness: of the image to a CT slice; see :mod:`msformer_fast.foreground.kind`.
+        voted_with: the rule without prompts that had as much of a say as the click; empty without one.
     """
 
     mask: Mask
@@ -90,6 +91,7 @@ class Foreground:
     candidates: int = 0
     agreement: float = 0.0
     likeness: float = 0.0
+    voted_with: str = ""
 
 
 class Maps(NamedTuple):

@@ -8,7 +8,6 @@ from functools import cached_property
 import numpy as np
 
 from msformer_fast.foreground.evidence import Image, Labels, Mask, grown, outline_of
-from msformer_fast.foreground.hull import hull_of
 
 # The table is thinner than this, in pixels on either side of its middle, and so falls off the body.
 _TABLE = 2.0
@@ -84,6 +83,7 @@ def find_body(channel: Image, level: float, core: float, cut: float) -> Body | N
         The body, or ``None`` where none is there.
     """
     from scipy import ndimage
+    from skimage.morphology import convex_hull_image
     from skimage.segmentation import watershed
 
     tissue = _largest_wide(channel > level, _TABLE)
@@ -96,7 +96,8 @@ def find_body(channel: Image, level: float, core: float, cut: float) -> Body | N
     parts = watershed(channel, seeds, mask=channel <= level)  # type: ignore[no-untyped-call]
     air = np.where(np.isin(parts, _outer(parts, count)), 0, parts)
     # What the table closes off lies beneath the back, and so outside of the tissue's convex hull.
-    covered = np.bincount(air[hull_of(tissue)], minlength=count + 1)
+    hull = convex_hull_image(tissue)  # type: ignore[no-untyped-call]
+    covered = np.bincount(air[hull], minlength=count + 1)
     air = np.where((covered >= _COVERED * np.bincount(air.ravel(), minlength=count + 1))[air], air, 0)
     return Body(tissue, ndimage.binary_fill_holes(tissue | (air > 0)), air)
 

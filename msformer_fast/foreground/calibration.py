@@ -36,6 +36,11 @@ WEIGHTS = {
 _LEAST, _MOST = 0.02, 0.999
 
 
+def with_click(rule: str) -> str:
+    """The name under which the tables above have one click, by a vote with a rule."""
+    return f"prompt {rule}"
+
+
 class Raw(NamedTuple):
     """What the confidence is made of.
 

@@ -9,13 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msformer_fast.foreground.evidence import Evidence, Image, Mask, around, grown, outline_of
-from msformer_fast.foreground.hull import hull_area
 
 # Widths in pixels of the bands inside and outside of an outline whose difference is its contrast, and the gap
 # between outline and outer band: partial pixels belong to neither.
 _INNER, _GAP, _OUTER = 3.0, 0.5, 4.0
-# Share of a mask's pixels at each end that its height and width leave out.
-_OUTERMOST = 0.02
 # Pixels this deep inside a mask, or this far outside, are certain; between them the outline may follow the edge.
 _CERTAIN_INSIDE, _CERTAIN_OUTSIDE = 4.0, 7.0
 
@@ -129,11 +126,11 @@ def measure(mask: Mask, evidence: Evidence) -> dict[str, float]:
     outer = (outside > _GAP) & (outside <= _OUTER) & ~frame
     lighter = channel[outer].mean() - channel[inner].mean() if outer.any() else 0.0
     y, x = np.nonzero(outline_of(mask))
-    on_frame = ndimage.binary_dilation(frame)[y, x] if frame.any() else frame[y, x]
+    on_frame = ndimage.binary_dilation(frame)[y, x]
     y, x = y + top_row, x + left_column
     border = (y < 1) | (x < 1) | (y > height - 2) | (x > width - 2)
-    top, bottom = _most_of(mask.sum(axis=1))
-    left, right = _most_of(mask.sum(axis=0))
+    top, bottom = np.percentile(rows, [2, 98])
+    left, right = np.percentile(columns, [2, 98])
     return {
         "area": float(np.log(rows.size / size)),
         "row": float(row),
@@ -141,23 +138,23 @@ def measure(mask: Mask, evidence: Evidence) -> dict[str, float]:
         "offset": float(np.hypot(row - 0.5, column - 0.5)),
         "height": float((bottom - top) / height),
         "width": float((right - left) / width),
-        "solidity": rows.size / hull_area(mask),
+        "solidity": rows.size / _hull_area(rows, columns),
         "contrast": float(lighter / evidence.contrast),
         "border": float(border.mean()),
         "frame": float(on_frame.mean()),
     }
 
 
-def _most_of(counts: NDArray[np.intp]) -> tuple[float, float]:
-    """Places between which all but the outermost 2 % at each end lie, of so many things at each place.
+def _hull_area(rows: NDArray[np.intp], columns: NDArray[np.intp]) -> float:
+    """Area of the convex hull of the pixels as squares, so that a straight line has a hull as well."""
+    from scipy.spatial import ConvexHull
 
-    They are the percentiles of the things' places, which lie between two places at times.
-    """
-    through, last = np.cumsum(counts), counts.sum() - 1
-
-    def place(share: float) -> float:
-        before = int(share * last)
-        places = np.searchsorted(through, [before, before + 1], side="right")
-        return float(np.interp(share * last, [before, before + 1], places))
-
-    return place(_OUTERMOST), place(1 - _OUTERMOST)
+    # Only the first and the last pixel of a row can be on the hull.
+    order = np.lexsort((columns, rows))
+    rows, columns = rows[order], columns[order]
+    first = np.flatnonzero(np.diff(rows, prepend=-1))
+    last = np.append(first[1:], rows.size) - 1
+    corners = [
+        np.stack([rows[ends] + dy, columns[ends] + dx], axis=1) for ends, dx in ((first, 0), (last, 1)) for dy in (0, 1)
+    ]
+    return float(ConvexHull(np.concatenate(corners)).volume)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from msformer_fast.foreground.evidence import Image, judged_size, rescale
+from msformer_fast.foreground.evidence import Image, ends_of, judged_size, rescale
 from msformer_fast.foreground.kind import Kind
 
 #: Part of the confidence that is left where an image, or what was chosen in it, is unlike what the rule was made for.
@@ -22,9 +22,9 @@ _SMOOTHING = 2.0
 # the air around a body on CT, which wide windows show grey; up to that part of the image's own spread, too.
 _TONE, _COLOUR, _DARK = 3 / 255, 6 / 255, 0.3
 _LEVELS = 256
-# Least spread of grey levels, between these percentiles, for which tones and colours are that
-# close; where contrast was lost they are nearer to each other, down to a spread that is a few levels of eight bits.
-_SPREAD, _LEAST_SPREAD, _ENDS = 0.4, 0.02, (0.5, 99.5)
+# Least spread of grey levels for which tones and colours are that close; where contrast was lost they are nearer to
+# each other, down to a spread that is a few levels of eight bits.
+_SPREAD, _LEAST_SPREAD = 0.4, 0.02
 
 
 def strangeness(image: Image) -> str:
@@ -48,11 +48,7 @@ def misfit(rule: str, kind: Kind) -> str:
     A file may say that it is CT and show something else than lungs: then its looks count.
     """
     if rule == "lesion":
-        return (
-            ""
-            if kind.coloured or kind.tinted
-            else "the rule was made for coloured images of skin, and this one is grey"
-        )
+        return "" if kind.tinted else "the rule was made for coloured images of skin, and this one is grey"
     if kind.coloured:
         return "the rule was made for grey images of chests, and this one is coloured"
     if rule == "lungs-ct" and not kind.looks_like_ct:
@@ -64,13 +60,11 @@ def misfit(rule: str, kind: Kind) -> str:
 
 def _with_usual_contrast(image: Image) -> Image:
     """An image (H, W, C) whose grey levels lie close together, spread about their middle; any other as it is."""
-    low, high = np.percentile(image, _ENDS)
-    spread = max(float(high - low), _LEAST_SPREAD)
-    return (
-        image
-        if spread >= _SPREAD
-        else np.clip(0.5 * (low + high) * (1 - _SPREAD / spread) + image * (_SPREAD / spread), 0, 1)
-    )
+    low, high = ends_of(image)
+    spread, middle = max(high - low, _LEAST_SPREAD), 0.5 * (low + high)
+    if spread >= _SPREAD:
+        return image
+    return np.clip(middle * (1 - _SPREAD / spread) + image * (_SPREAD / spread), 0, 1)
 
 
 def _two_tones(grey: Image) -> float:
@@ -98,7 +92,7 @@ def _grain(grey: Image) -> float:
 def _light_border(image: Image) -> float:
     """Share of the border that has its commonest colour, other than a dark one."""
     border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
-    low, high = np.percentile(image, _ENDS)
+    low, high = ends_of(image)
     light = border[border.max(axis=1) > max(_DARK, low + _DARK * (high - low))]
     if not len(light):
         return 0.0

@@ -86,6 +86,12 @@ def _smooth_and_edges(channel: Image, shape: tuple[int, int]) -> tuple[Image, Im
     return ndimage.gaussian_filter(small, SMOOTHING), ndimage.gaussian_gradient_magnitude(small, SMOOTHING)
 
 
+def ends_of(values: NDArray[Any]) -> tuple[float, float]:
+    """Between which all values lie but the outermost half a percent at each end."""
+    low, high = np.percentile(values, [0.5, 99.5])
+    return float(low), float(high)
+
+
 def contrast_of(values: NDArray[np.float64]) -> float:
     """Spread of the values, from the 5th to the 95th percentile; positive."""
     low, high = np.percentile(values, [5, 95])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from msformer_fast.foreground.evidence import Image, grey_channel, image_evidence, outline_of
+from msformer_fast.foreground.evidence import Image, ends_of, grey_channel, image_evidence, outline_of
 from msformer_fast.foreground.lungs_ct import at_best_level
 
 #: Likeness from which an image is a CT slice. Of the images that the rules were chosen on, slices have 0.20 and more,
@@ -47,7 +47,7 @@ class Kind:
 
     @property
     def tinted(self) -> bool:
-        """Whether it is coloured for its contrast: a coloured image that has lost both, or a grey one with a tint."""
+        """Whether it is coloured for its contrast: also one that has lost both, and a grey one with a tint."""
         return self.colour > _COLOURED * max(self.contrast, 1e-6)
 
     @property
@@ -72,9 +72,9 @@ class Kind:
 def kind_of(image: Image, modality: str | None = None) -> Kind:
     """Look at an image, (H, W, C) in [0, 1]."""
     colour = float(np.ptp(image, axis=2).mean())
-    low, high = np.percentile(image, [0.5, 99.5])
+    low, high = ends_of(image)
     likeness = 0.0 if colour > _COLOURED else ct_likeness(grey_channel(image))
-    return Kind(colour, likeness, modality, float(high - low))
+    return Kind(colour, likeness, modality, high - low)
 
 
 def ct_likeness(grey: Image) -> float:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msformer_fast.foreground import Foreground, Maps, clusters_in, known_targets
-from msformer_fast.foreground.calibration import DOUBTFUL, Raw, calibrated
+from msformer_fast.foreground.calibration import DOUBTFUL, Raw, calibrated, with_click
 from msformer_fast.foreground.choice import choose, vote
 from msformer_fast.foreground.evidence import Mask, enlarge
 from msformer_fast.foreground.priors import normal_term
@@ -80,11 +80,11 @@ class _Found:
     @property
     def confidence(self) -> float:
         """The Dice to expect; without a curve the agreement itself."""
-        return calibrated(f"prompt {self.rule}", Raw(self.agreement, 0.0)) if self.rule else self.agreement
+        return calibrated(with_click(self.rule), Raw(self.agreement, 0.0)) if self.rule else self.agreement
 
     @property
     def doubtful(self) -> bool:
-        return self.confidence < (DOUBTFUL[f"prompt {self.rule}"] if self.rule else SURE)
+        return self.confidence < (DOUBTFUL[with_click(self.rule)] if self.rule else SURE)
 
 
 def prompted(runs: Sequence[Maps], image: NDArray[Any], prompt: Prompt, modality: str | None = None) -> Foreground:
@@ -130,6 +130,7 @@ def prompted(runs: Sequence[Maps], image: NDArray[Any], prompt: Prompt, modality
         {},
         count,
         min(each.agreement for each in found),
+        voted_with=found[0].rule,
     )
 
 
