@@ -334,21 +334,21 @@ def _axes(windows: Windows) -> dict[str, int | None]:
 
 def _bias_steps(bias: Tensor | None, windows: Windows) -> dict[str, int | None]:
     """Where the lowest query and key lie in a bias; its steps along heads, along the axes of queries and of keys."""
-    steps: dict[str, int | None] = {"bias_start": 0, "bias_h": 0, "bias_qz": None, "bias_kz": None}
-    of_q, of_k, start = 0, 0, 0
+    steps: dict[str, int | None] = {"bias_qz": None, "bias_kz": None}
+    table, start = bias is not None and bias.ndim == 2, 0
+    of_head, of_q, of_k = 0, 0, 0
     if bias is not None:
-        table = bias.ndim == 2
-        of_q, of_k = (bias.stride(0), bias.stride(0)) if table else bias.stride()[1:]
-        steps["bias_h"] = bias.stride(1) if table else bias.stride(0)
+        strides = bias.stride()
+        of_head, of_q, of_k = (strides[1], strides[0], strides[0]) if table else strides
     for name, axis in zip("xyz", reversed(windows.axes), strict=False):
-        if bias is not None and bias.ndim == 2:
+        if table:
             steps[f"bias_q{name}"], steps[f"bias_k{name}"] = axis.p * of_q, -axis.q * of_k
             start += axis.q * (axis.reach - 1) * of_k
             of_q, of_k = of_q * axis.offsets, of_k * axis.offsets
         else:
             steps[f"bias_q{name}"], steps[f"bias_k{name}"] = of_q, of_k
             of_q, of_k = of_q * axis.window, of_k * axis.reach
-    return steps | {"bias_start": start}
+    return steps | {"bias_start": start, "bias_h": of_head}
 
 
 def _split(name: str, number: float) -> dict[str, float]:

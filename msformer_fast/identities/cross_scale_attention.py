@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -111,19 +111,12 @@ def _mask(
     if not (hides or any(axis.shift for axis in windows.axes)):
         return None, None
 
-    def of_tokens(numbers: Sequence[Tensor]) -> Tensor:
-        """(windows, tokens) of all axes, from each axis's, twice what came before added."""
-        found = torch.zeros(1, 1, dtype=torch.long, device=like.device)
-        for number in numbers:
-            found = 2 * found[:, None, :, None] + number.long()[:, None, :]
-            found = found.flatten(2).flatten(0, 1)
-        return found
-
-    region_q, region_k = of_tokens([axis.past for axis in queries]), of_tokens([axis.past for axis in keys])
+    region_q = over_axes([(axis.past.long(), 2) for axis in queries])  # (windows, tokens)
+    region_k = over_axes([(axis.past.long(), 2) for axis in keys])
     apart = region_q[:, :, None] != region_k[:, None, :]
     mask = torch.zeros_like(apart, dtype=like.dtype).masked_fill(apart, seam)
     if hides:
-        outside = of_tokens([~axis.inside for axis in keys]) > 0
+        outside = over_axes([((~axis.inside).long(), 2) for axis in keys]) > 0
         mask = mask.masked_fill(outside[:, None, :], -math.inf)
     aligned = windows.order == "pad_roll" or all((axis.p, axis.q) == (1, 1) for axis in windows.axes)
     if aligned or not hides:
@@ -147,15 +140,23 @@ def _merge(out: Tensor, shape: torch.Size, windows: Windows) -> Tensor:
     return out
 
 
+def over_axes(numbers: Iterable[tuple[Tensor, int]]) -> Tensor:
+    """Numbers of all axes (rows, columns), from those of each, slowest first, with how many there are on it: what came
+    before times as many, and its own."""
+    (found, _), *others = numbers
+    for number, count in others:
+        found = count * found[:, None, :, None] + number[:, None, :]
+        found = found.flatten(2).flatten(0, 1)
+    return found
+
+
 def _dense(bias: Tensor, windows: Windows) -> Tensor:
     """(heads, queries, keys), gathered from a table (entries, heads)."""
     if bias.ndim == 3:
         return bias
-    entry = torch.zeros(1, 1, dtype=torch.long, device=bias.device)
+    offsets = []
     for axis in windows.axes:
         queries = torch.arange(axis.window, device=bias.device)[:, None] * axis.p
         keys = torch.arange(axis.reach, device=bias.device) * axis.q
-        offset = queries - keys + (axis.reach - 1) * axis.q
-        entry = entry[:, None, :, None] * axis.offsets + offset[:, None, :]
-        entry = entry.flatten(2).flatten(0, 1)
-    return bias[entry.flatten()].view(windows.queries, windows.keys, -1).permute(2, 0, 1)
+        offsets.append((queries - keys + (axis.reach - 1) * axis.q, axis.offsets))
+    return bias[over_axes(offsets).flatten()].view(windows.queries, windows.keys, -1).permute(2, 0, 1)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from msformer_fast.identities.cross_scale_attention import over_axes
 from msformer_fast.nn.drop_in import drops
 from msformer_fast.nn.hooks import all_are_hooked, is_looked_at
 
@@ -133,20 +134,15 @@ def needs_the_library(attn: Any) -> bool:
 
 def standard_index(window: Sequence[int]) -> Tensor:
     """Swin's entry in the bias table for every query and key of a window, (tokens, tokens)."""
-    entry = torch.zeros(1, 1, dtype=torch.long)
-    for size in window:
-        at = torch.arange(size)
-        apart = at[:, None] - at + size - 1  # [size, size]
-        entry = entry[:, None, :, None] * (2 * size - 1) + apart[:, None, :]
-        entry = entry.flatten(2).flatten(0, 1)
-    return entry
+    places = [torch.arange(size) for size in window]
+    return over_axes([(at[:, None] - at + len(at) - 1, 2 * len(at) - 1) for at in places])
 
 
 def seam_mask(counts: Sequence[int], window: Sequence[int], shift: Sequence[int], device: Any = None) -> Tensor:
     """The libraries' mask of shifted windows, (windows, tokens, tokens): 0, or :data:`SEAM` across the seam."""
-    side = torch.zeros(1, 1, dtype=torch.long, device=device)  # [windows, tokens], of the axes so far
-    for count, size, moved in zip(counts, window, shift, strict=True):
-        past = (torch.arange(count * size, device=device) >= count * size - moved).long().view(count, size)
-        side = 2 * side[:, None, :, None] + past[:, None, :]
-        side = side.flatten(2).flatten(0, 1)
+    past = [
+        (torch.arange(count * size, device=device) >= count * size - moved).long().view(count, size)
+        for count, size, moved in zip(counts, window, shift, strict=True)
+    ]
+    side = over_axes([(of_axis, 2) for of_axis in past])  # [windows, tokens]
     return (side[:, :, None] != side[:, None, :]) * SEAM
