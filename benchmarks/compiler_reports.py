@@ -23,7 +23,7 @@ TABLES = {
     "guided_score_map": ("score_map", "patch_embedding", "partial_sums"),
     "cross_scale_attention": ("cross_scale_attention", "partial_sums"),
 }
-_STEP = ("efficient_attention", "mix_ffn", "score_map", "patch_embedding", "stability_loss")
+_STEP = ("efficient_attention", "mix_ffn", "score_map", "patch_embedding", "stability_loss", "weighted_losses")
 TABLES |= dict.fromkeys(("step", "image"), (*_STEP, "batch_statistics", "partial_sums"))
 
 

@@ -33,6 +33,7 @@ from msformer_fast.floors import efficient_attention as attention_floor
 from msformer_fast.floors import guided_score_map as head_floor
 from msformer_fast.floors import mix_ffn as ffn_floor
 from msformer_fast.floors import stability_loss as stability_floor
+from msformer_fast.floors import weighted_losses as losses_floor
 from msformer_fast.ops.precision import input_precision
 
 DTYPE, TARGET, PATCH = torch.float32, "sm_90", 32
@@ -122,6 +123,8 @@ def rows_of(
     add("score map, clustering, patches", 1, ("guided_score_map", "both"), moved, flops)
     moved = stability_floor.bytes_moved(1, patches, channels, DTYPE)
     add("stability loss", 1, ("stability_loss", "both"), moved, stability_floor.flops(1, patches, channels))
+    moved = losses_floor.bytes_moved(1, channels, channels, DTYPE)
+    add("consistency, sum of the losses", 1, ("weighted_losses", "both"), moved, {})
     return rows
 
 

@@ -37,7 +37,15 @@ if TYPE_CHECKING:
     from msformer_fast.metrics import MaskScores
     from msformer_fast.model import MSFormer, Scores
     from msformer_fast.nn import TwoMaps
-    from msformer_fast.ops import Attended, BatchStatistics, Clustering, GuidedScores, Patches, WithStatistics
+    from msformer_fast.ops import (
+        Attended,
+        BatchStatistics,
+        Clustering,
+        GuidedScores,
+        Patches,
+        WeightedLosses,
+        WithStatistics,
+    )
     from msformer_fast.phantom import Phantom
     from msformer_fast.presets import Preset
     from msformer_fast.prompts.prompt import Prompt
@@ -78,6 +86,7 @@ _HOME = {
     "Swap": "swaps",
     "Swaps": "swaps",
     "TwoMaps": "nn",
+    "WeightedLosses": "ops",
     "WithStatistics": "ops",
     "accelerate": "swaps",
     "consistency_loss": "losses",
@@ -143,6 +152,7 @@ __all__ = [
     "Swap",
     "Swaps",
     "TwoMaps",
+    "WeightedLosses",
     "WithStatistics",
     "__version__",
     "accelerate",

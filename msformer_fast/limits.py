@@ -15,3 +15,4 @@ SCORE_MAP_CHANNELS = 256
 #: Of the head that gathers the loss and the labels as it goes.
 GUIDED_SCORE_MAP_CLUSTERS = 256
 STABILITY_LOSS_CHANNELS = 256
+WEIGHTED_LOSSES_CHANNELS = 1024

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 from torch import Tensor
@@ -10,20 +9,10 @@ from torch import Tensor
 from msformer_fast import ops
 from msformer_fast.errors import InputError
 from msformer_fast.model import Scores
+from msformer_fast.ops.weighted_losses import LossWeights
+from msformer_fast.reference import weighted_losses as _reference
 
-
-class LossWeights(NamedTuple):
-    """Weights of the losses; the defaults are the authors'. Their label-free demo uses (1, 2, 1.2)."""
-
-    clustering: float = 1.0
-    consistency: float = 1.5
-    stability: float = 1.3
-
-    def check(self) -> None:
-        """Raises InputError unless every weight is finite and not negative."""
-        for name, weight in self._asdict().items():
-            if not (math.isfinite(weight) and weight >= 0):
-                raise InputError(f"weights: {name} must be a finite number, 0 or more; got {weight}")
+__all__ = ["LossWeights", "Losses", "consistency_loss", "self_guiding_losses"]
 
 
 class Losses(NamedTuple):
@@ -32,6 +21,8 @@ class Losses(NamedTuple):
     Attributes:
         labels: (B, H, W), smallest integer dtype that holds K.
         label_count: (B) int32, the distinct labels of each image.
+        numbers: (5) float64, not differentiable: the four losses and the largest label count, for one transfer to the
+            host.
     """
 
     total: Tensor
@@ -40,6 +31,7 @@ class Losses(NamedTuple):
     stability: Tensor
     labels: Tensor
     label_count: Tensor
+    numbers: Tensor
 
 
 def consistency_loss(context_a: Tensor, context_b: Tensor, *, eps: float = 1e-12) -> Tensor:
@@ -62,10 +54,7 @@ def consistency_loss(context_a: Tensor, context_b: Tensor, *, eps: float = 1e-12
             "consistency_loss: context_a and context_b must both be (B, Ck, Cv); "
             f"got {tuple(context_a.shape)} and {tuple(context_b.shape)}"
         )
-    norm_a = context_a.square().sum(-1) + eps
-    norm_b = context_b.square().sum(-1) + eps
-    cosine = (context_a * context_b).sum(-1) / (norm_a * norm_b).sqrt()
-    return (1 - cosine).mean()
+    return _reference.consistency_loss(context_a, context_b, eps)
 
 
 def self_guiding_losses(
@@ -85,11 +74,17 @@ def self_guiding_losses(
 
     Source: MS-Former, clustering, inter-scale and intra-scale losses.
     """
-    weights = weights or LossWeights()
     if scores.queries is None or scores.keys is None:
         raise InputError("self_guiding_losses: scores hold no queries and keys; call the model with stability=True")
     clustering, labels, label_count = scores.clustering or ops.clustering_loss(scores.logits, backend=backend)
-    clustering = weights.clustering * clustering
-    consistency = weights.consistency * consistency_loss(scores.context_fine, scores.context_coarse)
-    stability = weights.stability * ops.stability_loss(scores.queries, scores.keys, scale=scale, backend=backend)
-    return Losses(clustering + consistency + stability, clustering, consistency, stability, labels, label_count)
+    stability = ops.stability_loss(scores.queries, scores.keys, scale=scale, backend=backend)
+    total, clustering, consistency, stability, numbers = ops.weighted_losses(
+        clustering,
+        stability,
+        scores.context_fine,
+        scores.context_coarse,
+        label_count,
+        weights=weights,
+        backend=backend,
+    )
+    return Losses(total, clustering, consistency, stability, labels, label_count, numbers)

@@ -15,7 +15,7 @@ from msformer_fast.nn.batch_norm import Folded, can_fold, update_running
 from msformer_fast.nn.block import EfficientTransformerBlock
 from msformer_fast.nn.cross_scale_attention import TwoWayCrossScaleAttention
 from msformer_fast.nn.hooks import Fused
-from msformer_fast.nn.overlap_embedding import OverlapEmbedding
+from msformer_fast.nn.overlap_embedding import OverlapEmbedding, channels_last
 from msformer_fast.nn.patch_embedding import embed_patches, normed_windows
 from msformer_fast.nn.score_map import compose_scores
 from msformer_fast.ops import Clustering, Patches
@@ -193,6 +193,7 @@ class MSFormer(Fused):
 
     def _forward_folded(self, image: Tensor, stability: bool) -> Scores:
         """The same with no pass for any batch norm; the clustering loss is from the pass that makes the logits."""
+        image = channels_last(image)  # once for both branches
         fine, context_fine, fine_norms = self._branch(image, self.patch_embed_s, self.block_s, self.bn2_s)
         coarse, context_coarse, coarse_norms = self._branch(image, self.patch_embed_l, self.block_l, self.bn2_l)
         norms = [*fine_norms, *coarse_norms]

@@ -169,9 +169,8 @@ class _Step:
     def forward_backward(self) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Four losses and the label count, for one transfer together; and the maps."""
         losses, maps = self._forward(self._keep_in_iterations)
-        numbers = [loss.detach().double() for loss in losses[:4]] + [losses.label_count.max().double()]
         losses.total.backward()
-        return torch.stack(numbers), maps
+        return losses.numbers, maps
 
     def update(self) -> None:
         self._descent.step()

@@ -153,6 +153,6 @@ def test_names_of_modules_are_those_of_ops() -> None:
     """In capitals, for every op that has a module."""
     modules = {name.lower() for name in nn.__all__}
     without = {"batch_statistics", "guided_score_map", "linear_clustering_loss", "mix_ffn_with_statistics"}
-    without |= {"stability_attention", "use_ieee_products"}
+    without |= {"stability_attention", "use_ieee_products", "weighted_losses"}
     functions = {name for name in ops.__all__ if name == name.lower()}
     assert {name for name in functions if name.replace("_", "") not in modules} == without

@@ -120,7 +120,8 @@ def test_a_loss_that_diverges_in_any_iteration(last: int, monkeypatch: pytest.Mo
 
         def losses(*args: Any, count: torch.Tensor = count, **options: Any) -> Losses:
             made = self_guiding_losses(*args, **options)
-            return made._replace(total=made.total + torch.where(count > last, torch.inf, 0.0))
+            more = torch.where(count > last, torch.inf, 0.0)
+            return made._replace(total=made.total + more, numbers=made.numbers + more)
 
         monkeypatch.setattr("msformer_fast.self_guiding.self_guiding_losses", losses)
         with pytest.raises(DivergenceError, match=f"the loss became inf in iteration {last} ") as caught:

@@ -47,11 +47,14 @@ class OverlapEmbedding(nn.Module):
 
     def project(self, x: Tensor) -> Tensor:
         """The same before the batch norm."""
-        # Channels last, so that the tokens are contiguous: what reads them next need not copy. vmap knows no memory
-        # format; permuting is no way for all, as Inductor fails at it with dynamic sizes (PyTorch 2.13).
-        if transformed():
-            x = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
-        else:
-            x = x.contiguous(memory_format=torch.channels_last)
-        projected: Tensor = self.proj(x)
+        # So that the tokens are contiguous: what reads them next need not copy.
+        projected: Tensor = self.proj(channels_last(x))
         return projected.permute(0, 2, 3, 1)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """A map (B, C, H, W) whose channels are neighbours in memory; itself where they are."""
+    # vmap knows no memory format; permuting is no way for all, as Inductor fails at it with dynamic sizes (PyTorch 2.13).
+    if transformed():
+        return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    return x.contiguous(memory_format=torch.channels_last)

@@ -31,6 +31,7 @@ from msformer_fast.ops.patch_embedding import Patches, patch_embedding
 from msformer_fast.ops.precision import use_ieee_products
 from msformer_fast.ops.score_map import score_map
 from msformer_fast.ops.stability_loss import stability_attention, stability_loss
+from msformer_fast.ops.weighted_losses import WeightedLosses, weighted_losses
 
 __all__ = [
     "Attended",
@@ -39,6 +40,7 @@ __all__ = [
     "Clustering",
     "GuidedScores",
     "Patches",
+    "WeightedLosses",
     "WithStatistics",
     "batch_statistics",
     "clustering_loss",
@@ -53,4 +55,5 @@ __all__ = [
     "stability_attention",
     "stability_loss",
     "use_ieee_products",
+    "weighted_losses",
 ]

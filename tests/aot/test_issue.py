@@ -109,6 +109,62 @@ def test_a_program_without_a_tile() -> None:
     assert MachineCode(SASS).issued(executed) == 3
 
 
+#: In each tile nine taps at line 13 where its number is below 2, else one load at line 14; then a store.
+BRANCHES = """
+.visible .entry k(.param .u64 k_param_0, .param .u32 k_param_1)
+{
+    .loc 1 10 0
+    ld.param.b64    %rd1, [k_param_0];
+    ld.param.b32    %r1, [k_param_1];
+    mov.b32         %r2, 0;
+$L__TILES:                              // =>This Inner Loop Header: Depth=1
+    .loc 1 12 0
+    setp.lt.s32     %p1, %r2, 2;
+    @%p1 bra        $L__TAPS;
+    .loc 1 14 0
+    ld.global.b32   %r20, [ %rd1 + 0 ];
+    bra.uni         $L__JOIN;
+$L__TAPS:
+    .loc 1 13 0
+    ld.global.b32   %r20, [ %rd1 + 4 ];
+    ld.global.b32   %r21, [ %rd1 + 8 ];
+$L__JOIN:
+    .loc 1 16 0
+    st.global.b32   [%rd1], %r20;
+    add.s32         %r2, %r2, 1;
+    setp.lt.s32     %p4, %r2, %r1;
+    @%p4 bra        $L__TILES;
+    ret;
+}
+"""
+BRANCHES_SASS = f"""
+{place(10)}
+{code("LDC")}
+.L_x_1:
+{place(12)}
+{code("ISETP")}
+        /*0020*/              @P1 BRA `(.L_x_2) ;
+{place(14)}
+{code("IADD3", "IADD3", "LDG.E")}
+        /*0020*/                   BRA `(.L_x_3) ;
+.L_x_2:
+{place(13)}
+{code("LDG.E", "MOV", "LDG.E")}
+.L_x_3:
+{place(16)}
+{code("STG.E", "IADD3")}
+        /*0020*/              @P0 BRA `(.L_x_1) ;
+{code("EXIT")}
+"""
+
+
+def test_branches() -> None:
+    """What a branch leaps over is issued as often as the instructions in it are executed: here in 2 and in 3 tiles."""
+    executed = ControlFlow(BRANCHES).executed((0, 5), (0, 0, 0), (1, 1, 1))
+    assert executed == {("load", (14,)): 3, ("load", (13,)): 4, ("store", (16,)): 5}
+    assert MachineCode(BRANCHES_SASS).issued(executed) == 2 + 5 * (2 + 3) + 3 * 4 + 2 * 3
+
+
 def test_a_loop_that_depends_on_data() -> None:
     """It is not taken for one that ends at once."""
     flow = ControlFlow(PTX.replace("setp.lt.u32     %p2, %r4, 9", "setp.lt.u32     %p2, %r20, 9"))

@@ -60,6 +60,28 @@ def test_linear_clustering_loss(dtype: torch.dtype, clusters: int, channels: int
     assert (forward.launches, backward.launches) == (2, 2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_weighted_losses(dtype: torch.dtype) -> None:
+    """Of three images, with several blocks of rows; the gradient of the total alone."""
+    from msformer_fast.floors import weighted_losses as floors
+    from tests.harness.traffic import counted_as_recorded
+
+    def call() -> Iterator[None]:
+        contexts = [torch.randn(3, 7, 1000).to(dtype).requires_grad_() for _ in range(2)]
+        losses = [torch.rand((), requires_grad=True) for _ in range(2)]
+        yield
+        made = ops.weighted_losses(*losses, *contexts, torch.ones(3, dtype=torch.int32), backend="triton")
+        yield
+        made.total.backward()
+        yield
+
+    forward, backward = counted_as_recorded(call)
+    assert (forward.launches, backward.launches) == (1, 1)
+    floor = floors.bytes_moved(3, 7, 1000, dtype)
+    moved = [part.unique_bytes_loaded + part.bytes_stored for part in (forward, backward)]
+    assert moved == [floor["forward"], floor["backward"]]
+
+
 SMALL: dict[str, dict[str, int]] = {
     "stability_loss": {"side": 17, "channels": 12, "patch": 2},
     "patch_embedding": {"side": 9, "channels": 8, "patch": 3},

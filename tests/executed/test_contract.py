@@ -41,7 +41,7 @@ QUICK = {
     "patch_embedding": "patch 4",
     "efficient_attention": "heads",
     "cross_scale_attention": "half",
-    "mix_ffn": "batch",
+    "mix_ffn": "inner tiles",
     "score_map": "even",
 }
 

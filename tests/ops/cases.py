@@ -115,6 +115,22 @@ OPS = {
             options=("scale",),
         ),
         Op(
+            "weighted_losses",
+            draws.call_weighted_losses,
+            draws.draw_contexts,
+            {
+                "paper": {"B": 1, "Ck": 100, "Cv": 100},
+                "odd": {"B": 3, "Ck": 37, "Cv": 7, "weights": (0.3, 2.0, 0.7)},
+                "two heads": {"B": 2, "Ck": 20, "Cv": 130, "eps": 0.5},
+                "one row": {"B": 1, "Ck": 1, "Cv": 3},
+            },
+            tiny={"B": 2, "Ck": 3, "Cv": 5},
+            other=({"B": 3, "Ck": 5, "Cv": 5}, {"B": 4, "Ck": 7, "Cv": 5}),
+            differentiable=4,
+            options=("weights", "eps"),
+            backends=("triton",),  # the others are the reference
+        ),
+        Op(
             "patch_embedding",
             draws.call_patch_embedding,
             draws.draw_patches,
@@ -304,6 +320,7 @@ OPS = {
             {
                 "paper": {"B": 1, "H": 9, "W": 17, "C": 100, "D": 400},
                 "batch": {"B": 2, "H": 7, "W": 5, "C": 7, "D": 30},
+                "inner tiles": {"B": 1, "H": 18, "W": 34, "C": 7, "D": 40},
                 "lean": {"B": 2, "H": 6, "W": 4, "C": 12, "D": 20, "memory": "lean"},
                 "SegFormer": {"B": 1, "H": 8, "W": 3, "C": 9, "D": 36, "inner_norm": False, "inner_skip": False},
                 "bare": {

@@ -53,6 +53,20 @@ def call_stability_loss(inputs: Inputs, **options: Any) -> tuple[Tensor, ...]:
     return (ops.stability_loss(inputs["queries"], inputs["keys"], **options),)
 
 
+def draw_contexts(s: Sizes) -> Inputs:
+    """Contexts that are partly alike, as those of two scales are, with rows of very different lengths."""
+    context_a = rand(s["B"], s["Ck"], s["Cv"]) * rand(s["B"], s["Ck"], 1).exp()
+    context_b = s.get("alike", 0.5) * context_a + 0.7 * rand(s["B"], s["Ck"], s["Cv"])
+    losses = {"clustering_loss": rand(1).square()[0], "stability_loss": rand(1).square()[0]}
+    return {"context_a": context_a, "context_b": context_b, **losses}
+
+
+def call_weighted_losses(inputs: Inputs, **options: Any) -> tuple[Tensor, ...]:
+    count = torch.arange(1, len(inputs["context_a"]) + 1, dtype=torch.int32, device=inputs["context_a"].device)
+    *losses, numbers = ops.weighted_losses(**inputs, label_count=count.flip(0), **options)
+    return (*losses, numbers[4])
+
+
 def draw_patches(s: Sizes) -> Inputs:
     """Score maps with offsets, and a channel whose spread is small beside its mean."""
     logits = rand(s["B"], s["K"], s["H"], s["W"]) + 2 * rand(s["K"], 1, 1)

@@ -289,7 +289,7 @@ def test_strides_as_they_come(op: Op, backend: str, layout: str, dtype: torch.dt
             view = wide[tuple(slice(None, None, 2) for _ in value.shape)]
         elif layout == "reversed axes":
             view = torch.empty(value.shape[::-1], dtype=value.dtype, device=value.device).permute(
-                *range(value.ndim - 1, -1, -1)
+                list(range(value.ndim))[::-1]
             )
         else:
             view = torch.empty(value.numel() + 3, dtype=value.dtype, device=value.device)[3:].view(value.shape)

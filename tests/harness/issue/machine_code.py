@@ -1,4 +1,4 @@
-"""The loops of a kernel's SASS, and how many instructions a warp issues in a launch."""
+"""The loops and branches of a kernel's SASS, and how many instructions a warp issues in a launch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import collections
 import itertools
 import re
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from tests.harness.issue.control_flow import Anchor, Place
@@ -32,19 +32,21 @@ _FILE = re.compile(r'\s*//## File "[^"]*", line (\d+)')
 
 
 @dataclass
-class Loop:
-    """A stretch of code that a branch at its end repeats.
+class Stretch:
+    """Code that a branch at its end repeats, a loop, or that one before it leaps over.
 
     Attributes:
         begin, end: of its instructions, the end included.
-        inside: loops in it.
+        repeats: a loop.
+        inside: stretches in it.
         anchors: what is in it and in none inside, by kind and place, with how often it stands there.
-        own: instructions that are in no loop inside.
+        own: instructions that are in no stretch inside.
     """
 
     begin: int
     end: int
-    inside: list[Loop] = field(default_factory=list)
+    repeats: bool
+    inside: list[Stretch] = field(default_factory=list)
     anchors: collections.Counter[Anchor] = field(default_factory=collections.Counter)
     own: int = 0
 
@@ -60,8 +62,8 @@ class MachineCode:
         self._code: list[tuple[str, str, Place]] = []
         self._labels: dict[str, int] = {}
         self._parse(sass)
-        self._standing: collections.Counter[Anchor] = collections.Counter()  # in all loops
-        self.whole = self._loops()
+        self._standing: collections.Counter[Anchor] = collections.Counter()  # in all of it
+        self.whole = self._stretches()
 
     def issued(self, executed: Mapping[Anchor, int]) -> float:
         """Instructions that a warp issues.
@@ -73,13 +75,23 @@ class MachineCode:
             ValueError: a loop has nothing that tells how often it runs.
         """
 
-        def total(loop: Loop, times: float) -> float:
-            found = loop.own * times
-            for inner in loop.inside:
-                found += total(inner, _times(inner, self._standing, executed))
-            return found
+        return sum(times * stretch.own for stretch, times in self.times(executed))
 
-        return total(self.whole, 1.0)
+    def times(self, executed: Mapping[Anchor, int]) -> Iterator[tuple[Stretch, float]]:
+        """Every stretch, and how often a warp runs it."""
+
+        def within(stretch: Stretch, times: float) -> Iterator[tuple[Stretch, float]]:
+            yield stretch, times
+            for inner in stretch.inside:
+                found = _times(inner, self._standing, executed)
+                if found is None and inner.repeats:
+                    raise ValueError(
+                        f"nothing in the loop at instructions {inner.begin} to {inner.end} tells how often it runs"
+                    )
+                # What is leapt over at times runs no more often than what it stands in.
+                yield from within(inner, found if inner.repeats else times if found is None else min(found, times))
+
+        return within(self.whole, 1.0)
 
     def _parse(self, sass: str) -> None:
         place: Place = (0,)
@@ -104,35 +116,44 @@ class MachineCode:
         label = re.search(r"`\((\.L_x_\d+)\)", operands)
         return self._labels[label[1]] if opcode.startswith("BRA") and label else None
 
-    def _loops(self) -> Loop:
-        ends: dict[int, int] = {}
+    def _stretches(self) -> Stretch:
+        loops: dict[int, int] = {}
+        leaps = []
         for index in range(len(self._code)):
-            begin = self._target(index)
-            if begin is not None and begin <= index:
-                ends[begin] = max(index, ends.get(begin, index))
-        whole = Loop(0, len(self._code) - 1)
+            to = self._target(index)
+            if to is not None and to <= index:
+                loops[to] = max(index, loops.get(to, index))
+            elif to is not None and to > index + 1:
+                leaps.append((index + 1, to - 1, False))
+        whole = Stretch(0, len(self._code) - 1, repeats=False)
         stack = [whole]
-        for begin, end in sorted(ends.items()):
+        # The outermost of those that begin together first, a loop before what is leapt over in it.
+        found = sorted(
+            [*((begin, end, True) for begin, end in loops.items()), *leaps], key=lambda s: (s[0], -s[1], not s[2])
+        )
+        for begin, end, repeats in found:
             while stack[-1].end < begin:
                 stack.pop()
-            loop = Loop(begin, min(end, stack[-1].end))
-            stack[-1].inside.append(loop)
-            stack.append(loop)
+            if not repeats and end > stack[-1].end:  # out of a loop, or across another leap
+                continue
+            stretch = Stretch(begin, min(end, stack[-1].end), repeats)
+            stack[-1].inside.append(stretch)
+            stack.append(stretch)
         self._fill(whole)
         return whole
 
-    def _fill(self, loop: Loop) -> None:
-        inside = {index for inner in loop.inside for index in range(inner.begin, inner.end + 1)}
-        for index in range(loop.begin, loop.end + 1):
+    def _fill(self, stretch: Stretch) -> None:
+        inside = {index for inner in stretch.inside for index in range(inner.begin, inner.end + 1)}
+        for index in range(stretch.begin, stretch.end + 1):
             if index in inside:
                 continue
             opcode, _, place = self._code[index]
-            loop.own += 1
+            stretch.own += 1
             kind = next((kind for start, kind in _KINDS.items() if _is(opcode, start)), None)
             if kind is not None:
-                loop.anchors[kind, place] += 1
+                stretch.anchors[kind, place] += 1
                 self._standing[kind, place] += 1
-        for inner in loop.inside:
+        for inner in stretch.inside:
             self._fill(inner)
 
 
@@ -140,10 +161,11 @@ def _is(opcode: str, start: str) -> bool:
     return opcode == start or opcode.startswith(f"{start}.")
 
 
-def _times(loop: Loop, standing: Mapping[Anchor, int], executed: Mapping[Anchor, int]) -> float:
-    """How often a loop runs, by a vote of what stands in it: the times that it is executed over the times that it
-    stands in the whole code. What stands elsewhere too, since the assembler split a loop, is asked last."""
-    known = {anchor: count for anchor, count in loop.anchors.items() if anchor in executed}
+def _times(stretch: Stretch, standing: Mapping[Anchor, int], executed: Mapping[Anchor, int]) -> float | None:
+    """How often a stretch runs, by a vote of what stands in it: the times that it is executed over the times that it
+    stands in the whole code; ``None`` where nothing tells. What stands elsewhere too, since the assembler split a loop,
+    is asked last."""
+    known = {anchor: count for anchor, count in stretch.anchors.items() if anchor in executed}
     for alone, kinds in itertools.product((True, False), (_SURE, tuple(_KINDS.values()))):
         votes = [
             executed[anchor] / standing[anchor]
@@ -153,6 +175,6 @@ def _times(loop: Loop, standing: Mapping[Anchor, int], executed: Mapping[Anchor,
         ]
         if votes:
             return statistics.median(votes)
-    if loop.inside:  # no more often than what is in it
-        return min(_times(inner, standing, executed) for inner in loop.inside)
-    raise ValueError(f"nothing in the loop at instructions {loop.begin} to {loop.end} tells how often it runs")
+    # Else no more often than the loops in it.
+    found = [_times(inner, standing, executed) for inner in stretch.inside if inner.repeats]
+    return min((times for times in found if times is not None), default=None)
