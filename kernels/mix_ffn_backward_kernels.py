@@ -19,17 +19,21 @@ from msformer_fast.kernels.mix_ffn_kernels import (
     convolved,
     hidden_of,
     inner_norm,
+    is_inner,
     load_channels,
     load_hidden,
     load_scale,
     load_weight,
     mask_of,
+    moved,
     normal_cdf,
     pixels_of,
+    place_of,
     scratch_of,
     stencil,
     tap,
     taps_of,
+    tile_at,
     tile_of,
     token_statistics,
 )
@@ -40,9 +44,13 @@ _jit = triton.jit(do_not_specialize=SIZES)
 
 @triton.jit
 def gelu_and_slope(b_h):
-    """GELU(h) and GELU'(h)."""
+    """GELU(h) and GELU'(h) [P, BLOCK_D]."""
     b_cdf = normal_cdf(b_h)
-    return b_h * b_cdf, b_cdf + b_h * tl.exp(-0.5 * b_h * b_h) * 0.3989422804014327
+    b_slope = b_cdf + b_h * tl.exp2(b_h * (b_h * -0.7213475204444817)) * 0.3989422804014327  # -1 / (2 log 2)
+
+    # A sum over one element, past which the compiler does not look: else it would compute the slope a second time, in
+    # the layout of the product that it meets, which costs ten times as much as to convert it.
+    return b_h * b_cdf, tl.sum(b_slope[:, :, None], 2)
 
 
 @triton.jit
@@ -92,7 +100,7 @@ def hidden_gradient_kernel(
     s_dgamma, s_dbeta = tl.zeros((BLOCKS, BLOCK_D), ACC), tl.zeros((BLOCKS, BLOCK_D), ACC)
 
     for index in range(tl.program_id(0), tiles, tl.num_programs(0)):
-        tile = tile_of(index, row_begin, row_end, W, tiles_y, tiles_x, TILE_H, TILE_W)
+        tile = tile_of(index, row_begin, row_end, H, W, tiles_y, tiles_x, TILE_H, TILE_W)
         o_p, m_p = pixels_of(tile, H, W), mask_of(tile)
         b_mean, b_rstd = load_statistics(p_inner, o_p, m_p, pixels, ACC)
         b_c1, b_c2 = tl.zeros((TILE_H * TILE_W,), ACC), tl.zeros((TILE_H * TILE_W,), ACC)
@@ -172,7 +180,7 @@ def token_gradient_kernel(
     s_dgamma, s_dbeta, s_dbias2 = tl.zeros((BLOCK_C,), ACC), tl.zeros((BLOCK_C,), ACC), tl.zeros((BLOCK_C,), ACC)
 
     for index in range(tl.program_id(0), tiles, tl.num_programs(0)):
-        tile = tile_of(index, row_begin, row_end, W, tiles_y, tiles_x, TILE_H, TILE_W)
+        tile = tile_of(index, row_begin, row_end, H, W, tiles_y, tiles_x, TILE_H, TILE_W)
         o_p, m_p = pixels_of(tile, H, W), mask_of(tile)
         o_t = o_p * C
 
@@ -215,6 +223,31 @@ def token_gradient_kernel(
         add_partial(p_partials + 2 * C, o_c < C, s_dbias2, is_first_strip)
 
 
+@triton.jit
+def walk(
+    p_tile_dv, p_vectors, b_u, s_dconv, taps, o_d, W, R,
+    D: tl.constexpr, PAD_D: tl.constexpr, INNER: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """du [P, BLOCK_D] and the sums of dconv from one walk over the taps of dv: dconv[k] = sum over pixels q of
+    u[q] dv[q - k]. INNER: see ``tap``"""
+    b_du = tl.zeros(b_u.shape, ACC)
+    WHOLE: tl.constexpr = o_d.shape[0] <= D
+
+    # A tuple cannot be indexed by a number that is known at run time only, so every turn moves the sums three places
+    # on: in turn y row y's are the first, and after three each is where it was.
+    for y in range(3):
+        b_left = tap(p_tile_dv, taps, o_d, 8 - 3 * y, W, R, D, INNER, WHOLE, ACC)
+        b_middle = tap(p_tile_dv, taps, o_d, 7 - 3 * y, W, R, D, INNER, WHOLE, ACC)
+        b_right = tap(p_tile_dv, taps, o_d, 6 - 3 * y, W, R, D, INNER, WHOLE, ACC)
+        b_du += b_left * load_hidden(p_vectors, 3 * y, o_d, PAD_D)
+        b_du += b_middle * load_hidden(p_vectors, 3 * y + 1, o_d, PAD_D)
+        b_du += b_right * load_hidden(p_vectors, 3 * y + 2, o_d, PAD_D)
+        s0, s1, s2, s3, s4, s5, s6, s7, s8 = s_dconv
+        s_dconv = (s3, s4, s5, s6, s7, s8, s0 + b_u * b_left, s1 + b_u * b_middle, s2 + b_u * b_right)
+
+    return b_du, s_dconv
+
+
 @_jit
 def product_gradient_kernel(
     p_dy, p_t, p_u, p_dv, p_a, p_gamma, p_beta, p_vectors, p_tokens, p_partials,
@@ -227,53 +260,59 @@ def product_gradient_kernel(
     p_partials (programs, 2 D C + 11 D): dw1 (D, C), dw2 (C, D), dconv (D, 9), dbias_conv, dbias1
     Sums of the convolution stay [P, BLOCK_D] until the end: nothing is reduced across threads inside the loop.
     """
-    o_d, o_c = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_C)
+    # The last block begins early where it would not be full: channels that it shares with the one before are summed in
+    # both, and stored once. So no load in the loop asks whether a channel exists.
+    first = tl.program_id(0) * BLOCK_D
+    o_d, o_c = tl.minimum(first, max(D - BLOCK_D, 0)) + tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_C)
     b_zero = tl.zeros((TILE_H * TILE_W, BLOCK_D), ACC)
     s_dw1, s_dw2 = tl.zeros((BLOCK_D, BLOCK_C), ACC), tl.zeros((BLOCK_D, BLOCK_C), ACC)
     s_dbias1, s_dbias_conv = b_zero, b_zero
     s_dconv = (b_zero, b_zero, b_zero, b_zero, b_zero, b_zero, b_zero, b_zero, b_zero)  # one a tap
 
-    for index in range(tl.program_id(1), tiles, tl.num_programs(1)):
-        tile = tile_of(index, row_begin, row_end, W, tiles_y, tiles_x, TILE_H, TILE_W)
+    # Tiles are small here: dividing to find each would be a sixth of all instructions.
+    place, step = place_of(tl.program_id(1), tiles_y, tiles_x), place_of(tl.num_programs(1), tiles_y, tiles_x)
+    for _ in range(tl.program_id(1), tiles, tl.num_programs(1)):
+        tile = tile_at(place, row_begin, row_end, H, W, TILE_H, TILE_W)
         o_p, m_p = pixels_of(tile, H, W), mask_of(tile)
-        m_u = m_p[:, None] & (o_d < D)[None, :]
-        p_tile_dv = hidden_of(p_dv, tile, o_d, H, R, W, D)
-        b_u = tl.load(hidden_of(p_u, tile, o_d, H, R, W, D), mask=m_u, other=0.0).to(ACC)  # [P, BLOCK_D]
+        p_tile_u, p_tile_a = hidden_of(p_u, tile, o_d, H, R, W, D), hidden_of(p_a, tile, o_d, H, R, W, D)
+        p_tile_dv, taps = hidden_of(p_dv, tile, o_d, H, R, W, D), taps_of(tile, H, W, R)
+        m_u, m_t = m_p[:, None] & (o_d < D)[None, :], m_p[:, None] & (o_c < C)[None, :]
+        o_t = (o_p * C)[:, None] + o_c[None, :]
 
-        # du and the sums of dconv from one walk over the taps of dv: dconv[k] = sum over pixels q of u[q] dv[q - k].
-        b_du, taps = b_zero, taps_of(tile, H, W, R)
-        # A tuple cannot be indexed by a number that is known at run time only, so every turn moves the sums three
-        # places on: in turn y row y's are the first, and after three each is where it was.
-        for y in range(3):
-            b_left = tap(p_tile_dv, taps, o_d, 8 - 3 * y, W, R, D, ACC)
-            b_middle = tap(p_tile_dv, taps, o_d, 7 - 3 * y, W, R, D, ACC)
-            b_right = tap(p_tile_dv, taps, o_d, 6 - 3 * y, W, R, D, ACC)
-            b_du += b_left * load_hidden(p_vectors, 3 * y, o_d, PAD_D)
-            b_du += b_middle * load_hidden(p_vectors, 3 * y + 1, o_d, PAD_D)
-            b_du += b_right * load_hidden(p_vectors, 3 * y + 2, o_d, PAD_D)
-            s0, s1, s2, s3, s4, s5, s6, s7, s8 = s_dconv
-            s_dconv = (s3, s4, s5, s6, s7, s8, s0 + b_u * b_left, s1 + b_u * b_middle, s2 + b_u * b_right)
-        s_dbias_conv += tl.load(p_tile_dv, mask=m_u, other=0.0).to(ACC)
+        # du, and the sums of the convolution.
+        if is_inner(tile):
+            b_u = tl.load(p_tile_u).to(ACC)  # [P, BLOCK_D]
+            b_du, s_dconv = walk(p_tile_dv, p_vectors, b_u, s_dconv, taps, o_d, W, R, D, PAD_D, True, ACC)
+            s_dbias_conv += tl.load(p_tile_dv).to(ACC)
+        else:
+            b_u = tl.load(p_tile_u, mask=m_u, other=0.0).to(ACC)
+            b_du, s_dconv = walk(p_tile_dv, p_vectors, b_u, s_dconv, taps, o_d, W, R, D, PAD_D, False, ACC)
+            s_dbias_conv += tl.load(p_tile_dv, mask=m_u, other=0.0).to(ACC)
         s_dbias1 += b_du
 
-        # dw2 = dy^T a.
-        b_a = tl.load(hidden_of(p_a, tile, o_d, H, R, W, D), mask=m_u, other=0.0)  # [P, BLOCK_D]
-        b_dy = load_channels(p_dy, o_p * C, m_p, o_c, C).to(p_a.dtype.element_ty)  # [P, BLOCK_C]
-        s_dw2 = add_dot(tl.trans(b_a), b_dy, s_dw2, PREC, ACC)
+        # Both products: dw2 = dy^T a; dw1 = du^T z with z = x gamma + beta, of x here, the rest at the end. Beyond C an
+        # inner tile's loads give the next pixel's channels, which end in columns that nobody stores.
+        if is_inner(tile):
+            b_a, b_dy, b_x = tl.load(p_tile_a), tl.load(p_dy + o_t), tl.load(p_t + o_t)  # [P, BLOCK_D], [P, BLOCK_C]
+        else:
+            b_a, b_dy = tl.load(p_tile_a, mask=m_u, other=0.0), tl.load(p_dy + o_t, mask=m_t, other=0.0)
+            b_x = tl.load(p_t + o_t, mask=m_t, other=0.0)
+        s_dw2 = add_dot(tl.trans(b_a), b_dy.to(p_a.dtype.element_ty), s_dw2, PREC, ACC)
 
-        # dw1 = du^T z, z = x gamma + beta: of x, the rest at the end.
-        b_x = load_channels(p_t, o_p * C, m_p, o_c, C).to(ACC)  # [P, BLOCK_C]
+        b_x = b_x.to(ACC)
         if NORM:
             b_mean, b_rstd = load_statistics(p_tokens, o_p, m_p, pixels, ACC)
             b_x = (b_x - b_mean[:, None]) * b_rstd[:, None]
         b_du = tl.trans(b_du.to(p_a.dtype.element_ty))  # [BLOCK_D, P], 0 outside
         s_dw1 = add_dot(b_du, b_x.to(p_a.dtype.element_ty), s_dw1, PREC, ACC)
+        place = moved(place, step, tiles_y, tiles_x)
 
     if NORM:
         s_dw1 *= load_scale(p_gamma, o_c, C, ACC)[None, :]
         s_dw1 += tl.sum(s_dbias1, 0)[:, None] * load_vector(p_beta, o_c, C, 0.0, ACC)[None, :]
     p_partials += tl.program_id(1).to(tl.int64) * (2 * D * C + 11 * D)
-    m_dc, m_d = (o_d < D)[:, None] & (o_c < C)[None, :], o_d < D
+    m_d = (o_d >= first) & (o_d < D)
+    m_dc = m_d[:, None] & (o_c < C)[None, :]
     add_partial(p_partials + o_d[:, None] * C + o_c[None, :], m_dc, s_dw1, is_first_strip)
     add_partial(p_partials + D * C + o_d[:, None] + o_c[None, :] * D, m_dc, s_dw2, is_first_strip)
     p_partials += 2 * D * C

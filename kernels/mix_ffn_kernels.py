@@ -16,7 +16,8 @@ channel of y on the way, for a batch norm that follows.
 
 The instructions that these kernels issue bind them more than the bytes that they move, and a convolution issues most.
 So a norm over D, which needs all of v before any of n, keeps v of its tile in a scratch memory of the program's own,
-small enough for the card's cache, instead of convolving twice.
+small enough for the card's cache, instead of convolving twice. Inner tiles, whose pixels' neighbours are all in the
+image, have code of their own without masks.
 
 Feature maps are channels last and contiguous: t, y, dy, dt (B, H, W, C). The hidden activations u and their gradient dv
 (B, R, W, D) are row buffers: row y of an image lies at y % R, so that a strip of rows can be worked on with little
@@ -67,14 +68,35 @@ INNER_BETA: tl.constexpr = tl.constexpr(11)
 
 
 @triton.jit
-def tile_of(index, row_begin, row_end, W, tiles_y, tiles_x, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
-    """A tile of TILE_H x TILE_W pixels: image (int64), its first row and column, and rows, columns and mask [P] of its
-    pixels."""
+def place_of(index, tiles_y, tiles_x):
+    """A tile's image, and its row and column among the tiles of the image."""
+    row = index // tiles_x
+    return row // tiles_y, row % tiles_y, index % tiles_x
+
+
+@triton.jit
+def moved(place, step, tiles_y, tiles_x):
+    """The place ``step`` tiles further on, itself the place of that number, without a division."""
+    image, y, x = place[0] + step[0], place[1] + step[1], place[2] + step[2]
+    y, x = tl.where(x >= tiles_x, y + 1, y), tl.where(x >= tiles_x, x - tiles_x, x)
+    return tl.where(y >= tiles_y, image + 1, image), tl.where(y >= tiles_y, y - tiles_y, y), x
+
+
+@triton.jit
+def tile_at(place, row_begin, row_end, H, W, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
+    """A tile of TILE_H x TILE_W pixels: image (int64), its first row and column, rows, columns and mask [P] of its
+    pixels, and whether it is an inner one."""
     i = tl.arange(0, TILE_H * TILE_W)
-    of_image = index % (tiles_y * tiles_x)  # number of the tile in its image
-    y, x = row_begin + of_image // tiles_x * TILE_H, of_image % tiles_x * TILE_W
+    image, y, x = place[0].to(tl.int64), row_begin + place[1] * TILE_H, place[2] * TILE_W
     o_y, o_x = y + i // TILE_W, x + i % TILE_W
-    return (index // (tiles_y * tiles_x)).to(tl.int64), y, x, o_y, o_x, (o_y < row_end) & (o_x < W)
+    inner = (y > 0) & (x > 0) & (y + TILE_H <= row_end) & (y + TILE_H < H) & (x + TILE_W < W)
+    return image, y, x, o_y, o_x, (o_y < row_end) & (o_x < W), inner
+
+
+@triton.jit
+def tile_of(index, row_begin, row_end, H, W, tiles_y, tiles_x, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
+    """A tile by its number, see ``tile_at``."""
+    return tile_at(place_of(index, tiles_y, tiles_x), row_begin, row_end, H, W, TILE_H, TILE_W)
 
 
 @triton.jit
@@ -84,9 +106,15 @@ def mask_of(tile):
 
 
 @triton.jit
+def is_inner(tile):
+    """Whether all pixels of a tile are in the rows to compute, and all their neighbours in the image."""
+    return tile[6]
+
+
+@triton.jit
 def pixels_of(tile, H, W):
     """Offsets [P] of a tile's pixels in a feature map, in pixels."""
-    image, _, _, o_y, o_x, _ = tile
+    image, _, _, o_y, o_x, _, _ = tile
     return (image * H + o_y) * W + o_x
 
 
@@ -96,7 +124,7 @@ def hidden_of(p_map, tile, o_d, H, R, W, D: tl.constexpr):
 
     From the tile's first pixel on offsets of 32 bits are enough, which take half the registers.
     """
-    image, y, x, o_y, o_x, _ = tile
+    image, y, x, o_y, o_x, _, _ = tile
     if R is None:
         row, o_row = image * H + y, o_y - y
     else:
@@ -190,7 +218,7 @@ def taps_of(tile, H, W, R):
 
     Bit k is set where the neighbour (o_y + k // 3 - 1, o_x + k % 3 - 1) lies in the image.
     """
-    _, _, _, o_y, o_x, m_p = tile
+    _, _, _, o_y, o_x, m_p, _ = tile
     b_row = (o_x > 0).to(tl.int32) | 2 | ((o_x < W - 1).to(tl.int32) << 2)
     b_bits = tl.where(o_y > 0, b_row, 0) | (b_row << 3) | (tl.where(o_y < H - 1, b_row, 0) << 6)
     b_bits = tl.where(m_p, b_bits, 0)
@@ -203,16 +231,26 @@ def taps_of(tile, H, W, R):
 
 
 @triton.jit
-def tap(p_block, taps, o_d, k, W, R, D: tl.constexpr, ACC: tl.constexpr):
-    """Tap k of some pixels [P, BLOCK_D]; 0 outside the image. p_block: pointers to the pixels themselves."""
+def tap(
+    p_block, taps, o_d, k, W, R,
+    D: tl.constexpr, INNER: tl.constexpr, WHOLE: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Tap k of some pixels [P, BLOCK_D]; 0 outside the image. p_block: pointers to the pixels themselves.
+
+    INNER: of an inner tile, see ``is_inner``    WHOLE: all channels o_d exist
+    """
     b_bits, o_above, o_below = taps
-    m_tap = ((b_bits >> k) & 1) != 0
     if R is None:
-        p_tap = p_block + ((k // 3 - 1) * W + (k % 3 - 1)) * D  # one number for all
+        p_tap = (p_block + (k // 3 - 1) * W * D) + (k % 3 - 1) * D  # a pointer a row; columns are part of the load
     else:
         o_row = tl.where(k < 3, o_above, tl.where(k < 6, 0, o_below))
         p_tap = p_block + ((o_row * W + (k % 3 - 1)) * D)[:, None]
-    return tl.load(p_tap, mask=m_tap[:, None] & (o_d < D)[None, :], other=0.0).to(ACC)
+    if INNER:
+        b_tap = tl.load(p_tap) if WHOLE else tl.load(p_tap, mask=(o_d < D)[None, :], other=0.0)
+    else:
+        m_tap = ((b_bits >> k) & 1) != 0
+        b_tap = tl.load(p_tap, mask=m_tap[:, None] & (o_d < D)[None, :], other=0.0)
+    return b_tap.to(ACC)
 
 
 @triton.jit
@@ -223,11 +261,19 @@ def stencil(
     """The depthwise convolution with the skip [P, BLOCK_D], without its bias; FLIP: its transpose."""
     taps, p_block = taps_of(tile, H, W, R), hidden_of(p_map, tile, o_d, H, R, W, D)
     b_sum = tl.zeros(p_block.shape, ACC)
+    BLOCK_D: tl.constexpr = o_d.shape[0]
+    WHOLE: tl.constexpr = D // BLOCK_D * BLOCK_D == D
 
-    # Not unrolled: the compiler would convert every tap, not their sum, to the layout of a product.
-    for k in range(9):
-        b_w = load_hidden(p_vectors, (8 - k) if FLIP else k, o_d, PAD_D)
-        b_sum += tap(p_block, taps, o_d, k, W, R, D, ACC) * b_w
+    # Most tiles are inner ones, whose taps need no mask and no zeros. The loop of the others is not unrolled, for else
+    # the compiler would convert every tap, not their sum, to the layout of a product.
+    if is_inner(tile):
+        for k in tl.static_range(9):
+            b_w = load_hidden(p_vectors, (8 - k) if FLIP else k, o_d, PAD_D)
+            b_sum += tap(p_block, taps, o_d, k, W, R, D, True, WHOLE, ACC) * b_w
+    else:
+        for k in range(9):
+            b_w = load_hidden(p_vectors, (8 - k) if FLIP else k, o_d, PAD_D)
+            b_sum += tap(p_block, taps, o_d, k, W, R, D, False, WHOLE, ACC) * b_w
 
     return b_sum
 
@@ -292,7 +338,7 @@ def expand_kernel(
 
     p_vectors: None where they are there already
     """
-    tile = tile_of(tl.program_id(0), row_begin, row_end, W, tiles_y, tiles_x, TILE_H, TILE_W)
+    tile = tile_of(tl.program_id(0), row_begin, row_end, H, W, tiles_y, tiles_x, TILE_H, TILE_W)
     m_p = mask_of(tile)
     o_t = pixels_of(tile, H, W) * C
     b_mean, b_rstd = token_statistics(p_t, o_t, m_p, eps, C, BLOCK_C, NORM, ACC)
@@ -353,26 +399,32 @@ def contract_kernel(
         n, b_shift, b_mean_y, b_m2_y = load_moments(p_moments, o_c, o_c < C * (1 - is_first_strip), C)
 
     for index in range(tl.program_id(0), tiles, tl.num_programs(0)):
-        tile = tile_of(index, row_begin, row_end, W, tiles_y, tiles_x, TILE_H, TILE_W)
+        tile = tile_of(index, row_begin, row_end, H, W, tiles_y, tiles_x, TILE_H, TILE_W)
         o_p, m_p = pixels_of(tile, H, W), mask_of(tile)
 
-        # First sweep: mean and variance of v over D.
-        b_mean, b_m2 = tl.zeros((TILE_H * TILE_W,), ACC), tl.zeros((TILE_H * TILE_W,), ACC)
-        b_rstd = tl.zeros((TILE_H * TILE_W,), ACC)  # not read without the norm
+        # First sweep: mean and variance of v over D, from sums of v less the mean of its first block and of the square
+        # of that: the variance loses no more than D / BLOCK_D times a rounding. The sums stay [P, BLOCK_D] until the
+        # end: nothing is reduced across threads inside the loop.
+        b_mean, b_rstd = tl.zeros((TILE_H * TILE_W,), ACC), tl.zeros((TILE_H * TILE_W,), ACC)  # unread without the norm
         if INNER_NORM:
+            b_first = b_mean
+            b_sum, b_squares = tl.zeros((TILE_H * TILE_W, BLOCK_D), ACC), tl.zeros((TILE_H * TILE_W, BLOCK_D), ACC)
             for d in range(0, D, BLOCK_D):
                 o_d = d + tl.arange(0, BLOCK_D)
                 b_v = convolved(p_u, p_vectors, tile, o_d, H, W, R, D, PAD_D, ACC)  # [P, BLOCK_D]
                 tl.store(scratch_of(p_scratch, o_d, TILE_H * TILE_W, D), b_v.to(p_u.dtype.element_ty))
 
-                # Chan's merge, as batch_statistics.merge_two but for counts that are never 0: d channels so far.
-                count = tl.minimum(D - d, BLOCK_D).to(ACC)
-                b_delta = tl.sum(b_v, 1) / count - b_mean
-                b_v = tl.where((o_d < D)[None, :], b_v - (b_mean + b_delta)[:, None], 0.0)
-                b_m2 += tl.sum(b_v * b_v, 1) + b_delta * b_delta * (count * d / (d + count))
-                b_mean += b_delta * (count / (d + count))
+                if d == 0:
+                    b_first = tl.sum(b_v, 1) / min(D, BLOCK_D)
+                b_v -= b_first[:, None]
+                if D % BLOCK_D != 0:
+                    b_v = tl.where((o_d < D)[None, :], b_v, 0.0)
+                b_sum += b_v
+                b_squares += b_v * b_v
 
-            b_rstd = 1.0 / tl.sqrt(b_m2 / D + eps)
+            b_mean = tl.sum(b_sum, 1) / D
+            b_rstd = 1.0 / tl.sqrt(tl.sum(b_squares, 1) / D - b_mean * b_mean + eps)
+            b_mean += b_first
             tl.store(p_inner + o_p, b_mean, mask=m_p)
             tl.store(p_inner + pixels.to(tl.int64) + o_p, b_rstd, mask=m_p)
             tl.debug_barrier()  # what a thread reads back another may have stored

@@ -76,6 +76,27 @@ def test_strips_change_nothing(small_blocks: None, strip: int, options: Options)
             torch.testing.assert_close(value, wanted, rtol=1e-4, atol=1e-4)
 
 
+@interpreted
+@pytest.mark.parametrize(
+    ("hidden", "memory", "inner_norm"),
+    [(10, "fast", True), (32, "fast", False), (40, "fast", True), (40, "lean", True)],
+)
+def test_inner_tiles(hidden: int, memory: str, inner_norm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles whose neighbours are all in the image are read without a mask, beside others; fewer hidden channels than a
+    block, whole blocks of them, and a last block that begins early."""
+    from tests.ops.cases import OPS
+    from tests.ops.test_contract import leaves, run
+
+    monkeypatch.setattr("msformer_fast.kernels.mix_ffn.INTERPRETER", (4, 4, 16, 16, 4, 1))
+    monkeypatch.setattr("msformer_fast.kernels.mix_ffn.BUFFER_BYTES", 1)
+    monkeypatch.setattr("msformer_fast.kernels.mix_ffn.LEAST_ROWS", 6)
+    sizes = {"B": 1, "H": 9, "W": 10, "C": 5, "D": hidden, "memory": memory, "inner_norm": inner_norm}
+    inputs = OPS["mix_ffn"].draw(sizes)
+    ours = run(OPS["mix_ffn"], leaves(inputs, torch.float64), sizes, "triton")
+    truth = run(OPS["mix_ffn"], leaves(inputs, torch.float64), sizes, "reference")
+    torch.testing.assert_close(ours, truth, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("strip", [None, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_statistics_of_the_result(small_blocks: None, dtype: torch.dtype, strip: int | None) -> None:

@@ -119,11 +119,13 @@ class MachineCode:
     def _stretches(self) -> Stretch:
         loops: dict[int, int] = {}
         leaps = []
-        for index in range(len(self._code)):
+        # Behind the last exit stands what is for warps that are not whole, where BRA.DIV leads: none are here.
+        end_of_all = max((index for index, (opcode, _, _) in enumerate(self._code) if opcode == "EXIT"), default=0)
+        for index in range(end_of_all):
             to = self._target(index)
             if to is not None and to <= index:
                 loops[to] = max(index, loops.get(to, index))
-            elif to is not None and to > index + 1:
+            elif to is not None and to > index + 1 and not self._code[index][0].startswith("BRA.DIV"):
                 leaps.append((index + 1, to - 1, False))
         whole = Stretch(0, len(self._code) - 1, repeats=False)
         stack = [whole]
@@ -175,6 +177,8 @@ def _times(stretch: Stretch, standing: Mapping[Anchor, int], executed: Mapping[A
         ]
         if votes:
             return statistics.median(votes)
-    # Else no more often than the loops in it.
-    found = [_times(inner, standing, executed) for inner in stretch.inside if inner.repeats]
-    return min((times for times in found if times is not None), default=None)
+    # Else no more often than the loops in it, or as often as what is leapt over least.
+    found = [(inner.repeats, _times(inner, standing, executed)) for inner in stretch.inside]
+    loops = [times for repeats, times in found if repeats and times is not None]
+    leaps = [times for repeats, times in found if not repeats and times is not None]
+    return min(loops) if loops else max(leaps, default=None)
