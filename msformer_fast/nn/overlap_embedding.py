@@ -54,7 +54,7 @@ class OverlapEmbedding(nn.Module):
 
 def channels_last(x: Tensor) -> Tensor:
     """A map (B, C, H, W) whose channels are neighbours in memory; itself where they are."""
-    # vmap knows no memory format; permuting is no way for all, as Inductor fails at it with dynamic sizes (PyTorch 2.13).
+    # vmap knows no memory format; permuting is no way for all: Inductor fails at it with dynamic sizes (PyTorch 2.13).
     if transformed():
         return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
     return x.contiguous(memory_format=torch.channels_last)
