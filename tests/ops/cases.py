@@ -295,6 +295,7 @@ OPS = {
             ),
             options=("window", "halo", "shift", "scale", "outside", "order", "seam"),
             plain=("torch",),
+            backends=EVERY,
             of="volumes",
         ),
         Op(
