@@ -15,20 +15,51 @@
 
 namespace {
 
-// Scores [keys, BLOCK] become powers 2^(score - most), most: the largest of a query; share: 1 / the sum of its powers.
-// Both [BLOCK]. A query that sees no key has powers and a share of 0.
-void softmax(const LaneWindow& window, const LaneBias& bias, int64_t first, float* s, float* most, float* share) {
+// Scores of a block of queries and some keys, in registers: the bias, and products with the queries (width, row); each(key,
+// vector, score) for every one.
+template <int KEYS, typename Each>
+INLINE void some_scores(const LaneWindow& window, const LaneBias& bias, const float* queries, const float* keys, int64_t first,
+                        int64_t key, const Each& each) {
+  const int64_t width = window.call.width;
+  vec scores[KEYS][VECTORS];
+  UNROLL for (int i = 0; i < KEYS; ++i)
+    UNROLL for (int v = 0; v < VECTORS; ++v) scores[i][v] = load(bias.row(window.place[key + i]) + first + v * LANES);
+
+  for (int64_t c = 0; c < width; ++c) {
+    vec q[VECTORS];
+    UNROLL for (int v = 0; v < VECTORS; ++v) q[v] = load(queries + c * window.row + first + v * LANES);
+    UNROLL for (int i = 0; i < KEYS; ++i) {
+      const vec factor = all(keys[(key + i) * width + c]);
+      UNROLL for (int v = 0; v < VECTORS; ++v) scores[i][v] += factor * q[v];
+    }
+  }
+  UNROLL for (int i = 0; i < KEYS; ++i)
+    UNROLL for (int v = 0; v < VECTORS; ++v)
+      each(key + i, v, window.masked(scores[i][v], key + i, first + v * LANES));
+}
+
+// The same of all keys.
+template <typename Each>
+INLINE void all_scores(const LaneWindow& window, const LaneBias& bias, const float* queries, const float* keys, int64_t first,
+                       const Each& each) {
+  constexpr int MOST = REGISTERS == 32 ? 12 : 4;
+  const int64_t n = window.keys();
+  int64_t key = 0;
+  for (; key + MOST <= n; key += MOST) some_scores<MOST>(window, bias, queries, keys, first, key, each);
+  for (; key < n; ++key) some_scores<1>(window, bias, queries, keys, first, key, each);
+}
+
+// Powers [keys, BLOCK], 2^(score - most), most: the largest of a query; share: 1 / the sum of its powers. Both [BLOCK]. A
+// query that sees no key has powers and a share of 0.
+void softmax(const LaneWindow& window, const LaneBias& bias, const float* queries, const float* keys, int64_t first, float* s,
+             float* most, float* share) {
   const int64_t n = window.keys();
   vec top[VECTORS], total[VECTORS] = {};
   UNROLL for (int v = 0; v < VECTORS; ++v) top[v] = all(-INFINITY);
-  for (int64_t key = 0; key < n; ++key) {
-    UNROLL for (int v = 0; v < VECTORS; ++v) {
-      float* at = s + key * BLOCK + v * LANES;
-      const vec score = window.masked(load(at) + load(bias.row(window.place[key]) + first + v * LANES), key, first + v * LANES);
-      top[v] = larger(top[v], score);
-      store(at, score);
-    }
-  }
+  all_scores(window, bias, queries, keys, first, [&](int64_t key, int v, vec score) {
+    top[v] = larger(top[v], score);
+    store(s + key * BLOCK + v * LANES, score);
+  });
   UNROLL for (int v = 0; v < VECTORS; ++v) top[v] = at_least(top[v], all(-FLT_MAX));
 
   for (int64_t key = 0; key < n; ++key) {
@@ -70,8 +101,7 @@ void volume_attention_forward(int64_t threads, const float* q, const float* k, c
 
       for (int64_t first = 0; first < window.row; first += BLOCK) {
         if (window.is_empty(first)) continue;
-        product(n, BLOCK, width, {k_rows, width, 1}, {across + first, window.row}, scores, BLOCK);       // [keys, BLOCK]
-        softmax(window, added, first, scores, most + first, share + first);
+        softmax(window, added, across, k_rows, first, scores, most + first, share + first);              // [keys, BLOCK]
         product(width, BLOCK, n, {v_rows, 1, width}, {scores, BLOCK}, out, BLOCK);                       // [width, BLOCK]
         window.write_across(out, first, share + first, y, call.of_y, head);
       }
@@ -83,16 +113,16 @@ void volume_attention_forward(int64_t threads, const float* q, const float* k, c
 
 namespace {
 
-// Scores [keys, BLOCK] become probabilities, and `slopes`, the probabilities' gradients, those of the scores; which are
-// added to the bias's.
-void softmax_backward(const LaneWindow& window, const LaneBias& bias, int64_t first, const float* most,
-                      const float* share, const float* balance, float* s, float* slopes, float* d_bias) {
+// Probabilities [keys, BLOCK]; and `slopes`, their gradients, become those of the scores, which are added to the bias's.
+void softmax_backward(const LaneWindow& window, const LaneBias& bias, const float* queries, const float* keys, int64_t first,
+                      const float* most, const float* share, const float* balance, float* s, float* slopes, float* d_bias) {
   const int64_t n = window.keys();
+  all_scores(window, bias, queries, keys, first, [&](int64_t key, int v, vec score) { store(s + key * BLOCK + v * LANES, score); });
+
   for (int64_t key = 0; key < n; ++key) {
     UNROLL for (int v = 0; v < VECTORS; ++v) {
       const int64_t at = key * BLOCK + v * LANES, lane = first + v * LANES;
-      const vec score = window.masked(load(s + at) + load(bias.row(window.place[key]) + lane), key, lane);
-      const vec p = exp2(score - load(most + lane)) * load(share + lane);
+      const vec p = exp2(load(s + at) - load(most + lane)) * load(share + lane);
       const vec slope = window.unless_hidden(p * (load(slopes + at) - load(balance + lane)), key, lane);
       store(s + at, p);
       store(slopes + at, slope);
@@ -152,9 +182,8 @@ void volume_attention_backward(int64_t threads, const float* q, const float* k, 
 
       for (int64_t first = 0; first < lanes; first += BLOCK) {
         if (window.is_empty(first)) continue;
-        product(n, BLOCK, width, {k_rows, width, 1}, {across + first, lanes}, scores, BLOCK);            // [keys, BLOCK]
-        product(n, BLOCK, width, {v_rows, width, 1}, {g_across + first, lanes}, slopes, BLOCK);
-        softmax_backward(window, added, first, most, share, balance, scores, slopes, d_added);
+        product(n, BLOCK, width, {v_rows, width, 1}, {g_across + first, lanes}, slopes, BLOCK);          // [keys, BLOCK]
+        softmax_backward(window, added, across, k_rows, first, most, share, balance, scores, slopes, d_added);
 
         product(width, BLOCK, n, {k_rows, 1, width}, {slopes, BLOCK}, out, BLOCK);                       // [width, BLOCK]
         add_product(n, width, BLOCK, {slopes, BLOCK, 1}, {q_rows + first * d_row, d_row}, d_k_rows, d_row);  // [keys, width]

@@ -213,10 +213,13 @@ struct LaneWindow {
   // Rows (keys, width), one behind the other; outside the volume those of `pad`, null for zeros.
   void key_rows(const float* from, const Tokens& of, const float* pad, int64_t head, float* to) const {
     const float* outside = pad ? pad + head * call.width : static_cast<const float*>(zeros_);
-    for (int64_t token : token_) {
-      std::memcpy(to, token >= 0 ? from + of.at(token, head) : outside, call.width * sizeof(float));
-      to += call.width;
-    }
+    each_columns([&](int64_t c, const auto& read, const auto& write, int64_t) {
+      float* row = to + c;
+      for (int64_t token : token_) {
+        write(row, read((token >= 0 ? from + of.at(token, head) : outside) + c));
+        row += call.width;
+      }
+    });
   }
 
   // Gradients (keys, d_row) to where the keys stand, or to the sums of what lies outside, a few of which are put together
