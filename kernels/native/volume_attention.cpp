@@ -158,7 +158,7 @@ void volume_attention_backward(int64_t threads, const float* q, const float* k, 
     const Scratch most(lanes), share(lanes), balance(lanes);
     const Scratch few(n_bias + 2 * d_row), total(n_bias + 2 * d_row);
     float *outside = few + n_bias, *d_added = bias ? static_cast<float*>(few) : nullptr;
-    int64_t summed = 0;
+    int64_t summed = 0;  // windows of the head
     for (int64_t lane = 0; lane < BLOCK; ++lane) factor[lane] = scale;
 
     const auto hand_over = [&] {
@@ -194,17 +194,24 @@ void volume_attention_backward(int64_t threads, const float* q, const float* k, 
       window.write_keys(d_v_rows, call.of_v, head, halo, d_v, outside + d_row);
       if (++summed % FEW == 0) hand_over();
     }, [&](int64_t head) {
-      hand_over();
-      float* run = partial + parts.run(part, head) * size;
-      if (bias) added.hand_back(total, run);
-      std::memcpy(run + of_bias, total + n_bias, 2 * d_row * sizeof(float));
-      clear(total, n_bias + 2 * d_row);
+      const bool is_few = summed < FEW;
+      if (!is_few) hand_over();
+      float *mine = is_few ? few : total, *run = partial + parts.run(part, head) * size;
+      if (bias) added.hand_back(mine, run);
+      std::memcpy(run + of_bias, mine + n_bias, 2 * d_row * sizeof(float));
+      clear(mine, n_bias + 2 * d_row);
+      summed = 0;
     });
   });
 
   parallel(threads, heads, [&](int64_t head) {
-    const Scratch found(size);
-    parts.of_head(head, [&](int64_t run) { add_to(found, partial + run * size, size); });
+    float* found = nullptr;
+    parts.of_head(head, [&](int64_t run) {
+      if (found) add_to(found, partial + run * size, size);
+      else found = partial + run * size;
+    });
+    const Scratch nothing(found ? 0 : size);  // of no image at all
+    if (!found) found = nothing;
     if (d_bias) {
       const int64_t step = table ? heads : 1;
       float* to = d_bias + (table ? head : head * of_bias);

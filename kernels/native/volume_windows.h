@@ -78,15 +78,18 @@ struct LaneBias {
 
   void read(int64_t head) {
     if (!call.bias) return;
-    const int64_t step = call.table ? call.heads : 1;
-    const float* from = call.bias + (call.table ? head : head * call.bias_numbers());
+    if (!call.table) {
+      turn(call.bias + head * call.bias_numbers(), call.keys, call.queries, call.keys, LOG2_E, numbers, lanes(call));
+      return;
+    }
     std::vector<float> own(call.bias_numbers());
-    for (std::size_t number = 0; number < own.size(); ++number) own[number] = from[number * step] * LOG2_E;
+    for (std::size_t number = 0; number < own.size(); ++number) own[number] = call.bias[number * call.heads + head] * LOG2_E;
     walk([&](int64_t here, int64_t number) { numbers[here] = own[number]; });
   }
-  // Sums that lie as the rows do, added to those of the bias's own numbers.
+  // The bias's own numbers, of sums that lie as the rows do; into zeros.
   void hand_back(const float* sums, float* to) const {
-    walk([&](int64_t here, int64_t number) { to[number] += sums[here]; });
+    if (!call.table) turn(sums, lanes(call), call.keys, call.queries, 1.0f, to, call.keys);
+    else walk([&](int64_t here, int64_t number) { to[number] += sums[here]; });
   }
 
  private:
@@ -96,14 +99,14 @@ struct LaneBias {
     return call.y.reach() * call.x.reach() * call.z.offsets() * call.y.window * call.x.window + BLOCK;
   }
 
-  // visit(number of a row, number of the bias)
+  // visit(number of a row, entry of the table)
   template <typename Visit>
   void walk(const Visit& visit) const {
     const Axis &z = call.z, &y = call.y, &x = call.x;
     if (!compact) {
       for (int64_t key = 0; key < call.keys; ++key)
         for (int64_t query = 0; query < call.queries; ++query)
-          visit(begin[key] + query, call.table ? call.query_entry[query] + call.key_entry[key] : query * call.keys + key);
+          visit(begin[key] + query, call.query_entry[query] + call.key_entry[key]);
       return;
     }
     int64_t here = 0;
