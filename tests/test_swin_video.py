@@ -68,13 +68,10 @@ def test_equal_through_the_kernels(backend: str) -> None:
     pytest.importorskip("triton")
 
     def draw() -> Any:
-        make = TorchvisionShiftedWindowAttention3d
-        return errors_in(
-            torch.float32,
-            attention_of(proj_bias=False),
-            lambda module: make(module, backend=backend),
-            video(SIZES["padded"]),
-        )
+        def make(module: Any) -> nn.Module:
+            return TorchvisionShiftedWindowAttention3d(module, backend=backend)
+
+        return errors_in(torch.float32, attention_of(proj_bias=False), make, video(SIZES["padded"]))
 
     assert_no_worse(draw)
 
@@ -148,4 +145,5 @@ def gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     out = model(x)
     weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape)
     names, parameters = zip(*model.named_parameters(), strict=True)
-    return {"output": out.detach(), **dict(zip(names, torch.autograd.grad((out * weight).sum(), parameters)))}
+    found = torch.autograd.grad((out * weight).sum(), parameters)
+    return {"output": out.detach(), **dict(zip(names, found, strict=True))}

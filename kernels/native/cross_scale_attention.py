@@ -27,8 +27,8 @@ def cross_scale_attention_forward(
 ) -> tuple[Tensor, Tensor]:
     """The result (B, H, W, heads, d) of q, k and v, packed or not; other strides than contiguous cost a copy.
 
-    Of volumes also, for the backward, (2, B, heads, D, H, W): each query's largest score, times log2(e), and 1 / the sum
-    of its powers of 2; of maps, whose backward finds them again, an empty tensor.
+    Of volumes also, for the backward, (2, B, heads, D, H, W): each query's largest score, times log2(e), and 1 / the
+    sum of its powers of 2; of maps, whose backward finds them again, an empty tensor.
     """
     q = maps[0] if maps[0].ndim == 3 + len(windows.axes) else maps[0].select(-3, 0)
     y = q.new_empty(q.shape)

@@ -150,3 +150,34 @@ struct Window {
     return ((image * z.size + slice) * y.size + row) * x.size + column;
   }
 };
+
+constexpr int64_t CODES = 4;  // of maps, which have no depth
+
+// What is added to the scores of a window's queries of each code.
+struct Masks {
+  Scratch rows;        // [CODES, n_row]
+  bool lonely[CODES];  // whether those queries see no key at all
+  const Window& window;
+
+  explicit Masks(const Window& window) : rows(CODES * window.call.n_row), window(window) {}
+  const float* row(int64_t code) const { return window.masked ? rows + code * window.call.n_row : nullptr; }
+
+  // Of the window as it was found.
+  void find() {
+    for (int64_t code = 0; code < CODES; ++code) {
+      lonely[code] = false;
+      if (window.masked) find(code);
+    }
+  }
+
+ private:
+  void find(int64_t code) {
+    const int64_t n = static_cast<int64_t>(window.keys.size());
+    float* to = rows + code * window.call.n_row;
+    lonely[code] = true;
+    for (int64_t key = 0; key < padded(n); ++key) {
+      to[key] = key >= n || !window.sees(key) ? -INFINITY : window.codes[key] == code ? 0.0f : window.call.seam;
+      lonely[code] = lonely[code] && to[key] == -INFINITY;
+    }
+  }
+};

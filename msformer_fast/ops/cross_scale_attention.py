@@ -268,10 +268,10 @@ def _backward(
 def _shapes(maps: Sequence[Tensor], backend: str) -> tuple[Tensor, Tensor]:
     q, _, _ = _unpacked(maps)
     batch, *sizes, heads, _ = q.shape
-    if backend == "native":  # most and 1 / sum of a volume's queries; of a map's they are found again
-        sums = (2, batch, heads, *sizes) if len(sizes) == 3 else (0,)
-    else:  # logarithms of the sums of powers of 2
-        sums = batch, heads, *sizes
+    # Logarithms of the sums of powers of 2; on the CPU the largest score and 1 / the sum, which maps find again.
+    sums: tuple[int, ...] = (batch, heads, *sizes)
+    if backend == "native":
+        sums = (2, *sums) if len(sizes) == 3 else (0,)
     return contiguous_like(q), q.new_empty(sums, dtype=sum_dtype(q.dtype))
 
 

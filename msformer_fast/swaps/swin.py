@@ -141,19 +141,14 @@ def _torchvision_calls(attn: Any) -> Iterable[Inputs]:
 
 
 def _torchvision_video_calls(attn: Any) -> Iterable[Inputs]:
-    """On a video that the windows do not divide, on a short one, and on one that a window covers on another axis too."""
+    """On a video that windows do not divide, on a short one, and on one that a window covers on another axis too."""
     _take_small_window(attn)
     attn.shift_size = [min(moved, side - 1) for moved, side in zip(attn.shift_size, attn.window_size, strict=True)]
     attn.window_size = [*attn.window_size]
-    times, rows, columns = attn.window_size
     channels = attn.proj.weight.shape[1]
-    for size in (
-        (times + 1, rows + 2, columns + 1),
-        (times - 1, rows + 2, columns + 1),
-        (times, rows - 1, columns + 1),
-    ):
-        if all(size):
-            yield (torch.randn(_batch(channels), *size, channels),)
+    for longer in ((1, 2, 1), (-1, 2, 1), (0, -1, 1)):
+        size = [max(side + more, 1) for side, more in zip(attn.window_size, longer, strict=True)]
+        yield (torch.randn(_batch(channels), *size, channels),)
 
 
 def _torchvision_kind(drop_in: type[TorchvisionShiftedWindowAttention], calls: Calls) -> SwapKind:
