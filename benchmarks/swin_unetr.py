@@ -130,15 +130,16 @@ def block_ratios(channels: int, heads: int, side: int, shifted: bool, *, least: 
 
     In inference than the better of plain code and flash attention, and than the plain one; in training than that.
     """
-    from monai.networks.nets.swin_unetr import SwinTransformerBlock, compute_mask
+    from monai.networks.nets import swin_unetr
 
+    library: Any = swin_unetr
     window, shift = (WINDOW,) * 3, (WINDOW // 2 * shifted,) * 3
     torch.manual_seed(0)
-    plain = SwinTransformerBlock(channels, heads, window, shift, qkv_bias=True)
+    plain: Any = library.SwinTransformerBlock(channels, heads, window, shift, qkv_bias=True)
     flash, ours = copy.deepcopy(plain), mf.nn.MonaiSwinBlock.of(copy.deepcopy(plain), backend="native")
     flash.attn.use_flash_attention = True
     padded = [-(-side // WINDOW) * WINDOW] * 3
-    mask = compute_mask(padded, window, shift, "cpu") if shifted else None
+    mask = library.compute_mask(padded, window, shift, "cpu") if shifted else None
     x = torch.randn(1, side, side, side, channels)
 
     with torch.no_grad():
