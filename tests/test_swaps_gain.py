@@ -81,9 +81,9 @@ def test_volumes_on_the_cpu() -> None:
     swaps = mf.accelerate(model)
     drop_in: Any = model[0]
     assert f"gains {WHERE_VOLUMES_GAIN}" in str(swaps)
-    x = torch.randn(1, 6, 5, 3, 12)
+    x = torch.randn(100, 6, 5, 3, 12)
     has_kernels = why_not_native("cross_scale_attention", x) is None
-    many = torch.randn(1, 9, 18, 2, 12)
+    many = torch.randn(10, 9, 18, 2, 12)
 
     for flash in (False, True):
         block.attn.use_flash_attention = flash
@@ -91,7 +91,8 @@ def test_volumes_on_the_cpu() -> None:
             assert drop_in.gains_on_cpu(x.double()) == (not flash)
             assert drop_in.gains_on_cpu(x) == (not flash)  # of 27 tokens, without a shift
         assert not drop_in.gains_on_cpu(x.double())
-        for volume, gains in ((x, True), (x[:, :2], True), (x[:, :, :2], False), (x[:, :, :, :2], False), (many, True)):
+        cases = (x, True), (x[:, :2], True), (x[:, :, :2], False), (x[:, :, :, :2], False), (many, True), (x[:2], False)
+        for volume, gains in cases:
             assert drop_in.gains_on_cpu(volume) == (gains and has_kernels), volume.shape
 
 

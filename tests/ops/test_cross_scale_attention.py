@@ -153,7 +153,7 @@ def test_brute_force_agrees_for_every_option(axes: int, number: int) -> None:
         assert Error.of(out.double(), truth).row < (1e-5 if backend == "native" else 1e-12), (backend, options)
 
 
-@pytest.mark.parametrize("backend", ["torch", "native", pytest.param("triton", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", ["torch", "native", "triton"])
 def test_windows_of_a_thousand_tokens(backend: str) -> None:
     """10 x 10 x 10, of which a shift makes two, each with tokens of both sides of the seam."""
     table = torch.randn(19**3, 1, dtype=torch.float64)
