@@ -112,6 +112,13 @@ FIGURES = {
         "f8c8606",
         "any: of recorded launches, on no card",
     ),
+    "swin-volumes-time": Figures(
+        "blocks of Swin UNETR on volumes against MONAI's",
+        "python -m msformer_fast.benchmarks.swin_unetr --blocks",
+        "1b828cf",
+        ONE_CORE,
+        note="Seconds of the processor, five rounds in turn; other programs ran on the machine meanwhile.",
+    ),
     "compile": Figures("a step eager and compiled", "", "1d934f7", CPU),
     "cross-scale": Figures(
         "Dice with and without the windows",

@@ -11,6 +11,8 @@ from torch import nn
 
 import msformer_fast as mf
 from msformer_fast.nn.published import PublishedMixFFN
+from msformer_fast.nn.swin_attention import WHERE_VOLUMES_GAIN
+from msformer_fast.ops.backend import why_not_native
 from tests import published_networks as published
 from tests.swin_blocks import monai_swin, timm_swin
 from tests.test_swin_copies import microsoft, torchvision_attention
@@ -70,6 +72,28 @@ def test_the_libraries_blocks_on_the_cpu() -> None:
     model = nn.Sequential(block, other)
     assert len(mf.accelerate(model)) == 2
     assert torch.equal(model[0](x), block(x)) and torch.equal(model[1](x, mask), other(x, mask))
+
+
+def test_volumes_on_the_cpu() -> None:
+    """Where the CPU kernels take them, unless few windows were clamped; else in inference, where flash is off."""
+    block = monai_swin().SwinTransformerBlock(12, 3, (3, 3, 3), (0, 0, 0))
+    model = nn.Sequential(block)
+    swaps = mf.accelerate(model)
+    drop_in: Any = model[0]
+    assert f"gains {WHERE_VOLUMES_GAIN}" in str(swaps)
+    x = torch.randn(100, 6, 5, 3, 12)
+    has_kernels = why_not_native("cross_scale_attention", x) is None
+    many = torch.randn(10, 9, 18, 2, 12)
+
+    for flash in (False, True):
+        block.attn.use_flash_attention = flash
+        with torch.no_grad():
+            assert drop_in.gains_on_cpu(x.double()) == (not flash)
+            assert drop_in.gains_on_cpu(x) == (not flash)  # of 27 tokens, without a shift
+        assert not drop_in.gains_on_cpu(x.double())
+        cases = (x, True), (x[:, :2], True), (x[:, :, :2], False), (x[:, :, :, :2], False), (many, True), (x[:2], False)
+        for volume, gains in cases:
+            assert drop_in.gains_on_cpu(volume) == (gains and has_kernels), volume.shape
 
 
 def test_a_drop_in_that_would_not_compute_is_no_proof() -> None:

@@ -1,4 +1,4 @@
-// Windowed attention of one map to another, forward and backward. In a window and head
+// Windowed attention of one map to another, forward and backward; of volumes: volume_attention.cpp. In a window and head
 //
 //   S = scale q k^T + bias    P = softmax(S) over the keys that a query sees    y = P v
 //   dP = g v^T    dS = P (dP - sum of P dP over the keys)
@@ -94,12 +94,13 @@ void key_columns(const Window& window, const float* from, const Tokens& of, cons
 
 // Powers e^(S - largest) of queries [first, last) from their products with the keys, in their place; 1 / their sums. A
 // query that sees no key gets zeros.
-void softmax(const Window& window, const Bias& bias, int64_t head, int64_t first, int64_t last, float* s, float* share) {
+void softmax(const Window& window, const Masks& masks, const Bias& bias, int64_t head, int64_t first, int64_t last, float* s,
+             float* share) {
   const int64_t n = padded(static_cast<int64_t>(window.keys.size()));
   for (int64_t i = first; i < last; ++i, s += window.call.n_row, ++share) {
     const Window::Query& query = window.queries[i];
-    const float *added = bias.row(head, query.place), *mask = window.mask(query.code);
-    if (window.lonely[query.code]) {
+    const float *added = bias.row(head, query.place), *mask = masks.row(query.code);
+    if (masks.lonely[query.code]) {
       clear(s, n);
       *share = 0.0f;
       continue;
@@ -161,11 +162,13 @@ void cross_scale_attention_forward(int64_t threads, const float* q, const float*
 
   parallel(parts.parts, [&](int64_t part) {
     Window window(call);
+    Masks masks(window);
     Memory m(call, false);
     const Tail tail(width);
 
     parts.of(part, 0, [&](int64_t image, int64_t i, int64_t j) {
-      window.find(image, i, j);
+      window.find(image, 0, i, j);
+      masks.find();
       const int64_t count = static_cast<int64_t>(window.queries.size());
       const int64_t keys = static_cast<int64_t>(window.keys.size());
 
@@ -178,7 +181,7 @@ void cross_scale_attention_forward(int64_t threads, const float* q, const float*
           query_rows(window, first, last, q, call.of_q, head, scale, m.q);                             // [some, width]
 
           product(some, keys, width, {m.q, call.d_row, 1}, {m.columns, call.n_row}, m.scores, call.n_row);
-          softmax(window, biases, head, first, last, m.scores, m.share.data());                        // [some, keys]
+          softmax(window, masks, biases, head, first, last, m.scores, m.share.data());                        // [some, keys]
           product(some, width, keys, {m.scores, call.n_row, 1}, {m.v, call.d_row}, m.out, call.d_row);
 
           for (int64_t i = 0; i < some; ++i)
@@ -193,7 +196,7 @@ namespace {
 
 // Probabilities in the place of powers, and the scores' gradients in the place of the probabilities', of `some` queries;
 // added to those of the bias (queries, n_row), where it is wanted.
-void softmax_backward(const Window& window, int64_t first, int64_t last, const float* share, float* s, float* slopes,
+void softmax_backward(const Window& window, const Masks& masks, int64_t first, int64_t last, const float* share, float* s, float* slopes,
                       float* d_bias) {
   const int64_t row = window.call.n_row, n = padded(static_cast<int64_t>(window.keys.size()));
   for (int64_t i = first; i < last; ++i, s += row, slopes += row, ++share) {
@@ -206,7 +209,7 @@ void softmax_backward(const Window& window, int64_t first, int64_t last, const f
 
     const float balance = sum(product);
     float* to = d_bias ? d_bias + window.queries[i].place * row : nullptr;
-    const float* mask = window.mask(window.queries[i].code);
+    const float* mask = masks.row(window.queries[i].code);
     for (int64_t j = 0; j < n; j += LANES) {
       vec slope = load(s + j) * (load(slopes + j) - balance);
       if (mask) slope = load(mask + j) == -INFINITY ? zeros() : slope;  // whatever a NaN has made of them
@@ -242,7 +245,7 @@ void cross_scale_attention_backward(int64_t threads, const float* q, const float
   const WindowedCall call(q, k, v, bias, pad_k, pad_v, static_cast<const int64_t*>(places), static_cast<const int64_t*>(geometry),
                   batch, heads, width, table, pad, scale, seam);
   const Bias biases(call);
-  const bool halo = call.y.halo || call.x.halo;
+  const bool halo = call.has_halo();
   const Parts parts(call, threads, halo);
   const int64_t n_row = call.n_row, d_row = call.d_row;
   const int64_t of_bias = call.queries * n_row, all_bias = bias ? heads * of_bias : 0, size = all_bias + 2 * heads * d_row;
@@ -258,11 +261,13 @@ void cross_scale_attention_backward(int64_t threads, const float* q, const float
       float *sums = few + part * size, *outside = sums + all_bias;
       int64_t summed = 0;
       Window window(call);
+      Masks masks(window);
       Memory m(call, true);
       const Tail tail(width);
 
       parts.of(part, turn, [&](int64_t image, int64_t i, int64_t j) {
-        window.find(image, i, j);
+        window.find(image, 0, i, j);
+        masks.find();
         const int64_t count = static_cast<int64_t>(window.queries.size());
         const int64_t keys = static_cast<int64_t>(window.keys.size());
 
@@ -279,9 +284,9 @@ void cross_scale_attention_backward(int64_t threads, const float* q, const float
             query_rows(window, first, last, grad_y, call.of_y, head, 1.0f, m.g);
 
             product(some, keys, width, {m.q, d_row, 1}, {m.columns, n_row}, m.scores, n_row);          // [some, keys]
-            softmax(window, biases, head, first, last, m.scores, m.share.data());
+            softmax(window, masks, biases, head, first, last, m.scores, m.share.data());
             product(some, keys, width, {m.g, d_row, 1}, {m.v, n_row}, m.slopes, n_row);
-            softmax_backward(window, first, last, m.share.data(), m.scores, m.slopes,
+            softmax_backward(window, masks, first, last, m.share.data(), m.scores, m.slopes,
                              bias ? sums + head * of_bias : nullptr);
 
             product(some, width, keys, {m.slopes, n_row, 1}, {m.k, d_row}, m.out, d_row);              // [some, width]
@@ -303,7 +308,7 @@ void cross_scale_attention_backward(int64_t threads, const float* q, const float
 
   for (int64_t part = 1; part < parts.parts; ++part) add_to(partial, partial + part * size, size);
   if (d_bias) {
-    clear(d_bias, heads * (table ? call.y.offsets() * call.x.offsets() : call.queries * call.keys));
+    clear(d_bias, heads * call.bias_numbers());
     for (int64_t row = 0; row < heads * call.queries; ++row)
       for (int64_t key = 0; key < call.keys; ++key)
         d_bias[call.bias_at(row / call.queries, row % call.queries, key)] += partial[row * n_row + key];

@@ -1,4 +1,4 @@
-"""Launchers of the CPU kernels of windowed cross-scale attention."""
+"""Launchers of the CPU kernels of windowed cross-scale attention: those of maps, and those of volumes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from msformer_fast.kernels.native.library import run
 from msformer_fast.kernels.native.strides import contiguous
-from msformer_fast.windows import Axis, Roll, Windows
+from msformer_fast.windows import ONE_ROW, Axis, Roll, Windows
 
 #: A seam that no row lies past.
 _NOWHERE = 2**62
@@ -24,12 +24,21 @@ def cross_scale_attention_forward(
     bias: Tensor | None,
     pad_k: Tensor | None,
     pad_v: Tensor | None,
-) -> Tensor:
-    """The result (B, H, W, heads, d) of q, k and v, packed or not; other strides than contiguous cost a copy."""
-    q = maps[0] if maps[0].ndim == 5 else maps[0].select(3, 0)
+) -> tuple[Tensor, Tensor]:
+    """The result (B, H, W, heads, d) of q, k and v, packed or not; other strides than contiguous cost a copy.
+
+    Of volumes also, for the backward, (2, B, heads, D, H, W): each query's largest score, times log2(e), and 1 / the
+    sum of its powers of 2; of maps, whose backward finds them again, an empty tensor.
+    """
+    q = maps[0] if maps[0].ndim == 3 + len(windows.axes) else maps[0].select(-3, 0)
     y = q.new_empty(q.shape)
-    run("cross_scale_attention_forward", **_shared(maps, windows, scale, seam, bias, pad_k, pad_v), y=y)
-    return y
+    shared = _shared(maps, windows, scale, seam, bias, pad_k, pad_v)
+    if len(windows.axes) == 2:
+        run("cross_scale_attention_forward", **shared, y=y)
+        return y, y.new_empty(0)
+    sums = q.new_empty(2, q.shape[0], q.shape[-2], *q.shape[1:-2])
+    run("volume_attention_forward", **shared, y=y, sums=sums)
+    return y, sums
 
 
 def cross_scale_attention_backward(
@@ -41,16 +50,20 @@ def cross_scale_attention_backward(
     bias: Tensor | None,
     pad_k: Tensor | None,
     pad_v: Tensor | None,
+    y: Tensor,
+    sums: Tensor,
 ) -> list[Tensor | None]:
     """Gradients of the maps, as they are packed, and of bias, pad_k and pad_v; contiguous."""
     # Gradients of keys that several windows see are added to what is there.
-    new = torch.zeros if windows.y.halo or windows.x.halo else torch.empty
+    new = torch.zeros if any(axis.halo for axis in windows.axes) else torch.empty
     d_maps = [new(value.shape, dtype=value.dtype) for value in maps]
     d_q, d_k, d_v = _pointers(d_maps)
     d_bias, d_pad_k, d_pad_v = (None if t is None else t.new_empty(t.shape) for t in (bias, pad_k, pad_v))
+    is_map = len(windows.axes) == 2
     run(
-        "cross_scale_attention_backward",
+        "cross_scale_attention_backward" if is_map else "volume_attention_backward",
         **_shared(maps, windows, scale, seam, bias, pad_k, pad_v), grad_y=grad_y.contiguous(),
+        **({} if is_map else {"y": y, "sums": sums}),
         d_q=d_q, d_k=d_k, d_v=d_v, d_bias=d_bias, d_pad_k=d_pad_k, d_pad_v=d_pad_v,
     )  # fmt: skip
     return [*d_maps, d_bias, d_pad_k, d_pad_v]
@@ -96,6 +109,6 @@ def _shared(
         **{"q": q, "k": k, "v": v},
         **{"bias": contiguous(bias), "pad_k": contiguous(pad_k), "pad_v": contiguous(pad_v)},
         **{"places": torch.tensor(_places(maps)), "batch": batch, "heads": heads, "width": width},
-        "geometry": torch.tensor(_axis(windows, windows.y) + _axis(windows, windows.x)),
+        "geometry": torch.tensor([_axis(windows, axis) for axis in (ONE_ROW, *windows.axes)[-3:]]),
         **{"table": bias is not None and bias.ndim == 2, "pad": windows.pads, "scale": scale, "seam": seam},
     }

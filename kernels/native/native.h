@@ -82,7 +82,7 @@ void score_map_backward(int64_t threads, const float* coarse, const float* fine,
                         float* d_fine, float* d_folded, float* d_fine_weight, float* d_coarse_norm, float* d_fine_norm);
 
 // y (batch, height, width, heads, width) of maps whose tokens' heads lie one behind the other. int64 numbers: places
-// (3, 2), of q, k and v where the first token lies and how far the next; geometry (2, 14), of each axis windows, queries
+// (3, 2), of q, k and v where the first token lies and how far the next; geometry (3, 14), of each axis windows, queries
 // and keys of one, halo, keys / queries in lowest terms, then of the queries' and of the keys' roll rows of the map,
 // rolled rows, shift, and the rolled row from which on they lie past the seam. bias: null, (heads, queries, keys), or with
 // `table` (entries, heads). pad: positions outside the map are keys, of pad_k and pad_v (heads, width), null for zeros.
@@ -98,6 +98,20 @@ void cross_scale_attention_backward(int64_t threads, const float* q, const float
                                     int64_t batch, int64_t heads, int64_t width, int64_t table, int64_t pad, float scale,
                                     float seam, const float* grad_y, float* d_q, float* d_k, float* d_v, float* d_bias,
                                     float* d_pad_k, float* d_pad_v);
+
+// The same for volumes: y (batch, depth, height, width, heads, width), sums (2, batch, heads, depth, height, width), each
+// query's largest score and 1 / the sum of its powers of 2.
+void volume_attention_forward(int64_t threads, const float* q, const float* k, const float* v, const float* bias,
+                              const float* pad_k, const float* pad_v, const void* places, const void* geometry,
+                              int64_t batch, int64_t heads, int64_t width, int64_t table, int64_t pad, float scale,
+                              float seam, float* y, float* sums);
+
+// Of y and sums as the forward made them.
+void volume_attention_backward(int64_t threads, const float* q, const float* k, const float* v, const float* bias,
+                               const float* pad_k, const float* pad_v, const void* places, const void* geometry,
+                               int64_t batch, int64_t heads, int64_t width, int64_t table, int64_t pad, float scale,
+                               float seam, const float* y, const float* sums, const float* grad_y, float* d_q,
+                               float* d_k, float* d_v, float* d_bias, float* d_pad_k, float* d_pad_v);
 
 // Of logits (batch, height, width, clusters) with these strides, that of columns or that of clusters 1: labels (batch,
 // height, width), counts (batch), and the loss: of every pixel, or with null for `losses` its sum or mean.

@@ -212,6 +212,23 @@ static INLINE vec exp_below(vec x) {
   return x < -87.33f ? zeros() : power.p * power_of_2(power.n);
 }
 
+// 2^x of x that is below 127, within 2 units of the last place; 0 from -127 on, about 0 where the result is below the least
+// normal number; NaN stays.
+static INLINE vec exp2(vec x) {
+  const vec magic = all(12582912.0f);  // as in Power; its low bits, moved to the exponent, are all that is left of n
+  x = at_least(x, all(-127.0f));
+  const vec shifted = x + magic, r = x - (shifted - magic);
+
+  vec p = all(1.5353362e-4f);
+  p = p * r + 1.3398874e-3f;
+  p = p * r + 9.6184374e-3f;
+  p = p * r + 5.5503325e-2f;
+  p = p * r + 2.4022648e-1f;
+  p = p * r + 6.9314720e-1f;
+  p = p * r + 1.0f;
+  return reinterpret_cast<vec>(reinterpret_cast<ints>(p) + (reinterpret_cast<ints>(shifted) << 23));
+}
+
 // Natural logarithm of normal numbers above 0, within 2 units of the last place.
 static INLINE vec log(vec x) {
   const ints bits = reinterpret_cast<ints>(x) + (0x3F800000 - 0x3F3504F3);  // m of x = m 2^n lies about 1

@@ -2,8 +2,8 @@
 //
 // Row u of a rolled map is row u + shift, less the cycle where that is beyond it; window i of the query map is its rolled
 // rows [i window, (i + 1) window), and its keys are rows [i core - halo, (i + 1) core + halo) of the rolled key map; so
-// in x. The code of a token, 2 * past the seam in y + past it in x, says who sees whom: a query the keys of its own
-// code, the others at the price of `seam`.
+// on every axis. The code of a token, 4 * past the seam in z + 2 * past it in y + past it in x, says who sees whom: a
+// query the keys of its own code, the others at the price of `seam`. A map of two axes has one row in z.
 #pragma once
 
 #include <vector>
@@ -48,12 +48,13 @@ struct WindowedCall {
   const float *q, *k, *v, *bias, *pad_k, *pad_v;
   Tokens of_q, of_k, of_v, of_y;
   int64_t batch, heads, width;
-  Axis y, x;
+  Axis z, y, x;
   bool table, pad;
   float scale, seam;
   int64_t queries, keys, windows;  // of a window, halo included; of all images
   int64_t n_row, d_row;            // keys and width in whole vectors
-  Scratch nothing;                 // [width], zeros
+  std::vector<int64_t> query_entry, key_entry;  // of a table: the entry of a query and a key is the sum of both
+  Scratch nothing;                              // [width], zeros
 
   WindowedCall(const float* q, const float* k, const float* v, const float* bias, const float* pad_k, const float* pad_v,
        const int64_t* places, const int64_t* geometry, int64_t batch, int64_t heads, int64_t width, bool table, bool pad,
@@ -61,20 +62,35 @@ struct WindowedCall {
       : q(q), k(k), v(v), bias(bias), pad_k(pad_k), pad_v(pad_v), of_q{places[0], places[1], width},
         of_k{places[2], places[3], width}, of_v{places[4], places[5], width}, of_y{0, heads * width, width}, batch(batch),
         heads(heads), width(width), table(table), pad(pad), scale(scale), seam(seam), nothing(width) {
-    std::memcpy(&y, geometry, sizeof y);
-    std::memcpy(&x, geometry + sizeof y / sizeof *geometry, sizeof x);
-    queries = y.window * x.window, keys = y.reach() * x.reach(), windows = batch * y.count * x.count;
+    for (Axis* axis : {&z, &y, &x}) {
+      std::memcpy(axis, geometry, sizeof *axis);
+      geometry += sizeof *axis / sizeof *geometry;
+    }
+    queries = z.window * y.window * x.window, keys = z.reach() * y.reach() * x.reach();
+    windows = batch * z.count * y.count * x.count;
     n_row = padded(keys), d_row = padded(width);
+
+    const auto entry = [&](int64_t in_z, int64_t in_y, int64_t in_x) {
+      return (in_z * y.offsets() + in_y) * x.offsets() + in_x;
+    };
+    for (int64_t a = 0; a < z.window; ++a)
+      for (int64_t b = 0; b < y.window; ++b)
+        for (int64_t c = 0; c < x.window; ++c) query_entry.push_back(entry(z.p * a, y.p * b, x.p * c));
+    for (int64_t a = 0; a < z.reach(); ++a)
+      for (int64_t b = 0; b < y.reach(); ++b)
+        for (int64_t c = 0; c < x.reach(); ++c) key_entry.push_back(entry(z.offset(0, a), y.offset(0, b), x.offset(0, c)));
   }
 
   // Queries whose scores stay in the cache.
   int64_t block() const { return std::max<int64_t>(8, 16 * 1024 / n_row); }
 
+  bool has_halo() const { return z.halo || y.halo || x.halo; }
+  int64_t entries() const { return z.offsets() * y.offsets() * x.offsets(); }
+  int64_t bias_numbers() const { return table ? entries() : queries * keys; }  // of a head
   // Where the bias of a query and a key is.
   int64_t bias_at(int64_t head, int64_t query, int64_t key) const {
     if (!table) return (head * queries + query) * keys + key;
-    const int64_t row = y.offset(query / x.window, key / x.reach()), column = x.offset(query % x.window, key % x.reach());
-    return (row * x.offsets() + column) * heads + head;
+    return (query_entry[query] + key_entry[key]) * heads + head;
   }
 };
 
@@ -87,53 +103,80 @@ struct Window {
   std::vector<Query> queries;
   std::vector<int64_t> keys, codes;  // tokens, -1 outside the map
   bool masked;                       // whether not every query sees every key as it is
-  Scratch masks;                     // [4, n_row], what is added to the scores of the queries of each code
-  bool lonely[4];                    // whether those queries see no key at all
 
-  explicit Window(const WindowedCall& call) : call(call), masks(4 * call.n_row) {}
-  const float* mask(int64_t code) const { return masked ? masks + code * call.n_row : nullptr; }
+  explicit Window(const WindowedCall& call) : call(call) {}
 
-  void find(int64_t image, int64_t i, int64_t j) {
-    const Axis &y = call.y, &x = call.x;
-    bool seen[4] = {}, hidden = false;
+  bool sees(int64_t key) const { return keys[key] >= 0 || call.pad; }
+
+  void find(int64_t image, int64_t h, int64_t i, int64_t j) {
+    const Axis &z = call.z, &y = call.y, &x = call.x;
+    bool seen[8] = {}, hidden = false;
     queries.clear(), keys.clear(), codes.clear();
-    for (int64_t a = 0; a < y.window; ++a) {
-      for (int64_t b = 0; b < x.window; ++b) {
-        const int64_t u = i * y.window + a, w = j * x.window + b, row = y.query.row(u), column = x.query.row(w);
-        if (row < 0 || column < 0) continue;
-        const int64_t code = 2 * y.query.past(u) + x.query.past(w);
-        queries.push_back({(image * y.query.size + row) * x.query.size + column, a * x.window + b, code});
-        seen[code] = true;
+
+    int64_t place = 0;
+    for (int64_t a = h * z.window; a < (h + 1) * z.window; ++a) {
+      for (int64_t b = i * y.window; b < (i + 1) * y.window; ++b) {
+        const int64_t slice = z.query.row(a), row = y.query.row(b), side = 4 * z.query.past(a) + 2 * y.query.past(b);
+        for (int64_t c = j * x.window; c < (j + 1) * x.window; ++c, ++place) {
+          const int64_t column = x.query.row(c), code = side + x.query.past(c);
+          if (slice < 0 || row < 0 || column < 0) continue;
+          queries.push_back({token(z.query, y.query, x.query, image, slice, row, column), place, code});
+          seen[code] = true;
+        }
       }
     }
 
     std::size_t last = 0;
-    for (int64_t a = 0; a < y.reach(); ++a) {
-      for (int64_t b = 0; b < x.reach(); ++b) {
-        const int64_t u = y.first_key(i) + a, w = x.first_key(j) + b, row = y.key.row(u), column = x.key.row(w);
-        const bool inside = row >= 0 && column >= 0;
-        keys.push_back(inside ? (image * y.key.size + row) * x.key.size + column : -1);
-        codes.push_back(2 * y.key.past(u) + x.key.past(w));
-        if (inside || call.pad) last = keys.size(), seen[codes.back()] = true;
-        else hidden = true;
+    for (int64_t a = z.first_key(h); a < z.first_key(h) + z.reach(); ++a) {
+      for (int64_t b = y.first_key(i); b < y.first_key(i) + y.reach(); ++b) {
+        const int64_t slice = z.key.row(a), row = y.key.row(b), side = 4 * z.key.past(a) + 2 * y.key.past(b);
+        for (int64_t c = x.first_key(j); c < x.first_key(j) + x.reach(); ++c) {
+          const int64_t column = x.key.row(c), code = side + x.key.past(c);
+          const bool inside = slice >= 0 && row >= 0 && column >= 0;
+          keys.push_back(inside ? token(z.key, y.key, x.key, image, slice, row, column) : -1);
+          codes.push_back(code);
+          if (inside || call.pad) last = keys.size(), seen[code] = true;
+          else hidden = true;
+        }
       }
     }
     keys.resize(last), codes.resize(last);
-    masked = hidden || seen[0] + seen[1] + seen[2] + seen[3] > 1;
-    for (int64_t code = 0; code < 4; ++code) {
+    masked = hidden || std::count(seen, seen + 8, true) > 1;
+  }
+
+ private:
+  static int64_t token(const Roll& z, const Roll& y, const Roll& x, int64_t image, int64_t slice, int64_t row,
+                       int64_t column) {
+    return ((image * z.size + slice) * y.size + row) * x.size + column;
+  }
+};
+
+constexpr int64_t CODES = 4;  // of maps, which have no depth
+
+// What is added to the scores of a window's queries of each code.
+struct Masks {
+  Scratch rows;        // [CODES, n_row]
+  bool lonely[CODES];  // whether those queries see no key at all
+  const Window& window;
+
+  explicit Masks(const Window& window) : rows(CODES * window.call.n_row), window(window) {}
+  const float* row(int64_t code) const { return window.masked ? rows + code * window.call.n_row : nullptr; }
+
+  // Of the window as it was found.
+  void find() {
+    for (int64_t code = 0; code < CODES; ++code) {
       lonely[code] = false;
-      if (masked) mask_of(code);
+      if (window.masked) find(code);
     }
   }
 
  private:
-  void mask_of(int64_t code) {
-    float* to = masks + code * call.n_row;
-    const int64_t n = static_cast<int64_t>(keys.size());
+  void find(int64_t code) {
+    const int64_t n = static_cast<int64_t>(window.keys.size());
+    float* to = rows + code * window.call.n_row;
     lonely[code] = true;
     for (int64_t key = 0; key < padded(n); ++key) {
-      const bool seen = key < n && (keys[key] >= 0 || call.pad);
-      to[key] = !seen ? -INFINITY : codes[key] == code ? 0.0f : call.seam;
+      to[key] = key >= n || !window.sees(key) ? -INFINITY : window.codes[key] == code ? 0.0f : window.call.seam;
       lonely[code] = lonely[code] && to[key] == -INFINITY;
     }
   }

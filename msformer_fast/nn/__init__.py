@@ -24,7 +24,10 @@ from msformer_fast.nn.swin import MonaiSwinBlock, TimmSwinBlock
 from msformer_fast.nn.swin_huggingface import HuggingFaceSwinLayer
 from msformer_fast.nn.swin_layer import MonaiSwinLayer
 from msformer_fast.nn.swin_microsoft import MicrosoftSwinBlock
-from msformer_fast.nn.swin_torchvision import TorchvisionShiftedWindowAttention
+from msformer_fast.nn.swin_torchvision import (
+    TorchvisionShiftedWindowAttention,
+    TorchvisionShiftedWindowAttention3d,
+)
 
 __all__ = [
     "ClusteringLoss",
@@ -47,6 +50,7 @@ __all__ = [
     "StabilityLoss",
     "TimmSwinBlock",
     "TorchvisionShiftedWindowAttention",
+    "TorchvisionShiftedWindowAttention3d",
     "TwoMaps",
     "TwoWayCrossScaleAttention",
 ]

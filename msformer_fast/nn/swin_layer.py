@@ -52,11 +52,14 @@ class MonaiSwinLayer(DropIn):
             blocks = [MonaiSwinBlock(block, backend=self.backend) for block in blocks]
             for block in blocks:
                 block.on_trial = True
-        if x.ndim != 5 or not self.may_gain(x) or all_are_hooked() or not all(map(self._needs_no_mask, blocks)):
+        volume = x.movedim(1, -1)
+        usual = x.ndim == 5 and self.may_gain(x) and not all_are_hooked() and all(map(self._needs_no_mask, blocks))
+        # A block that runs MONAI's code would make the mask for itself alone.
+        if not (usual and all(block.may_gain(volume) for block in blocks)):
             result: Tensor = self.own_code(x)
             return result
 
-        x = x.movedim(1, -1)
+        x = volume
         for block in blocks:
             x = block(x, STANDARD_MASK)
         if self.downsample is not None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from msformer_fast.identities.cross_scale_attention import over_axes
 from msformer_fast.nn.drop_in import drops
 from msformer_fast.nn.hooks import all_are_hooked, is_looked_at
+from msformer_fast.windows import product
 
 #: What the libraries add to the score of two tokens on different sides of the seam that the shift made.
 SEAM = -100.0
@@ -136,6 +137,31 @@ def standard_index(window: Sequence[int]) -> Tensor:
     """Swin's entry in the bias table for every query and key of a window, (tokens, tokens)."""
     places = [torch.arange(size) for size in window]
     return over_axes([(at[:, None] - at + len(at) - 1, 2 * len(at) - 1) for at in places])
+
+
+def clamped(
+    sizes: Sequence[int], window: Sequence[int], shift: Sequence[int]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Window and shift of every axis: on one that is no longer than the window, the axis and 0."""
+    axes = zip(sizes, window, shift, strict=True)
+    sides = [(n, 0) if n <= size else (size, moved) for n, size, moved in axes]
+    return tuple(size for size, _ in sides), tuple(moved for _, moved in sides)
+
+
+def bias_of(table: Tensor, index: Tensor, whole: Sequence[int], window: Sequence[int]) -> Tensor:
+    """The libraries' bias of a window that was clamped: they take the first rows and columns of the whole one's index.
+
+    Where it is clamped on the first axis alone, those are what the smaller window has by itself: a part of the table.
+    """
+    if tuple(window) == tuple(whole):
+        return table
+    if tuple(window[1:]) == tuple(whole[1:]):
+        entries = table.shape[0] // (2 * whole[0] - 1)  # of one offset on the first axis
+        first = whole[0] - window[0]
+        return table[first * entries : (first + 2 * window[0] - 1) * entries]
+    tokens = product(window)
+    index = index.view(product(whole), -1)[:tokens, :tokens]
+    return table[index.flatten()].view(tokens, tokens, -1).permute(2, 0, 1)
 
 
 def seam_mask(counts: Sequence[int], window: Sequence[int], shift: Sequence[int], device: Any = None) -> Tensor:

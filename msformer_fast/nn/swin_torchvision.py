@@ -1,16 +1,17 @@
-"""The drop-in for the attention of torchvision's Swin blocks (v1)."""
+"""The drop-ins for the attention of torchvision's Swin blocks (v1), of images and of videos."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from msformer_fast.errors import InputError
-from msformer_fast.nn.swin_attention import WindowDropIn, attend_windows
-from msformer_fast.nn.swin_structure import SEAM, standard_index
+from msformer_fast.nn.swin_attention import WHERE_VOLUMES_GAIN, WindowDropIn, attend_windows, gains_on_volumes
+from msformer_fast.nn.swin_structure import SEAM, bias_of, clamped, standard_index
 
 
 class TorchvisionShiftedWindowAttention(WindowDropIn):
@@ -29,16 +30,18 @@ class TorchvisionShiftedWindowAttention(WindowDropIn):
     Source: Liu et al., "Swin Transformer", ICCV 2021; torchvision.models.swin_transformer.
     """
 
+    stands_for: ClassVar[str] = "ShiftedWindowAttention"
+
     def __init__(self, module: nn.Module, *, backend: str | None = None) -> None:
         reason = self.why_not(module)
         if reason is not None:
-            raise InputError(f"TorchvisionShiftedWindowAttention: module must be torchvision's: {reason}")
+            raise InputError(f"{type(self).__name__}: module must be torchvision's: {reason}")
         super().__init__(module, backend=backend)
 
-    @staticmethod
-    def why_not(module: Any) -> str | None:
+    @classmethod
+    def why_not(cls, module: Any) -> str | None:
         """Why this is not such a module, as the end of a sentence, or ``None``."""
-        if type(module).__name__ != "ShiftedWindowAttention":
+        if type(module).__name__ != cls.stands_for:
             return f"the class {type(module).__name__} may compute something else"
         names = ("window_size", "shift_size", "num_heads", "attention_dropout", "dropout", "relative_position_index")
         lacking = [name for name in names if not hasattr(module, name)]
@@ -48,28 +51,61 @@ class TorchvisionShiftedWindowAttention(WindowDropIn):
         if parts != {"qkv", "proj", "relative_position_bias_table"}:
             return f"it is made of {', '.join(sorted(parts))}, not of proj, qkv and relative_position_bias_table"
         index = module.relative_position_index
-        if not index.is_meta and not torch.equal(index.cpu(), standard_index(module.window_size).flatten()):
+        if not index.is_meta and not torch.equal(index.flatten().cpu(), standard_index(module.window_size).flatten()):
             return "it has another relative_position_index than Swin's"
         return None
 
     def forward(self, x: Tensor) -> Tensor:
         self.note_call()
         drops = self.training and self.attention_dropout > 0
-        if x.ndim != 4 or drops or not (self.may_gain(x) and self.is_unchanged()):
+        is_map = x.ndim == len(self.window_size) + 2
+        if not is_map or drops or not (self.may_gain(x) and self.is_unchanged()):
             result: Tensor = self.own_code(x)
             return result
-        axes = zip(x.shape[1:3], self.window_size, self.shift_size, strict=True)
-        shift = [0 if size <= window else moved for size, window, moved in axes]
+        window, shift = self._sides(x)
         y = attend_windows(
             [self.qkv],
             x,
-            self.window_size,
+            window,
             shift,
             heads=self.num_heads,
-            scale=(x.shape[3] // self.num_heads) ** -0.5,
-            bias=self.relative_position_bias_table,
+            scale=(x.shape[-1] // self.num_heads) ** -0.5,
+            bias=bias_of(self.relative_position_bias_table, self.relative_position_index, self.window_size, window),
             order="pad_roll",
             seam=SEAM,
             backend=self.backend,
         )
         return F.dropout(F.linear(y, self.proj.weight, self.proj.bias), self.dropout, self.training)
+
+    def _sides(self, x: Tensor) -> tuple[Sequence[int], Sequence[int]]:
+        """Window and shift of every axis."""
+        _, shift = clamped(x.shape[1:-1], self.window_size, self.shift_size)
+        return self.window_size, shift
+
+
+class TorchvisionShiftedWindowAttention3d(TorchvisionShiftedWindowAttention):
+    """A stand-in for torchvision's ``ShiftedWindowAttention3d``, that of Video Swin, equal to it up to rounding.
+
+    As :class:`TorchvisionShiftedWindowAttention`, but on an axis that is no longer than the window the window becomes
+    the axis. Where windows do not divide the video it is padded with tokens of zeros, which take part in the attention
+    with the projection's bias as key and value, in torchvision and here.
+
+    Shape: (B, T, H, W, C) -> (B, T, H, W, C), any floating dtype.
+
+    Raises:
+        InputError: a module of another class, or with an index of its own.
+        BackendError: from a call, the backend asked for cannot run it.
+
+    Source: Liu et al., "Video Swin Transformer", CVPR 2022; torchvision.models.video.swin_transformer.
+    """
+
+    stands_for = "ShiftedWindowAttention3d"
+
+    def gains_on_cpu(self, x: Tensor) -> bool:
+        return gains_on_volumes(x, *self._sides(x), self.window_size, flash=False)
+
+    def where_it_gains(self) -> str:
+        return WHERE_VOLUMES_GAIN
+
+    def _sides(self, x: Tensor) -> tuple[Sequence[int], Sequence[int]]:
+        return clamped(x.shape[1:-1], self.window_size, self.shift_size)

@@ -85,7 +85,7 @@ def cross_scale_attention(
             hides them from each other; timm and MONAI add -100. As in Swin's mask the seam lies ``shift`` rows before
             the end of the padded map; with ``"roll_pad"`` and ``"ignore"`` it lies where the rows meet.
         dropout: must be 0.
-        backend: ``"triton"`` (d at most 128), ``"native"`` (one axis or two), ``"torch"`` (PyTorch's fused attention,
+        backend: ``"triton"`` (d at most 128), ``"native"``, ``"torch"`` (PyTorch's fused attention,
             windows copied out of the maps and back; its gradients can be differentiated again where the fused
             attention's can), ``"reference"`` (one window after the other) or ``None`` for the fastest that can run.
 
@@ -120,7 +120,7 @@ def cross_scale_attention(
     scale = width**-0.5 if scale is None else float(scale)
     refusals = {
         "triton": lambda: _why_not_triton(width, maps, bias, pad_k, pad_v),
-        "native": lambda: _why_not_native(windows, maps, bias, pad_k, pad_v),
+        "native": lambda: why_not_native(OP, *maps, bias, pad_k, pad_v),
         "torch": lambda: why_not_torch(OP, *maps, bias, pad_k, pad_v),
     }
     chosen = choose(OP, backend, q.device, refusals)
@@ -192,12 +192,6 @@ def _unpacked(maps: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     return q, k, v
 
 
-def _why_not_native(windows: Windows, maps: list[Tensor], *others: Tensor | None) -> str | None:
-    if len(windows.axes) == 3 and maps[0].device.type == "cpu":
-        return f'{OP}: backend="native" has kernels for maps of one axis or two, not for volumes; use backend="torch"'
-    return why_not_native(OP, *maps, *others)
-
-
 def _why_not_triton(width: int, maps: list[Tensor], bias: Tensor | None, *pads: Tensor | None) -> str | None:
     """A bias may have a dtype of its own: under autocast it is a parameter beside activations."""
     refusal = over_limit(OP, ("channels a head", width, CROSS_SCALE_ATTENTION_HEAD_DIM))
@@ -232,13 +226,13 @@ def _forward(
     options: Options,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """The result, and the scores' logarithms of sums of powers of 2, (B, heads, [D,] Hq, Wq); empty on the CPU."""
+    """The result, and for the backward what the softmax came to, of the shape that :func:`_shapes` says."""
     q, k, v = _unpacked(maps)
     shape = options.windows(q, k), options.scale, options.seam
     if backend == "native":
         from msformer_fast.kernels.native import cross_scale_attention as native
 
-        return native.cross_scale_attention_forward(maps, *shape, bias, pad_k, pad_v), q.new_empty(0)
+        return native.cross_scale_attention_forward(maps, *shape, bias, pad_k, pad_v)
     from msformer_fast.kernels.cross_scale_attention import cross_scale_attention_forward
 
     return cross_scale_attention_forward(q, k, v, *shape, bias, pad_k, pad_v, input_precision(q.dtype))
@@ -261,7 +255,7 @@ def _backward(
     if backend == "native":
         from msformer_fast.kernels.native import cross_scale_attention as native
 
-        return native.cross_scale_attention_backward(grad_y, maps, *shape, bias, pad_k, pad_v)
+        return native.cross_scale_attention_backward(grad_y, maps, *shape, bias, pad_k, pad_v, y, lse)
     from msformer_fast.kernels.cross_scale_attention import cross_scale_attention_backward
 
     d_maps = [contiguous_like(value) for value in maps]
@@ -274,7 +268,10 @@ def _backward(
 def _shapes(maps: Sequence[Tensor], backend: str) -> tuple[Tensor, Tensor]:
     q, _, _ = _unpacked(maps)
     batch, *sizes, heads, _ = q.shape
-    sums = (0,) if backend == "native" else (batch, heads, *sizes)
+    # Logarithms of the sums of powers of 2; on the CPU the largest score and 1 / the sum, which maps find again.
+    sums: tuple[int, ...] = (batch, heads, *sizes)
+    if backend == "native":
+        sums = (2, *sums) if len(sizes) == 3 else (0,)
     return contiguous_like(q), q.new_empty(sums, dtype=sum_dtype(q.dtype))
 
 

@@ -11,13 +11,13 @@ from msformer_fast.swaps.kinds import SwapKind
 from msformer_fast.swaps.own import OWN
 from msformer_fast.swaps.probe import Inputs, Make
 from msformer_fast.swaps.published import ATTENTION, BLOCK, FEED_FORWARD
-from msformer_fast.swaps.swin import HUGGINGFACE, MICROSOFT, MONAI, MONAI_LAYER, TIMM, TORCHVISION
+from msformer_fast.swaps.swin import HUGGINGFACE, MICROSOFT, MONAI, MONAI_LAYER, TIMM, TORCHVISION, TORCHVISION_3D
 from msformer_fast.swaps.without_drop_in import WITHOUT
 
 #: The block before its parts.
 BUILT_IN: tuple[SwapKind, ...] = (
     *(OWN, BLOCK, ATTENTION, FEED_FORWARD),
-    *(TIMM, MONAI, MONAI_LAYER, MICROSOFT, TORCHVISION, HUGGINGFACE, WITHOUT),
+    *(TIMM, MONAI, MONAI_LAYER, MICROSOFT, TORCHVISION, TORCHVISION_3D, HUGGINGFACE, WITHOUT),
 )
 
 _registered: dict[str, SwapKind] = {}

@@ -1,4 +1,4 @@
-"""Swin blocks of timm, MONAI and Microsoft, HuggingFace's Swin layers, and the attention of torchvision's blocks."""
+"""Swin blocks of timm, MONAI and Microsoft, HuggingFace's Swin layers, the attention of torchvision's blocks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from msformer_fast.nn.swin_huggingface import HuggingFaceSwinLayer
 from msformer_fast.nn.swin_layer import MonaiSwinLayer
 from msformer_fast.nn.swin_microsoft import MicrosoftSwinBlock
 from msformer_fast.nn.swin_structure import seam_mask, sides, standard_index, structure_of
-from msformer_fast.nn.swin_torchvision import TorchvisionShiftedWindowAttention
+from msformer_fast.nn.swin_torchvision import (
+    TorchvisionShiftedWindowAttention,
+    TorchvisionShiftedWindowAttention3d,
+)
 from msformer_fast.swaps.kinds import SwapKind
 from msformer_fast.swaps.probe import Calls, Inputs
 
@@ -74,14 +77,20 @@ def _monai_calls(block: Any) -> Iterable[Inputs]:
 
 
 def _take_small_windows(block: Any) -> None:
-    """Have a copy of a volume's block take windows of 24 tokens: those of 343 make a trial of half a minute.
+    """Have a copy of a volume's block take windows of 24 tokens: those of 343 make a trial of half a minute."""
+    _take_small_window(block.attn)
+    window = block.attn.window_size
+    block.shift_size = tuple(min(moved, side - 1) for moved, side in zip(block.shift_size, window, strict=True))
+    block.window_size = window
+
+
+def _take_small_window(attn: Any) -> None:
+    """The same of an attention.
 
     Its index is the usual one of its window, as the recognition has seen, and becomes that of the smaller one.
     """
-    attn = block.attn
-    window = tuple(min(side, least) for side, least in zip(block.window_size, (2, 3, 4), strict=True))
-    block.shift_size = tuple(min(moved, side - 1) for moved, side in zip(block.shift_size, window, strict=True))
-    block.window_size = attn.window_size = window
+    window = tuple(min(side, least) for side, least in zip(attn.window_size, (2, 3, 4), strict=True))
+    attn.window_size = window
     attn.relative_position_index = standard_index(window)
     entries = math.prod(2 * side - 1 for side in window)
     attn.relative_position_bias_table = nn.Parameter(torch.rand(entries, attn.num_heads, dtype=torch.float64))
@@ -124,12 +133,6 @@ MONAI = _kind(MonaiSwinBlock, _monai_calls)
 MICROSOFT = _kind(MicrosoftSwinBlock, _microsoft_calls)
 
 
-def _recognise_torchvision(module: nn.Module) -> bool | str:
-    if type(module).__name__ != "ShiftedWindowAttention":
-        return False
-    return TorchvisionShiftedWindowAttention.why_not(module) or True
-
-
 def _torchvision_calls(attn: Any) -> Iterable[Inputs]:
     rows, columns = attn.window_size
     channels = attn.proj.weight.shape[1]
@@ -137,12 +140,31 @@ def _torchvision_calls(attn: Any) -> Iterable[Inputs]:
         yield (torch.randn(_batch(channels), *size, channels),)
 
 
-TORCHVISION = SwapKind(
-    "ShiftedWindowAttention of torchvision",
-    _recognise_torchvision,
-    lambda module: [lambda attn, backend: TorchvisionShiftedWindowAttention(attn, backend=backend)],
-    _torchvision_calls,
-)
+def _torchvision_video_calls(attn: Any) -> Iterable[Inputs]:
+    """On a video that windows do not divide, on a short one, and on one that a window covers on another axis too."""
+    _take_small_window(attn)
+    attn.shift_size = [min(moved, side - 1) for moved, side in zip(attn.shift_size, attn.window_size, strict=True)]
+    attn.window_size = [*attn.window_size]
+    channels = attn.proj.weight.shape[1]
+    for longer in ((1, 2, 1), (-1, 2, 1), (0, -1, 1)):
+        size = [max(side + more, 1) for side, more in zip(attn.window_size, longer, strict=True)]
+        yield (torch.randn(_batch(channels), *size, channels),)
+
+
+def _torchvision_kind(drop_in: type[TorchvisionShiftedWindowAttention], calls: Calls) -> SwapKind:
+    def recognise(module: nn.Module) -> bool | str:
+        return type(module).__name__ == drop_in.stands_for and (drop_in.why_not(module) or True)
+
+    return SwapKind(
+        f"{drop_in.stands_for} of torchvision",
+        recognise,
+        lambda module: [lambda attn, backend: drop_in(attn, backend=backend)],
+        calls,
+    )
+
+
+TORCHVISION = _torchvision_kind(TorchvisionShiftedWindowAttention, _torchvision_calls)
+TORCHVISION_3D = _torchvision_kind(TorchvisionShiftedWindowAttention3d, _torchvision_video_calls)
 
 
 def _recognise_huggingface(module: nn.Module) -> bool | str:

@@ -311,6 +311,7 @@ OPS = {
             ),
             options=("window", "halo", "shift", "scale", "outside", "order", "seam"),
             plain=("torch",),
+            backends=EVERY,
             of="volumes",
         ),
         Op(

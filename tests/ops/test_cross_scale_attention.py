@@ -148,9 +148,40 @@ def test_brute_force_agrees_for_every_option(axes: int, number: int) -> None:
     maps, options = _draw(rng, axes)
     plain = {name: value.numpy() if isinstance(value, Tensor) else value for name, value in options.items()}
     truth = torch.from_numpy(brute_force(*(value.numpy() for value in maps.values()), plain))
-    for backend in BACKENDS[: 3 if axes == 3 else 4]:  # volumes have no CPU kernels
+    for backend in BACKENDS:
         out = ops.cross_scale_attention(**as_taken(maps | options, backend), backend=backend)
         assert Error.of(out.double(), truth).row < (1e-5 if backend == "native" else 1e-12), (backend, options)
+
+
+@pytest.mark.parametrize("backend", ["torch", "native", "triton"])
+def test_windows_of_a_thousand_tokens(backend: str) -> None:
+    """10 x 10 x 10, of which a shift makes two, each with tokens of both sides of the seam."""
+    table = torch.randn(19**3, 1, dtype=torch.float64)
+    maps = {name: torch.randn(1, 13, 10, 10, 1, 8, dtype=torch.float64) for name in "qkv"}
+    options: dict[str, Any] = {"window": (10,) * 3, "shift": (4, 0, 0), "bias": table, "outside": "pad"}
+    options |= {"scale": 0.4, "seam": -2.0}
+    out = ops.cross_scale_attention(**as_taken(maps | options, backend), backend=backend)
+
+    # One query is 2,000 terms; the definition of a few of them says enough of so large a window.
+    row = _rolled(13, 20, 4, 0, "pad", "pad_roll")
+    for u in (0, 7, 8, 12, 17):
+        depth, past = row[u]
+        if depth is None:
+            continue
+        scores, values = [], []
+        for near in range(u // 10 * 10, u // 10 * 10 + 10):
+            found, past_key = row[near]
+            for y, x in itertools.product(range(10), repeat=2):
+                key, value = (
+                    (torch.zeros(8).double(),) * 2 if found is None else (maps[n][0, found, y, x, 0] for n in "kv")
+                )
+                entry = ((u % 10 - near % 10 + 9) * 19 + (3 - y + 9)) * 19 + (5 - x + 9)
+                score = 0.4 * (maps["q"][0, depth, 3, 5, 0] @ key) + table[entry, 0] - 2.0 * (past != past_key)
+                scores.append(score)
+                values.append(value)
+        truth = torch.softmax(torch.stack(scores), 0) @ torch.stack(values)
+        error = Error.of(out[:, depth, 3, 5].double(), truth[None, None])
+        assert error.row < (1e-5 if backend == "native" else 1e-12)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -268,4 +299,28 @@ def test_cpu_kernels_in_blocks_of_queries_and_parts(threads: int, halo: int) -> 
     finally:
         torch.set_num_threads(before)
     for ours, truth in zip(*results, strict=True):
+        assert Error.of(ours.double(), truth.double()).whole < 1e-5
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+@pytest.mark.parametrize("halo", [0, 1])
+def test_cpu_kernels_of_volumes_in_parts(threads: int, halo: int) -> None:
+    """Parts of heads and heads in parts, more than 32 windows of one, and several windows' gradients of one key."""
+    q, k, v = (torch.randn(2, 13, 9, 8, 2, 7, requires_grad=True) for _ in range(3))
+    windows = windows_of("", (13, 9, 8), (13, 9, 8), (3, 3, 2), halo)
+    bias = torch.randn(windows.table, 2, requires_grad=True)
+    given = q, k, v, bias, *(torch.randn(2, 7, requires_grad=True) for _ in range(2))
+    results, before = [], torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for backend in ("native", "native", "torch"):
+            leaves = given if backend == "native" else [value.double() for value in given]
+            options: dict[str, Any] = {"bias": leaves[3], "pad_k": leaves[4], "pad_v": leaves[5], "seam": -2.0}
+            options |= {"outside": "pad", "shift": (1, 1, 1), "backend": backend}
+            out = ops.cross_scale_attention(*leaves[:3], (3, 3, 2), halo, **options)
+            results.append((out, *torch.autograd.grad(out.square().sum(), given)))
+    finally:
+        torch.set_num_threads(before)
+    for ours, again, truth in zip(*results, strict=True):
+        assert torch.equal(ours, again)
         assert Error.of(ours.double(), truth.double()).whole < 1e-5
