@@ -65,11 +65,12 @@ def _is_many(text: str) -> bool:
 
 
 def _one(arguments: argparse.Namespace, options: Options, prompts: dict[str, Any]) -> int:
-    from msformer_fast.process import keep_freed_memory, set_threads
+    from msformer_fast.process import importing, keep_freed_memory, set_threads
 
     keep_freed_memory()
-    set_threads(arguments.threads)
-    from msformer_fast.outputs import refuse_existing
+    with importing():
+        set_threads(arguments.threads)
+        from msformer_fast.outputs import refuse_existing
 
     source = Path(arguments.inputs[0])
     name = stem(source)
