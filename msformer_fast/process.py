@@ -49,7 +49,7 @@ def importing() -> Iterator[None]:
     """No garbage collection in a block that imports large modules, nor of what they made, ever after.
 
     All that a module makes stays, so going through it again and again finds nothing: with PyTorch half a million
-    objects, each time.
+    objects, each time. Errors of the block pass through.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -65,8 +65,8 @@ def leave(code: int) -> NoReturn:
     """End this process with an exit code, at once where nothing is left to do.
 
     Python would take all modules apart first, PyTorch's thousands of objects one by one, for some tenths of a second.
-    What was registered to run at exit is run, and outputs are flushed; where that fails, or other threads go on, Python
-    ends the process in its own way.
+    What was registered to run at exit is run, and outputs are flushed. Raises SystemExit where that fails or other
+    threads go on: then Python ends the process in its own way.
     """
     others = [each for each in threading.enumerate() if each is not threading.main_thread() and not each.daemon]
     try:

@@ -220,13 +220,13 @@ def test_the_command_line(picture: Path, tmp_path: Path, capsys: pytest.CaptureF
         assert said in capsys.readouterr().err
 
 
-def test_volumes_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_point_of_an_image_is_refused_in_a_volume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     nibabel = pytest.importorskip("nibabel")
     values = np.random.default_rng(0).integers(0, 255, (40, 40, 3)).astype(np.uint8)
     nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "scan.nii.gz")
     command = ["segment", str(tmp_path / "scan.nii.gz"), "-o", str(tmp_path / "out"), *WORDS]
     assert main([*command, "--point", "20,20"]) == 2
-    assert "is a volume of 3 slices, and points and boxes are of one image" in capsys.readouterr().err
+    assert "is a volume of 3 slices; accepted are points X,Y,Z" in capsys.readouterr().err
     result = segment(tmp_path / "scan.nii.gz", frame=1, points=(20, 20), **FAST)
     assert result.prompt == Prompt(points=((20.0, 20.0),))
 
