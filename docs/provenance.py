@@ -132,6 +132,13 @@ FIGURES = {
         "ea0c7d7",
         "CPU, one thread",
     ),
+    "default": Figures(
+        "Dice of masks by the default",
+        f"msformer-fast evaluate {IMAGES} --split even",
+        "6733ba7",
+        "CPU, one thread",
+        note="The same figures as those by the most iterations, 10.",
+    ),
     "masks-ct": Figures(
         "Dice of masks on CT slices",
         f"msformer-fast evaluate {IMAGES} --split even --rule lungs-ct --size 129 --patience 6",
@@ -179,19 +186,27 @@ FIGURES = {
         "865bf54",
         "CPU, one thread",
     ),
+    "size-97": Figures(
+        "Dice at 97 pixels, and after 8 iterations",
+        f"msformer-fast evaluate {IMAGES} --split odd --size 97",
+        "c97bf97",
+        "CPU, one thread",
+        note="And with --max-iterations 8; of the slices of 64 pixels every eighth by name, from the first.",
+    ),
     "doubt": Figures(
-        "which masks are marked doubtful",
-        "python -m msformer_fast.benchmarks.calibrate fit FOLDER...",
+        "confidence against Dice, and which masks are marked doubtful",
+        "python -m msformer_fast.benchmarks.calibrate fit --plot docs/calibration.png FOLDER...",
         "d71b184",
         "CPU, one thread",
         note="Folders of 'evaluate' on whole images and on those of 'calibrate degrade', with the rule of their kind.",
     ),
     "calibration": Figures(
-        "confidence against Dice",
-        "python -m msformer_fast.benchmarks.calibrate fit --plot docs/calibration.png FOLDER...",
+        "which masks were marked doubtful before",
+        "python -m msformer_fast.benchmarks.calibrate fit FOLDER...",
         "edde69b",
         "CPU, one thread",
     ),
+    "outlines-tried": Figures("Dice by what was done to outlines", "", "c97bf97", "CPU, one thread"),
     "masks-tried": Figures(
         "what was tried", f"msformer-fast evaluate {IMAGES} --split odd", "f6c18a3", "CPU, one thread"
     ),
