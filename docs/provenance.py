@@ -173,6 +173,13 @@ FIGURES = {
         note="One image of each kind: seconds of the processor, old and new in turn; by the clock at f202ed2, another "
         "image, twice, both threads, nothing else running.",
     ),
+    "seconds-exit": Figures(
+        "seconds of a command, and where they go",
+        "msformer-fast segment IMAGE --threads 1",
+        "c97bf97",
+        "two cores of a busy shared x86 server (AVX-512), torch 2.13, CPU build",
+        note="One image of each kind, once; before: 8c64c9a. Where they go: 8c64c9a, two threads, nothing else running.",
+    ),
     "outlines": Figures(
         "Dice and HD95 at the image's own size",
         f"msformer-fast evaluate {IMAGES} --split even --size 129 --patience 6",
@@ -199,6 +206,13 @@ FIGURES = {
         "d71b184",
         "CPU, one thread",
         note="Folders of 'evaluate' on whole images and on those of 'calibrate degrade', with the rule of their kind.",
+    ),
+    "boxes": Figures(
+        "confidence of boxes and several clicks",
+        "python -m msformer_fast.benchmarks.calibrate fit FOLDER...",
+        "28e7c05",
+        "CPU, one thread",
+        note="Folders of 'evaluate --prompts clicks box' on whole images.",
     ),
     "calibration": Figures(
         "which masks were marked doubtful before",

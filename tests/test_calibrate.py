@@ -66,8 +66,8 @@ def test_prompts_are_read(tmp_path: Path) -> None:
     ]
     assert [each.rule for each in judged if not each.odd] == ["lungs-ct", "prompt lesion", "clicks lungs-ct"]
     assert judged[1].confidence == calibrated("prompt lesion", Raw(0.8, 0.0)) and judged[1].dice == 0.9
-    assert judged[2].confidence == judged[2].raw.agreement == 0.9 and not judged[2].doubtful
-    assert judged[3].confidence == 0.7 and judged[3].doubtful
+    assert judged[2].confidence == calibrated("box lungs-ct", Raw(0.9, 0.0)) and judged[2].dice == 0.8
+    assert judged[3].confidence == calibrated("clicks lungs-ct", Raw(0.7, 0.0)) and judged[3].doubtful
 
 
 def test_the_fit_finds_the_curve_that_made_the_dice() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msformer_fast.errors import InputError
-from msformer_fast.foreground import Foreground, Maps, clusters_in, known_targets
+from msformer_fast.foreground import Foreground, Maps, clusters_in, known_rule, known_targets
 from msformer_fast.foreground.choice import choose, vote
 from msformer_fast.foreground.evidence import (
     SMOOTHING,
@@ -121,7 +121,8 @@ def carried(
     mask = np.any([each for each, _ in kept], axis=0)
     agreement = min(sureness for _, sureness in kept)
     what = "What goes on of the slice next to it"
-    rule, proposals, scores = known_targets(runs, pixels, modality) if allowed is None else ("", [], np.zeros(0))
+    rule = known_rule(pixels, modality) if allowed is None else ""
+    proposals, scores = known_targets(runs, pixels, rule)
     known = [
         (float(score) + normal_term(1 - _dice(each.mask, mask), _UNLIKE_KNOWN), each.mask)
         for score, each in zip(scores, proposals, strict=True)
