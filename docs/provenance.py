@@ -178,7 +178,7 @@ FIGURES = {
         "msformer-fast segment IMAGE --threads 1",
         "c97bf97",
         "two cores of a busy shared x86 server (AVX-512), torch 2.13, CPU build",
-        note="One image of each kind, once; before: 8c64c9a. Where they go: 8c64c9a, two threads, nothing else running.",
+        note="One image of each kind, once; before: 8c64c9a. Where they go: 8c64c9a, two threads, quiet.",
     ),
     "outlines": Figures(
         "Dice and HD95 at the image's own size",
@@ -210,7 +210,7 @@ FIGURES = {
     "boxes": Figures(
         "confidence of boxes and several clicks",
         "python -m msformer_fast.benchmarks.calibrate fit FOLDER...",
-        "28e7c05",
+        "cd9399c",
         "CPU, one thread",
         note="Folders of 'evaluate --prompts clicks box' on whole images.",
     ),
