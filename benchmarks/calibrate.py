@@ -5,8 +5,8 @@
     python -m msformer_fast.benchmarks.calibrate fit --plot docs/calibration.svg easy hard ...
 
 The folders are those that ``msformer-fast evaluate`` wrote, of images with either rule, whole or degraded; with
-``--prompts point`` the curves of one click are fitted as well. Images of
-odd places by name are fitted, those of even places judged, as ``--split`` has it.
+``--prompts point clicks box`` the curves of prompts are fitted as well. Images of odd places by name are fitted, those
+of even places judged, as ``--split`` has it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,16 @@ from numpy.typing import NDArray
 
 from msformer_fast.evaluate import find_pairs
 from msformer_fast.files import check_output_folder
-from msformer_fast.foreground.calibration import DOUBTFUL, Raw, calibrated, expected_dice, features, with_click
+from msformer_fast.foreground.calibration import (
+    DOUBTFUL,
+    Raw,
+    calibrated,
+    expected_dice,
+    features,
+    with_box,
+    with_click,
+    with_clicks,
+)
 from msformer_fast.foreground.doubt import LEFT
 from msformer_fast.formats.plain import read_image, read_mask
 from msformer_fast.images import MIN_SIDE, write_png
@@ -33,6 +42,8 @@ from msformer_fast.look import GREY, PALETTE
 # Under this Dice a mask should be marked, over that it should not.
 BAD, GOOD = 0.8, 0.9
 _BINS = 5
+# Prompts with a curve for each kind of image, by the rule that was made for it.
+_BY_KIND = {"box": with_box, "clicks": with_clicks}
 # Share of good masks that may be marked.
 _MARKED = 0.1
 # Weight of the penalty on large weights.
@@ -75,15 +86,18 @@ def read_folder(folder: Path) -> list[Judged]:
         odd = place % 2 == 0
         judged.append(Judged(row["rule"], raw, confidence, doubtful, float(row["blind_dice"]), odd, strange))
         if row.get("point_rule"):
-            judged.append(_of_click(row, odd))
+            judged.append(_of_prompt(row, "point", with_click(row["point_rule"]), odd))
+        for prompt, name in _BY_KIND.items():
+            if float(row.get(f"{prompt}_agreement") or 0) > 0:
+                judged.append(_of_prompt(row, prompt, name(row["rule"]), odd))
     return judged
 
 
-def _of_click(row: dict[str, str], odd: bool) -> Judged:
-    """The mask of one click, by a vote with a rule."""
-    rule, raw = with_click(row["point_rule"]), Raw(float(row["point_agreement"]), 0.0)
-    confidence = calibrated(rule, raw)
-    return Judged(rule, raw, confidence, confidence < DOUBTFUL[rule], float(row["point_dice"]), odd, False)
+def _of_prompt(row: dict[str, str], prompt: str, name: str, odd: bool) -> Judged:
+    """The mask of one click by a vote with a rule, of several clicks, or of a box."""
+    raw = Raw(float(row[f"{prompt}_agreement"]), 0.0)
+    confidence = calibrated(name, raw)
+    return Judged(name, raw, confidence, confidence < DOUBTFUL[name], float(row[f"{prompt}_dice"]), odd, False)
 
 
 def degrade(image: NDArray[Any], mask: NDArray[np.bool_], number: int) -> tuple[Any, Any]:
@@ -203,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_degraded(arguments.images, arguments.masks, arguments.output, arguments.turn)
         return
     judged = [each for folder in arguments.folders for each in read_folder(folder)]
-    for rule in (*_LOOKS, *map(with_click, _LOOKS)):
+    for rule in (*_LOOKS, *map(with_click, _LOOKS), *map(with_clicks, _LOOKS), *map(with_box, _LOOKS)):
         of_rule = [each for each in judged if each.rule == rule]
         # What the rule says it was not made for is marked already, and no part of its curve.
         odd = [each for each in of_rule if each.odd and not each.misfit]

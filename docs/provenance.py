@@ -139,6 +139,13 @@ FIGURES = {
         "ea0c7d7",
         "CPU, one thread",
     ),
+    "default": Figures(
+        "Dice of masks by the default",
+        f"msformer-fast evaluate {IMAGES} --split even",
+        "6733ba7",
+        "CPU, one thread",
+        note="The same figures as those by the most iterations, 10.",
+    ),
     "masks-ct": Figures(
         "Dice of masks on CT slices",
         f"msformer-fast evaluate {IMAGES} --split even --rule lungs-ct --size 129 --patience 6",
@@ -173,6 +180,13 @@ FIGURES = {
         note="One image of each kind: seconds of the processor, old and new in turn; by the clock at f202ed2, another "
         "image, twice, both threads, nothing else running.",
     ),
+    "seconds-exit": Figures(
+        "seconds of a command, and where they go",
+        "msformer-fast segment IMAGE --threads 1",
+        "c97bf97",
+        "two cores of a busy shared x86 server (AVX-512), torch 2.13, CPU build",
+        note="One image of each kind, once; before: 8c64c9a. Where they go: 8c64c9a, two threads, quiet.",
+    ),
     "outlines": Figures(
         "Dice and HD95 at the image's own size",
         f"msformer-fast evaluate {IMAGES} --split even --size 129 --patience 6",
@@ -186,19 +200,34 @@ FIGURES = {
         "865bf54",
         "CPU, one thread",
     ),
+    "size-97": Figures(
+        "Dice at 97 pixels, and after 8 iterations",
+        f"msformer-fast evaluate {IMAGES} --split odd --size 97",
+        "c97bf97",
+        "CPU, one thread",
+        note="And with --max-iterations 8; of the slices of 64 pixels every eighth by name, from the first.",
+    ),
     "doubt": Figures(
-        "which masks are marked doubtful",
-        "python -m msformer_fast.benchmarks.calibrate fit FOLDER...",
+        "confidence against Dice, and which masks are marked doubtful",
+        "python -m msformer_fast.benchmarks.calibrate fit --plot docs/calibration.png FOLDER...",
         "d71b184",
         "CPU, one thread",
         note="Folders of 'evaluate' on whole images and on those of 'calibrate degrade', with the rule of their kind.",
     ),
+    "boxes": Figures(
+        "confidence of boxes and several clicks",
+        "python -m msformer_fast.benchmarks.calibrate fit FOLDER...",
+        "cd9399c",
+        "CPU, one thread",
+        note="Folders of 'evaluate --prompts clicks box' on whole images.",
+    ),
     "calibration": Figures(
-        "confidence against Dice",
-        "python -m msformer_fast.benchmarks.calibrate fit --plot docs/calibration.png FOLDER...",
+        "which masks were marked doubtful before",
+        "python -m msformer_fast.benchmarks.calibrate fit FOLDER...",
         "edde69b",
         "CPU, one thread",
     ),
+    "outlines-tried": Figures("Dice by what was done to outlines", "", "c97bf97", "CPU, one thread"),
     "masks-tried": Figures(
         "what was tried", f"msformer-fast evaluate {IMAGES} --split odd", "f6c18a3", "CPU, one thread"
     ),

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     )
     from msformer_fast.phantom import Phantom
     from msformer_fast.presets import Preset
+    from msformer_fast.prompts.carry import Neighbour
     from msformer_fast.prompts.prompt import Prompt
     from msformer_fast.runs import Run
     from msformer_fast.segmentation import Segmentation, segment
@@ -74,6 +75,7 @@ _HOME = {
     "MSFormer": "model",
     "Margin": "margin",
     "MaskScores": "metrics",
+    "Neighbour": "prompts.carry",
     "OutputError": "errors",
     "Patches": "ops",
     "Phantom": "phantom",
@@ -140,6 +142,7 @@ __all__ = [
     "MSFormer",
     "Margin",
     "MaskScores",
+    "Neighbour",
     "OutputError",
     "Patches",
     "Phantom",

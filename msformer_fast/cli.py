@@ -247,7 +247,8 @@ def _parser() -> argparse.ArgumentParser:
         nargs="*",
         default=(),
         metavar="PROMPT",
-        help="what to take from the truth for the prompted protocol: point (its most inner pixel), box (default: none)",
+        help="what to take from the truth for the prompted protocol: point (its most inner pixel), clicks (that of "
+        "each of its parts), box (default: none)",
     )
     add_settings(sub)
 

@@ -242,6 +242,7 @@ def summary_table(summary: dict[str, dict[str, Any]], count: int) -> str:
         "oracle": "MS-Former, oracle (sees the truth)",
         RULE_ALONE: "rule alone, no network",
         "point": "MS-Former, one point",
+        "clicks": "MS-Former, a click in each part",
         "box": "MS-Former, a box",
     }
     prompted = [name for name in summary if name.partition(" ")[0] in PROMPTS]

@@ -27,9 +27,12 @@ from msformer_fast.simple_prompted import (
     simple_point,
 )
 
-#: What is taken from the truth: its most inner pixel, or its bounding box with every side moved by up to 5 %.
-PROMPTS = ("point", "box")
+#: What is taken from the truth: its most inner pixel; that of each of its parts, or of the halves of a single one; its
+#: bounding box with every side moved by up to 5 %.
+PROMPTS = ("point", "clicks", "box")
 _JITTER = 0.05
+# Parts of the truth that are clicked: so many at most, and of that share of the largest at least.
+_MOST_CLICKS, _LEAST_CLICKED = 4, 0.05
 #: The prompt rule on the image's values alone, without clusters.
 WITHOUT_CLUSTERS = "without clusters"
 
@@ -43,25 +46,47 @@ def prompt_names(prompts: Sequence[str]) -> list[str]:
     for prompt in prompts:
         if prompt not in PROMPTS:
             raise InputError(f"prompts: got {prompt!r}; accepted are {', '.join(PROMPTS)}")
-        methods = POINT_METHODS if prompt == "point" else BOX_METHODS
+        methods = {"point": POINT_METHODS, "box": BOX_METHODS}.get(prompt, ())
         names += [prompt, f"{prompt} {WITHOUT_CLUSTERS}"]
         names += [f"{prompt} {method}" for method in methods if missing_for_prompts(method) is None]
     return names
 
 
 def truth_prompt(truth: Mask, prompt: str, name: str) -> Prompt:
-    """The point or box of a truth (H, W). ``name`` of the image decides how a box is jittered, as a seed."""
-    from scipy import ndimage
-
+    """The points or box of a truth (H, W). ``name`` of the image decides how a box is jittered, as a seed."""
     if prompt == "point":
-        depth = ndimage.distance_transform_edt(np.pad(truth, 1))[1:-1, 1:-1]
-        row, column = np.unravel_index(int(depth.argmax()), truth.shape)
-        return Prompt(points=((float(column), float(row)),))
+        return Prompt(points=(_most_inner(truth),))
+    if prompt == "clicks":
+        return Prompt(points=tuple(map(_most_inner, _clicked(truth))))
     rows, columns = np.flatnonzero(truth.any(axis=1)), np.flatnonzero(truth.any(axis=0))
     x0, y0, x1, y1 = float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
     moves = np.random.default_rng(seed).uniform(-_JITTER, _JITTER, 4) * [x1 - x0, y1 - y0, x1 - x0, y1 - y0]
     return Prompt(boxes=(tuple(float(each) for each in np.array([x0, y0, x1, y1]) + moves),))  # type: ignore[arg-type]
+
+
+def _most_inner(mask: Mask) -> tuple[float, float]:
+    """(x, y) of the pixel of a mask (H, W) that is furthest from its outline."""
+    from scipy import ndimage
+
+    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    row, column = np.unravel_index(int(depth.argmax()), mask.shape)
+    return float(column), float(row)
+
+
+def _clicked(truth: Mask) -> list[Mask]:
+    """The large parts of a truth (H, W), or the left and the right half of a single one."""
+    from scipy import ndimage
+
+    parts, _ = ndimage.label(truth)
+    sizes = np.bincount(parts.ravel())[1:]
+    large = [number for number in np.argsort(-sizes)[:_MOST_CLICKS] if sizes[number] >= _LEAST_CLICKED * sizes.max()]
+    if len(large) > 1:
+        return [parts == number + 1 for number in large]
+    columns = np.arange(truth.shape[1])
+    left = columns < np.median(np.nonzero(truth)[1])
+    halves = [truth & left, truth & ~left]
+    return [half for half in halves if half.any()]
 
 
 def score_prompts(

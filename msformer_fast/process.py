@@ -1,15 +1,20 @@
-"""Settings of a whole process: what its allocator keeps, how many threads it uses, how cuDNN computes. Nothing here
-runs unasked: the command line, whose process is its own, calls the first two; a library's caller decides for theirs."""
+"""Settings of a whole process: what its allocator keeps, how many threads it uses, how cuDNN computes, how it ends.
+Nothing here runs unasked: the command line calls it, whose process is its own; a library's caller decides for theirs.
+"""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
+import gc
 import math
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from msformer_fast.errors import InputError
 
@@ -37,6 +42,45 @@ def keep_freed_memory() -> bool:
     mallopt.argtypes, mallopt.restype = (ctypes.c_int, ctypes.c_int), ctypes.c_int
     taken = mallopt(_M_MMAP_THRESHOLD, _GIGABYTE), mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     return taken == (1, 1)
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """No garbage collection in a block that imports large modules, nor of what they made, ever after.
+
+    All that a module makes stays, so going through it again and again finds nothing: with PyTorch half a million
+    objects, each time. Errors of the block pass through.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if enabled:
+            gc.enable()
+
+
+def leave(code: int) -> NoReturn:
+    """End this process with an exit code, at once where nothing is left to do.
+
+    Python would take all modules apart first, PyTorch's thousands of objects one by one, for some tenths of a second.
+    What was registered to run at exit is run, and outputs are flushed. Raises SystemExit where that fails or other
+    threads go on: then Python ends the process in its own way.
+    """
+    others = [each for each in threading.enumerate() if each is not threading.main_thread() and not each.daemon]
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError, AttributeError):  # a pipe whose reader left, a stream that is closed or None
+        sys.exit(code)
+    if others:
+        sys.exit(code)
+    atexit._run_exitfuncs()
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def usable_cores() -> int:

@@ -26,7 +26,8 @@ from msformer_fast.losses import LossWeights
 from msformer_fast.margin import Margin, find_margin
 from msformer_fast.outlines import carry_up, carry_up_labels
 from msformer_fast.presets import DEFAULT, PRESETS, preset_name
-from msformer_fast.prompts.prompt import Prompt, as_prompt
+from msformer_fast.prompts.carry import Neighbour, carried, check_neighbour
+from msformer_fast.prompts.prompt import Prompt, as_prompt, rows
 from msformer_fast.prompts.rule import PROMPT_RULE, prompted
 from msformer_fast.runs import Run, guide_image, load_run, run_path, save_run
 from msformer_fast.self_guiding import Callback, Iteration
@@ -113,6 +114,7 @@ def segment(
     points: Sequence[Any] | NDArray[Any] | None = None,
     not_points: Sequence[Any] | NDArray[Any] | None = None,
     boxes: Sequence[Any] | NDArray[Any] | None = None,
+    neighbour: Neighbour | None = None,
     size: int | None = PRESETS[DEFAULT].size,
     seed: int = 0,
     seeds: int = 1,
@@ -159,6 +161,9 @@ def segment(
         not_points: likewise, of pixels that are not of the object.
         boxes: (x0, y0, x1, y1) of a box that holds the object, or several, each with an object of its own. With points
             in a box the object is theirs, and ends within about the box.
+        neighbour: pixels and mask of the slice of a volume next to this one, in place of points and boxes: the mask is
+            what of its object goes on here, empty where nothing does; ``not_points`` may be given with it. Volumes are
+            gone through so by :func:`msformer_fast.segment_cohort`.
         size: longest side, in pixels, of what the network sees; ``None`` for the image's own size. This default and
             those of ``max_iterations`` and ``patience`` are the preset ``"quick"``; the paper's settings are
             ``**PRESETS["paper"]._asdict()`` (:mod:`msformer_fast.presets`).
@@ -185,7 +190,7 @@ def segment(
 
     Raises:
         InputError: an image or a setting that cannot be used; a file of several frames, and none named; a point or a
-            box outside of the image, or another rule with it.
+            box outside of the image, or another rule with it; a neighbour of another shape, or beside points or boxes.
         BackendError: a backend, or ``capture="always"``, that cannot run; the message says why.
         DivergenceError: a loss became NaN or infinite; names the iteration.
 
@@ -194,7 +199,7 @@ def segment(
     started = time.perf_counter()
     weights = LossWeights(*weights) if weights is not None else LossWeights()
     check_modality(modality)
-    prompt = as_prompt(points, not_points, boxes)
+    prompt = _prompt(points, not_points, boxes, neighbour)
     check_prompt(rule, prompt)
     check_values(rule, seeds, max_iterations, min_labels, patience, learning_rate, momentum, weights, dtype, capture)
     pixels, notes, known = _pixels(image, frame, axis, window, rule in LUNG_RULES)
@@ -203,7 +208,11 @@ def segment(
         prompt.check(pixels.shape)
     target = choose_device(device)
     network_size = fit_size(pixels.shape[0], pixels.shape[1], size)
-    margin, network_size = _without_margin(pixels, size, patch, network_size, prompt)
+    margin = None
+    if neighbour is None:
+        margin, network_size = _without_margin(pixels, size, patch, network_size, prompt)
+    else:
+        check_neighbour(neighbour, pixels.shape)
     inner = prompt if prompt is None or margin is None else prompt.within(margin, pixels.shape)
     if margin is not None:
         pixels = np.ascontiguousarray(pixels[margin.inside(pixels.shape)])
@@ -236,7 +245,11 @@ def segment(
     options = target, dtype, callback
     made = [_run(seen, settings, each, folder, *options) for each in range(seed, seed + seeds)]
     pointed = None if inner is None else inner.at(pixels.shape, seen.shape)
-    chosen = choose_foreground(made, seen, rule, pointed, modality=modality)
+    if neighbour is None:
+        chosen = choose_foreground(made, seen, rule, pointed, modality=modality)
+    else:
+        maps = [Maps(run.labels, run.scores) for run in made]
+        chosen = carried(maps, seen, neighbour, () if pointed is None else pointed.not_points, modality)
     labels, agreement = carry_up_labels(made[0].labels, pixels.shape[:2], made[0].scores, made[0].kept), None
     if seeds > 1:
         # The vote has numbers of its own.
@@ -245,7 +258,7 @@ def segment(
         voted = voted.astype(np.result_type(labels.dtype, np.min_scalar_type(int(voted.max()))))
         labels = carry_up_labels(voted, pixels.shape[:2])
         agreement = resize_nearest(agreement, pixels.shape[:2])
-    mask = carry_up(chosen.mask, pixels)
+    mask = carry_up(chosen.mask, pixels) if chosen.mask.any() else np.zeros(pixels.shape[:2], dtype=bool)
     if margin is not None:
         chosen = replace(chosen, reason=f"{chosen.reason} Left out: {margin}.")
         outside = max(clusters, int(labels.max()) + 1)
@@ -267,6 +280,15 @@ def segment(
         notes=notes,
         prompt=prompt,
     )
+
+
+def _prompt(points: Any, not_points: Any, boxes: Any, neighbour: Neighbour | None) -> Prompt | None:
+    """The prompt of one image: what was given, or the not-points beside a neighbour."""
+    if neighbour is None:
+        return as_prompt(points, not_points, boxes)
+    if as_prompt(points, None, boxes) is not None:
+        raise InputError("neighbour: given with points or boxes; accepted is one of them, with not_points or without")
+    return Prompt(not_points=tuple((x, y) for x, y in rows("not_points", not_points, 2)))
 
 
 def choose_foreground(

@@ -40,6 +40,36 @@ def test_an_evaluation_is_read(tmp_path: Path) -> None:
     assert judged[3].doubtful and judged[3].confidence <= 0.5
 
 
+def test_prompts_are_read(tmp_path: Path) -> None:
+    path = folder(tmp_path / "a", [0.9, 0.8], [0.95, 0.7])
+    with open(path / "evaluation.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row, box in zip(rows, (0.9, 0.0), strict=True):  # nothing filled the second box
+        row |= {
+            "point_rule": "lesion",
+            "point_agreement": 0.8,
+            "point_dice": 0.9,
+            "box_agreement": box,
+            "box_dice": 0.8,
+        }
+        row |= {"clicks_agreement": 0.7, "clicks_dice": 0.6}
+    with open(path / "evaluation.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    judged = calibrate.read_folder(path)
+    assert [each.rule for each in judged if each.odd] == [
+        "lungs-ct",
+        "prompt lesion",
+        "box lungs-ct",
+        "clicks lungs-ct",
+    ]
+    assert [each.rule for each in judged if not each.odd] == ["lungs-ct", "prompt lesion", "clicks lungs-ct"]
+    assert judged[1].confidence == calibrated("prompt lesion", Raw(0.8, 0.0)) and judged[1].dice == 0.9
+    assert judged[2].confidence == calibrated("box lungs-ct", Raw(0.9, 0.0)) and judged[2].dice == 0.8
+    assert judged[3].confidence == calibrated("clicks lungs-ct", Raw(0.7, 0.0)) and judged[3].doubtful
+
+
 def test_the_fit_finds_the_curve_that_made_the_dice() -> None:
     rng = np.random.default_rng(0)
     weights = np.array([-1.0, 0.8, 0.5])

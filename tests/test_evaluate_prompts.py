@@ -31,6 +31,12 @@ def test_what_is_taken_from_the_truth() -> None:
     boxes = [truth_prompt(mask, "box", name).boxes[0] for name in ("a", "a", "b")]
     assert boxes[0] == boxes[1] != boxes[2]
     assert np.abs(np.array(boxes[0]) - (30, 20, 70, 60)).max() <= 2
+    (left, right) = truth_prompt(mask, "clicks", "a").points
+    assert left[0] < 50 <= right[0] and all(mask[int(y), int(x)] for x, y in (left, right))
+    two = mask.copy()
+    two[5:15, 80:95] = two[70:72, 2:4] = True
+    points = truth_prompt(two, "clicks", "a").points  # the speck is none of them
+    assert len(points) == 2 and 30 <= points[0][0] < 70 and 80 <= points[1][0] < 95
     with pytest.raises(InputError, match="prompts: got 'line'"):
         prompt_names(["line"])
 

@@ -102,3 +102,41 @@ def test_usable_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 1 <= usable_cores() <= (os.cpu_count() or 1)
     monkeypatch.setattr("msformer_fast.process._quota", lambda: 0.5)
     assert usable_cores() == 1
+
+
+#: A process that ends itself, with something to do at exit, in a buffer, and maybe in another thread.
+LEAVING = """
+import atexit, sys, threading, time
+from msformer_fast.process import leave
+atexit.register(lambda: print("at exit"))
+def late():
+    time.sleep(0.3)
+    print("late")
+if sys.argv[1] == "thread":
+    threading.Thread(target=late).start()
+if sys.argv[1] == "closed":
+    sys.stdout.close()
+    sys.stdout = None
+print("written", file=sys.stderr)
+leave(3)
+"""
+
+
+@pytest.mark.parametrize(("how", "printed"), [("plain", "at exit\n"), ("thread", "late\nat exit\n"), ("closed", "")])
+def test_a_process_leaves_when_all_is_done(how: str, printed: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run([sys.executable, "-c", LEAVING, how], capture_output=True, text=True, env=environment)
+    assert done.returncode == 3
+    assert done.stdout == printed
+    assert done.stderr == "written\n"
+
+
+def test_nothing_is_collected_while_modules_are_imported() -> None:
+    code = (
+        "import gc; from msformer_fast.process import importing\n"
+        "with importing():\n    assert not gc.isenabled(); import json\n"
+        "assert gc.isenabled() and gc.get_freeze_count() > 0; gc.disable()\n"
+        "with importing():\n    pass\n"
+        "assert not gc.isenabled()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -13,7 +13,8 @@ from PIL import Image
 
 from msformer_fast import InputError, phantom, segment
 from msformer_fast.cli import main
-from msformer_fast.foreground import Maps, known_targets
+from msformer_fast.foreground import Maps, known_rule, known_targets
+from msformer_fast.foreground.calibration import DOUBTFUL, Raw, calibrated
 from msformer_fast.images import write_png
 from msformer_fast.margin import Margin
 from msformer_fast.metrics import dice
@@ -71,7 +72,8 @@ def test_one_click_means_both_lungs() -> None:
 def test_a_rule_that_knows_the_kind_has_its_say() -> None:
     image, truth = phantom.chest((129, 129), 1)
     labels = (image.mean(axis=2) > image.mean()).astype(np.uint8)
-    name, proposals, scores = known_targets([Maps(labels)], np.asarray(image, dtype=np.float64))
+    name = known_rule(np.asarray(image, dtype=np.float64))
+    proposals, scores = known_targets([Maps(labels)], np.asarray(image, dtype=np.float64), name)
     assert name == "lungs-xray" and proposals and scores.max() <= 0
     click = Prompt(points=(inner(truth),))
     assert "by a vote with rule 'lungs-xray'" in prompted([Maps(labels)], image, click).reason
@@ -81,7 +83,7 @@ def test_a_rule_that_knows_the_kind_has_its_say() -> None:
     assert "by a vote" not in prompted([Maps(labels)], image, Prompt(points=(*click.points, (20, 64)))).reason
     # Nor in a drawing, which is none of its kinds.
     drawing = np.where(truth, 0.2, 0.8)[..., None]
-    assert known_targets([Maps(labels)], drawing)[1] == []
+    assert known_rule(drawing) == "" and known_targets([Maps(labels)], drawing, "")[0] == []
 
 
 def test_a_pair_and_what_rules_it_out(discs: tuple[np.ndarray, list[np.ndarray]]) -> None:
@@ -114,6 +116,24 @@ def test_confidence_and_reason(discs: tuple[np.ndarray, list[np.ndarray]]) -> No
     found = prompted([Maps(labels)], image, Prompt(points=((40, 60),)))
     assert found.rule == "prompt" and 0.85 < found.confidence <= 1 and not found.doubtful
     assert "its like on the other side" in found.reason and found.labels == (0,)
+
+
+@pytest.mark.parametrize("kind", ["lesion", "ct"])
+def test_boxes_and_clicks_have_the_curve_of_the_kind(kind: str) -> None:
+    image, truth = phantom.make(kind, (97, 97), 1)
+    rule = known_rule(np.asarray(image, dtype=np.float64))
+    assert rule == {"lesion": "lesion", "ct": "lungs-ct"}[kind]
+    labels = (image.mean(axis=2) > image.mean()).astype(np.uint8)
+    (x, y), (rows, columns) = inner(truth), np.nonzero(truth)
+    box = (float(columns.min()), float(rows.min()), float(columns.max() + 1), float(rows.max() + 1))
+    for name, prompt in (("clicks", Prompt(((x, y), (x + 2, y + 2)))), ("box", Prompt(boxes=(box,)))):
+        found = prompted([Maps(labels)], image, prompt)
+        assert found.confidence == calibrated(f"{name} {rule}", Raw(found.agreement, 0.0)) != found.agreement
+        assert found.doubtful == (found.confidence < DOUBTFUL[f"{name} {rule}"])
+    # Two tones are no kind of image that there is a curve for.
+    drawn = np.repeat(np.where(truth, 0.2, 0.9)[..., None], 3, axis=2)
+    found = prompted([Maps(labels)], drawn, Prompt(boxes=(box,)))
+    assert known_rule(drawn) == "" and found.confidence == found.agreement
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -220,13 +240,13 @@ def test_the_command_line(picture: Path, tmp_path: Path, capsys: pytest.CaptureF
         assert said in capsys.readouterr().err
 
 
-def test_volumes_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_point_of_an_image_is_refused_in_a_volume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     nibabel = pytest.importorskip("nibabel")
     values = np.random.default_rng(0).integers(0, 255, (40, 40, 3)).astype(np.uint8)
     nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "scan.nii.gz")
     command = ["segment", str(tmp_path / "scan.nii.gz"), "-o", str(tmp_path / "out"), *WORDS]
     assert main([*command, "--point", "20,20"]) == 2
-    assert "is a volume of 3 slices, and points and boxes are of one image" in capsys.readouterr().err
+    assert "is a volume of 3 slices; accepted are points X,Y,Z" in capsys.readouterr().err
     result = segment(tmp_path / "scan.nii.gz", frame=1, points=(20, 20), **FAST)
     assert result.prompt == Prompt(points=((20.0, 20.0),))
 

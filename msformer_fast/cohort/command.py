@@ -23,8 +23,8 @@ from msformer_fast.files import show
 from msformer_fast.formats import stem
 from msformer_fast.options import progress, settings_of
 from msformer_fast.own_outputs import ENDINGS
-from msformer_fast.prompts.prompt import as_prompt
 from msformer_fast.prompts.text import COLUMNS, parse
+from msformer_fast.prompts.volume import given_prompt
 
 # Seconds between two lines where no progress bar can be drawn.
 _LINE_EVERY = 30.0
@@ -53,7 +53,7 @@ def _prompts(arguments: argparse.Namespace) -> dict[str, Any]:
         given = getattr(arguments, option)
         if given:
             prompts[name] = [list(parse(text, length, option.replace("_", "-"))) for text in given]
-    as_prompt(**prompts)
+    given_prompt(**prompts)
     return prompts
 
 
@@ -65,11 +65,12 @@ def _is_many(text: str) -> bool:
 
 
 def _one(arguments: argparse.Namespace, options: Options, prompts: dict[str, Any]) -> int:
-    from msformer_fast.process import keep_freed_memory, set_threads
+    from msformer_fast.process import importing, keep_freed_memory, set_threads
 
     keep_freed_memory()
-    set_threads(arguments.threads)
-    from msformer_fast.outputs import refuse_existing
+    with importing():
+        set_threads(arguments.threads)
+        from msformer_fast.outputs import refuse_existing
 
     source = Path(arguments.inputs[0])
     name = stem(source)

@@ -12,12 +12,14 @@ from typing import Any
 from msformer_fast.cohort.fitting import fitted
 from msformer_fast.cohort.journal import DONE, Line
 from msformer_fast.cohort.picture import write_image
-from msformer_fast.cohort.task import Options, Task, digest, prompt_of, unfinished
+from msformer_fast.cohort.task import Options, Task, digest, prompt_in, unfinished
 from msformer_fast.cohort.volume import write_volume
 from msformer_fast.errors import BackendError, DivergenceError, InputError, OutputError, out_of_memory
 from msformer_fast.files import check_output_folder, reason, show
 from msformer_fast.foreground import LUNG_RULES
 from msformer_fast.formats import ImageFile, open_image
+from msformer_fast.prompts.prompt import FORMS, Prompt
+from msformer_fast.prompts.volume import VolumePrompt
 
 
 def run_task(task: Task) -> Line:
@@ -62,12 +64,7 @@ def segment_file(
     options = task.options
     lungs = task.settings.get("rule", "auto") in LUNG_RULES
     file = open_image(task.path, axis=options.axis, window=options.window, lungs=lungs)
-    pointed = prompt_of(task.settings)
-    if pointed and file.is_volume:
-        raise InputError(
-            f"{show(task.path)}: is a volume of {file.frames} slices, and points and boxes are of one image; in Python "
-            "segment(..., frame=N, points=...) takes one slice"
-        )
+    _check_prompt(file, prompt_in(task.settings), show(task.path))
     settings, resized = fitted(file, task)  # before anything is decoded, which alone may take more
     options, notes = _possible(file, options)
     first = file.read(0)  # what cannot be decoded is refused before a folder is made for it
@@ -77,6 +74,19 @@ def segment_file(
         begun["sha256"] = digest(task.path)
     write = write_volume if file.is_volume else write_image
     return write(file, first, replace(task, settings=settings, options=options), target, begun | resized, callback)
+
+
+def _check_prompt(file: ImageFile, prompt: Prompt | VolumePrompt | None, name: str) -> None:
+    """Raises InputError for points and boxes of an image where a volume is, and the other way round."""
+    if isinstance(prompt, VolumePrompt):
+        if not file.is_volume:
+            raise InputError(f"{name}: is one image; accepted are points {FORMS[2]} and boxes {FORMS[4]}, without Z")
+        prompt.check(file.shape, file.frames)
+    elif prompt is not None and file.is_volume:
+        raise InputError(
+            f"{name}: is a volume of {file.frames} slices; accepted are points {FORMS[3]} and boxes {FORMS[6]}, Z a "
+            f"slice from 0 to {file.frames - 1}"
+        )
 
 
 def _possible(file: ImageFile, options: Options) -> tuple[Options, list[str]]:

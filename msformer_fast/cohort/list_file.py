@@ -14,8 +14,8 @@ from typing import TypeAlias
 from msformer_fast.errors import InputError
 from msformer_fast.files import reason, show
 from msformer_fast.formats import IMAGE_SUFFIXES
-from msformer_fast.prompts.prompt import as_prompt
 from msformer_fast.prompts.text import COLUMNS, parse_cell
+from msformer_fast.prompts.volume import given_prompt
 
 #: Endings of lists.
 LISTS = (".csv", ".tsv")
@@ -97,7 +97,7 @@ def listed_with_prompts(path: str) -> Iterator[tuple[str, dict[str, list[list[fl
     """As :func:`listed`, and with each path its points and boxes, arguments of :func:`msformer_fast.segment`.
 
     They stand in columns called point, not_point and box (or points, not_points, boxes), as ``X,Y`` and
-    ``X0,Y0,X1,Y1``, several in a cell separated by semicolons.
+    ``X0,Y0,X1,Y1``, in volumes with Z, several in a cell separated by semicolons.
 
     Raises:
         InputError: as :func:`listed`; or a cell holds no such numbers.
@@ -124,7 +124,7 @@ def _prompts(heads: Sequence[str], row: Sequence[str], where: str) -> dict[str, 
             if found := parse_cell(cell, length, f"{where}, {head}"):
                 prompts[name] = prompts.get(name, []) + found
     try:
-        as_prompt(**prompts)
+        given_prompt(**prompts)
     except InputError as error:
         raise InputError(f"{where}, {error}") from None
     return prompts

@@ -17,7 +17,7 @@ _FEWEST = 3
 
 def is_lung_volume(records: Sequence[Mapping[str, Any]]) -> bool:
     """Whether most slices with something in them were segmented by the rule for lungs on CT."""
-    rules = [record["foreground"]["rule"] for record in records if not record.get("blank")]
+    rules = [record["foreground"]["rule"] for record in records if "foreground" in record]
     return len(rules) >= _FEWEST and 2 * rules.count(RULE) > len(rules)
 
 

@@ -17,7 +17,9 @@ def add_cohort_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", metavar="DIR", help="output folder (one image: ., many: results)")
     parser.add_argument("--overwrite", action="store_true", help="replace outputs, or an earlier run")
     prompts = parser.add_argument_group(
-        "what to segment", "in pixels of the image, from its upper left corner; in lists a column of that name"
+        "what to segment",
+        "in pixels of the image, from its upper left corner; in volumes X,Y,Z and X0,Y0,Z0,X1,Y1,Z1, Z a slice from "
+        "0 on, from which the object is carried to the others; in lists a column of that name",
     )
     add = prompts.add_argument
     add("--point", action="append", metavar="X,Y", help="a pixel of the object; again for more")

@@ -13,7 +13,7 @@ from msformer_fast.cohort.summary import CohortSummary
 from msformer_fast.cohort.task import Options
 from msformer_fast.errors import InputError
 from msformer_fast.presets import DEFAULT, PRESETS
-from msformer_fast.prompts.prompt import as_prompt
+from msformer_fast.prompts.volume import given_prompt
 
 if TYPE_CHECKING:
     import torch  # not at run time: this process only hands out work
@@ -87,7 +87,8 @@ def segment_cohort(
         dicom_seg: write a DICOM Segmentation of DICOM images too.
         keep_patient: with the patient's data in it.
         points, not_points, boxes: of every image; a list may have columns of its own, which count before these. See
-            :func:`msformer_fast.segment`.
+            :func:`msformer_fast.segment`. Of volumes (x, y, z) and (x0, y0, z0, x1, y1, z1), z a slice from 0 on: the
+            object is carried from there to the other slices, until it ends (``docs/how-to/volumes.md``).
         rule, size, seed, seeds, runs, max_iterations, min_labels, patience, learning_rate, weights, channels, clusters,
             depth, device, memory, cross_scale, backend, capture: see :func:`msformer_fast.segment`.
         report: called with the line of each image that is through, how many are, and of how many. A line is a mapping:
@@ -104,7 +105,7 @@ def segment_cohort(
     """
     options = Options(axis, _pair(window), dicom_seg, keep_patient, too_large)
     options.check()
-    prompt = as_prompt(points, not_points, boxes)
+    prompt = given_prompt(points, not_points, boxes)
     settings = {
         "rule": rule,
         **({} if prompt is None else prompt.as_dict()),

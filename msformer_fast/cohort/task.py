@@ -11,7 +11,8 @@ from typing import Any
 
 from msformer_fast.cohort.journal import FAILED, Line
 from msformer_fast.errors import InputError
-from msformer_fast.prompts.prompt import Prompt, as_prompt
+from msformer_fast.prompts.prompt import Prompt
+from msformer_fast.prompts.volume import VolumePrompt, given_prompt
 
 #: What is done about an image whose segmentation would take more memory than there is.
 TOO_LARGE = ("refuse", "resize")
@@ -81,8 +82,13 @@ def unfinished(task: Task) -> Line:
 
 def prompt_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The points and boxes among the settings, ready for JSON; empty without any."""
-    prompt = as_prompt(**{name: settings.get(name) for name in PROMPTS})
+    prompt = prompt_in(settings)
     return {} if prompt is None else prompt.as_dict()
+
+
+def prompt_in(settings: Mapping[str, Any]) -> Prompt | VolumePrompt | None:
+    """The points and boxes among the settings."""
+    return given_prompt(**{name: settings.get(name) for name in PROMPTS})
 
 
 def stamp(path: str) -> dict[str, int | None]:

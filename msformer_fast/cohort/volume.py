@@ -9,20 +9,25 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from msformer_fast.cohort.journal import Line
 from msformer_fast.cohort.lung_volume import is_lung_volume, joined_lungs
+from msformer_fast.cohort.pointed_volume import pointed_slices
 from msformer_fast.cohort.results import PARTIAL, of_run, with_notes, write_dicom_seg, write_thumbnail
-from msformer_fast.cohort.task import FREE, Task, stamp
+from msformer_fast.cohort.task import FREE, Task, prompt_in, stamp
 from msformer_fast.contact_sheet import Tile, contact_sheet
 from msformer_fast.errors import DivergenceError
 from msformer_fast.files import atomic, check_output_folder, write_json
 from msformer_fast.formats import ImageFile
 from msformer_fast.images import write_png
+from msformer_fast.prompts.volume import VolumePrompt
+
+if TYPE_CHECKING:
+    from msformer_fast.segmentation import Segmentation
 
 # Slices of a volume that its overview shows, spread evenly over those with something in them.
 _TILES = 25
@@ -45,7 +50,13 @@ def write_volume(
     from msformer_fast.formats.nifti import NiftiFile
 
     kept = _kept_folder(task)
-    slices = [_slice(file, index, first if index == 0 else None, task, kept, callback) for index in range(file.frames)]
+    prompt = prompt_in(task.settings)
+    if isinstance(prompt, VolumePrompt):
+        slices = pointed_slices(file, prompt, task, kept, callback, _record)
+    else:
+        slices = [
+            _slice(file, index, first if index == 0 else None, task, kept, callback) for index in range(file.frames)
+        ]
     masks = np.stack([mask for mask, _, _ in slices])
     labels = np.stack([each for _, each, _ in slices])
     records = [record for _, _, record in slices]
@@ -68,7 +79,10 @@ def write_volume(
         write_thumbnail(task, sheet)
     paths += [target / f"{name}_overlay.png", target / f"{name}.json"]
     write_png(paths[-2], sheet)
-    write_json(paths[-1], {"image": os.path.basename(task.path), **line, "slices": records, **of_run(task, line)})
+    pointed = {} if prompt is None else {"prompt": prompt.as_dict()}
+    write_json(
+        paths[-1], {"image": os.path.basename(task.path), **line, **pointed, "slices": records, **of_run(task, line)}
+    )
     shutil.rmtree(kept, ignore_errors=True)
     if task.run is None:  # a run leaves that to its end: another process may be making a folder there
         with contextlib.suppress(OSError):
@@ -99,11 +113,16 @@ def _slice(
         result = segment(pixels, modality=file.modality, callback=callback, **task.settings)
     except DivergenceError as error:
         raise DivergenceError(f"slice {index}: {error}") from error
-    record = {key: value for key, value in result.as_dict().items() if key not in ("history", "runs", "settings")}
-    record["device"] = result.settings["device"]
+    record = _record(result)
     with atomic(path) as out:
         np.savez_compressed(out, mask=result.mask, labels=result.labels, record=json.dumps(record))
     return result.mask, result.labels, record
+
+
+def _record(result: Segmentation) -> dict[str, Any]:
+    """What the volume's record says of a slice."""
+    record = {key: value for key, value in result.as_dict().items() if key not in ("history", "runs", "settings")}
+    return record | {"device": result.settings["device"]}
 
 
 def _kept_folder(task: Task) -> Path:
@@ -142,15 +161,16 @@ def _summary(records: list[Mapping[str, Any]], masks: NDArray[np.bool_], changed
 
     ``changed``: slices that lost parts which no slice next to them goes on with.
     """
-    done = [record for record in records if not record.get("blank")]
+    done = [record for record in records if "foreground" in record]
     confidences = [record["foreground"]["confidence"] for record in done]
     doubtful = sum(record["foreground"]["doubtful"] for record in done)
-    blank = len(records) - len(done)
+    blank, beyond = (sum(key in record for record in records) for key in ("blank", "beyond"))
+    left = f"{beyond} beyond what was pointed at" if beyond else f"{blank} without contrast"
     return {
         "confidence": round(float(np.mean(confidences)), 4) if done else 0.0,
         "confidence_min": round(min(confidences), 4) if done else 0.0,
         "doubtful": 2 * doubtful >= len(done),
-        "reason": f"{len(records)} slices: {blank} without contrast, {doubtful} doubtful"
+        "reason": f"{len(records)} slices: {left}, {doubtful} doubtful"
         + (f"; parts that belong to no lung in space left out of {changed}" if changed else "")
         + ("" if masks.any() else "; the mask is empty"),
         "rule": done[0]["foreground"]["rule"] if done else None,
@@ -166,7 +186,7 @@ def _summary(records: list[Mapping[str, Any]], masks: NDArray[np.bool_], changed
 
 
 def _overview(file: ImageFile, masks: NDArray[np.bool_], records: list[Mapping[str, Any]]) -> NDArray[np.uint8]:
-    shown = [index for index, record in enumerate(records) if not record.get("blank")] or [0]
+    shown = [index for index, record in enumerate(records) if "foreground" in record] or [0]
     chosen = np.unique(np.linspace(0, len(shown) - 1, min(_TILES, len(shown))).round().astype(int))
     tiles = []
     for index in (shown[each] for each in chosen):

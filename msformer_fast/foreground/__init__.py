@@ -249,25 +249,31 @@ def _proposals(runs: Sequence[Maps], channel: Image, rule: _Rule) -> list[list[P
     ]
 
 
-def known_targets(
-    runs: Sequence[Maps], image: Image, modality: str | None = None
-) -> tuple[str, list[Proposal], NDArray[np.float64]]:
-    """The rule for images of this kind, what it proposes, and the scores, their weights adding up to one for each run.
+def known_rule(image: Image, modality: str | None = None) -> str:
+    """The rule for images of this kind, (H, W, C) floats in [0, 1]; empty of one that no rule was made for.
 
-    None of an image that no rule was made for, and no proposal that is unlike what the rule was made for.
+    ``modality``: as in :func:`foreground`.
+    """
+    kind = kind_of(image, modality)
+    name, _ = _rule_for("auto", kind)
+    return "" if strangeness(image) or misfit(name, kind) else name
+
+
+def known_targets(runs: Sequence[Maps], image: Image, name: str) -> tuple[list[Proposal], NDArray[np.float64]]:
+    """What a rule proposes, and the scores, their weights adding up to one for each run.
+
+    No proposal that is unlike what the rule was made for.
 
     Args:
         runs: as in :func:`foreground_of_runs`.
         image: (H, W, C) floats in [0, 1].
-        modality: as in :func:`foreground`.
+        name: of the rule, of :func:`known_rule`; of an empty one nothing is proposed.
     """
-    kind = kind_of(image, modality)
-    name, _ = _rule_for("auto", kind)
-    if strangeness(image) or misfit(name, kind):
-        return name, [], np.zeros(0)
+    if not name:
+        return [], np.zeros(0)
     rule = _RULES[name]
     found = _proposals(runs, rule.channel(image), rule)
-    return name, *pool([[each for each in proposals if each.score >= rule.likely] for proposals in found])
+    return pool([[each for each in proposals if each.score >= rule.likely] for proposals in found])
 
 
 def clusters_in(mask: Mask, labels: Labels) -> tuple[int, ...]:

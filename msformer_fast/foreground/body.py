@@ -66,40 +66,65 @@ class Body:
         return np.asarray(ndimage.distance_transform_edt(np.pad(self.torso, 1))[1:-1, 1:-1])
 
 
-def find_body(channel: Image, level: float, core: float, cut: float) -> Body | None:
-    """The body of what is lighter than ``level``, and the air inside.
+@dataclass(frozen=True, eq=False)
+class Tissue:
+    """What is lighter than a grey level and may be a body; several bodies are found in one.
+
+    Attributes:
+        level: the grey level.
+        mask: (h, w) bool, the largest light part, without the table.
+    """
+
+    level: float
+    mask: Mask
+
+    @cached_property
+    def hull(self) -> Mask:
+        """(h, w) bool, the convex hull."""
+        from skimage.morphology import convex_hull_image
+
+        return np.asarray(convex_hull_image(self.mask))  # type: ignore[no-untyped-call]
+
+
+def tissue_at(channel: Image, level: float) -> Tissue | None:
+    """The tissue of what is lighter than ``level`` in ``channel`` (h, w), or ``None`` where it is too little."""
+    mask = _largest_wide(channel > level, _TABLE)
+    return Tissue(level, mask) if mask.mean() >= _LEAST_BODY else None
+
+
+def find_body(channel: Image, tissue: Tissue, core: float, cut: float) -> Body | None:
+    """The body of a tissue, and the air inside.
 
     Dark parts are told apart where they are: at the level ``core``, narrow passages cut. From there they grow up to
-    ``level`` and meet at the lightest line between them (watershed; Beucher and Lantuéjoul, 1979): so a chest wall or
-    the wall of a bronchus holds that is too thin to be light. What is joined to the image's border is outside.
+    the tissue's level and meet at the lightest line between them (watershed; Beucher and Lantuéjoul, 1979): so a chest
+    wall or the wall of a bronchus holds that is too thin to be light. What is joined to the image's border is outside.
 
     Args:
         channel: (h, w), light tissue.
-        level: that of the outlines.
-        core: at most ``level``.
+        tissue: of the channel, at the level of the outlines.
+        core: at most that level.
         cut: half the width in pixels of passages that are cut.
 
     Returns:
-        The body, or ``None`` where none is there.
+        The body, or ``None`` where no air is inside.
     """
     from scipy import ndimage
-    from skimage.morphology import convex_hull_image
     from skimage.segmentation import watershed
 
-    tissue = _largest_wide(channel > level, _TABLE)
-    if tissue.mean() < _LEAST_BODY:
-        return None
     dark = channel <= core
     seeds, count = ndimage.label(_depth(dark, cut) > cut if cut else dark)
     sizes = np.bincount(seeds.ravel(), minlength=count + 1)
     seeds[np.isin(seeds, np.flatnonzero(sizes < _LEAST_SEED))] = 0
-    parts = watershed(channel, seeds, mask=channel <= level)  # type: ignore[no-untyped-call]
+    parts = watershed(channel, seeds, mask=channel <= tissue.level)  # type: ignore[no-untyped-call]
     air = np.where(np.isin(parts, _outer(parts, count)), 0, parts)
+    if not air.any():
+        return None
     # What the table closes off lies beneath the back, and so outside of the tissue's convex hull.
-    hull = convex_hull_image(tissue)  # type: ignore[no-untyped-call]
-    covered = np.bincount(air[hull], minlength=count + 1)
+    covered = np.bincount(air[tissue.hull], minlength=count + 1)
     air = np.where((covered >= _COVERED * np.bincount(air.ravel(), minlength=count + 1))[air], air, 0)
-    return Body(tissue, ndimage.binary_fill_holes(tissue | (air > 0)), air)
+    if not air.any():
+        return None
+    return Body(tissue.mask, ndimage.binary_fill_holes(tissue.mask | (air > 0)), air)
 
 
 def _outer(parts: Labels, count: int) -> Labels:
@@ -110,7 +135,7 @@ def _outer(parts: Labels, count: int) -> Labels:
     outer = [
         number
         for number in range(1, count + 1)
-        if number in corners or contact[number] > _CUT_OFF * outline_of(parts == number).sum()
+        if number in corners or (contact[number] and contact[number] > _CUT_OFF * outline_of(parts == number).sum())
     ]
     return np.array(outer, dtype=np.intp)
 

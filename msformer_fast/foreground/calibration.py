@@ -21,6 +21,12 @@ DOUBTFUL = {
     "prompt lesion": 0.94,
     "prompt lungs-xray": 0.91,
     "prompt lungs-ct": 0.95,
+    "clicks lesion": 0.92,
+    "clicks lungs-xray": 0.9,
+    "clicks lungs-ct": 0.73,
+    "box lesion": 0.94,
+    "box lungs-xray": 0.9,
+    "box lungs-ct": 0.76,
 }
 #: Weights of :func:`features`, by rule.
 WEIGHTS = {
@@ -31,6 +37,13 @@ WEIGHTS = {
     "prompt lesion": (1.235, 0.719, 0.000),
     "prompt lungs-xray": (1.359, 0.370, 0.000),
     "prompt lungs-ct": (1.464, 0.589, 0.000),
+    # Of several clicks, and of a box, in an image of such a kind; likewise.
+    "clicks lesion": (1.868, 0.403, 0.000),
+    "clicks lungs-xray": (1.274, 0.483, 0.000),
+    "clicks lungs-ct": (-0.234, 0.960, 0.000),
+    "box lesion": (0.874, 0.697, 0.000),
+    "box lungs-xray": (0.000, 0.763, 0.000),
+    "box lungs-ct": (-0.064, 0.622, 0.000),
 }
 # Beyond these the logarithm of the odds tells rounding, not agreement.
 _LEAST, _MOST = 0.02, 0.999
@@ -39,6 +52,16 @@ _LEAST, _MOST = 0.02, 0.999
 def with_click(rule: str) -> str:
     """The name under which the tables above have one click, by a vote with a rule."""
     return f"prompt {rule}"
+
+
+def with_clicks(rule: str) -> str:
+    """That of several clicks in an image of the kind that a rule was made for; empty without a rule."""
+    return f"clicks {rule}" if rule else ""
+
+
+def with_box(rule: str) -> str:
+    """That of a box in such an image; empty without a rule."""
+    return f"box {rule}" if rule else ""
 
 
 class Raw(NamedTuple):

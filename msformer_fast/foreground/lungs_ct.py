@@ -7,7 +7,7 @@ from itertools import product
 
 import numpy as np
 
-from msformer_fast.foreground.body import Body, find_body
+from msformer_fast.foreground.body import Body, Tissue, find_body, tissue_at
 from msformer_fast.foreground.evidence import Evidence, Mask, around, outline_of
 from msformer_fast.foreground.priors import normal_term
 from msformer_fast.foreground.proposal import Proposal
@@ -46,7 +46,8 @@ _RING = 4.0
 def propose(evidence: Evidence) -> list[Proposal]:
     """The lungs at grey levels about the best one, best first; empty where no body with air inside is there."""
     levels = _levels(evidence, _LEVELS)
-    coarse = [_proposal(evidence, level, level, _FIRST[1]) for level in levels]
+    tissues = [tissue_at(evidence.mixed, level) for level in levels]
+    coarse = [_proposal(evidence, tissue, level, _FIRST[1]) for tissue, level in zip(tissues, levels, strict=True)]
     best = _best(coarse)
     middle = coarse[best]
     if middle is None:
@@ -56,7 +57,7 @@ def propose(evidence: Evidence) -> list[Proposal]:
         for drop, cut in product(_DROPS, _CUTS):
             level = levels[index]
             first = (drop, cut) == _FIRST
-            made = coarse[index] if first else _proposal(evidence, level, level - drop * middle[1], cut)
+            made = coarse[index] if first else _proposal(evidence, tissues[index], level - drop * middle[1], cut)
             if made is not None:
                 found.setdefault(made[0].mask.tobytes(), made[0])
     return sorted(found.values(), key=lambda one: -one.score)[:_KEPT]
@@ -64,7 +65,8 @@ def propose(evidence: Evidence) -> list[Proposal]:
 
 def at_best_level(evidence: Evidence) -> Proposal | None:
     """The best of a few grey levels, or ``None``: enough to tell what kind of image this is."""
-    coarse = [_proposal(evidence, level, level, _FIRST[1]) for level in _levels(evidence, _FEWER_LEVELS)]
+    levels = _levels(evidence, _FEWER_LEVELS)
+    coarse = [_proposal(evidence, tissue_at(evidence.mixed, level), level, _FIRST[1]) for level in levels]
     best = coarse[_best(coarse)]
     return None if best is None else best[0]
 
@@ -78,12 +80,12 @@ def _best(made: Sequence[tuple[Proposal, float] | None]) -> int:
     return int(np.argmax([-np.inf if each is None else each[0].score for each in made]))
 
 
-def _proposal(evidence: Evidence, level: float, core: float, cut: float) -> tuple[Proposal, float] | None:
-    """The lungs at one level, and how much lighter the tissue around them is."""
+def _proposal(evidence: Evidence, tissue: Tissue | None, core: float, cut: float) -> tuple[Proposal, float] | None:
+    """The lungs in a tissue, at its level, and how much lighter the tissue around them is."""
     from scipy import ndimage
 
-    body = find_body(evidence.mixed, level, core, cut)
-    if body is None:
+    body = None if tissue is None else find_body(evidence.mixed, tissue, core, cut)
+    if tissue is None or body is None:
         return None
     parts = {int(number): place(body.air == number, body, evidence) for number in np.unique(body.air) if number}
     kept = lungs_among(parts)
@@ -96,11 +98,11 @@ def _proposal(evidence: Evidence, level: float, core: float, cut: float) -> tupl
     inside = float(np.median(evidence.channel[mask]))
     near = around(mask, _RING)
     ring = (ndimage.distance_transform_edt(~mask[near]) <= _RING) & body.tissue[near]
-    difference = max((float(np.median(evidence.channel[near][ring])) if ring.any() else level) - inside, 1e-6)
+    difference = max((float(np.median(evidence.channel[near][ring])) if ring.any() else tissue.level) - inside, 1e-6)
     air = int((body.air > 0).sum())
     missed = int(((body.air > 0) & ~mask).sum())
     terms = {
-        "middle": normal_term((level - inside) / difference - 0.5, _MIDDLE),
+        "middle": normal_term((tissue.level - inside) / difference - 0.5, _MIDDLE),
         "edge": _EDGE * float(evidence.edges[outline_of(mask)].mean()) / evidence.contrast,
         "contrast": _CONTRAST * difference / evidence.contrast,
         "share": normal_term(float(np.log(mask.sum() / body.torso.sum())) - _SHARE[0], _SHARE[1]),

@@ -15,8 +15,8 @@ from msformer_fast.margin import Margin
 Point: TypeAlias = tuple[float, float]
 Box: TypeAlias = tuple[float, float, float, float]
 
-#: How a point and a box are written, by how many numbers they have.
-FORMS = {2: "X,Y", 4: "X0,Y0,X1,Y1"}
+#: How a point and a box are written, by how many numbers they have; in a volume they have half as many more.
+FORMS = {2: "X,Y", 4: "X0,Y0,X1,Y1", 3: "X,Y,Z", 6: "X0,Y0,Z0,X1,Y1,Z1"}
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,9 @@ def as_prompt(points: Any = None, not_points: Any = None, boxes: Any = None) -> 
             outside of all boxes, or not-points alone.
     """
     prompt = Prompt(
-        tuple((x, y) for x, y in _rows("points", points, 2)),
-        tuple((x, y) for x, y in _rows("not_points", not_points, 2)),
-        tuple((x0, y0, x1, y1) for x0, y0, x1, y1 in _rows("boxes", boxes, 4)),
+        tuple((x, y) for x, y in rows("points", points, 2)),
+        tuple((x, y) for x, y in rows("not_points", not_points, 2)),
+        tuple((x0, y0, x1, y1) for x0, y0, x1, y1 in rows("boxes", boxes, 4)),
     )
     for box in prompt.boxes:
         if _width_and_height(box) is None:
@@ -127,8 +127,8 @@ def holds(box: Box, point: Point) -> bool:
     return box[0] <= point[0] < box[2] and box[1] <= point[1] < box[3]
 
 
-def _rows(name: str, given: Any, length: int) -> list[list[float]]:
-    """Rows of ``length`` finite numbers."""
+def rows(name: str, given: Any, length: int) -> list[list[float]]:
+    """Rows of ``length`` finite numbers. Raises InputError, which calls them ``name``, for anything else."""
     if given is None:
         return []
     accepted = f"accepted are {FORMS[length]}, finite numbers, one or several"

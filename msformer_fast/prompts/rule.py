@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from msformer_fast.foreground import Foreground, Maps, clusters_in, known_targets
-from msformer_fast.foreground.calibration import DOUBTFUL, Raw, calibrated, with_click
+from msformer_fast.foreground import Foreground, Maps, clusters_in, known_rule, known_targets
+from msformer_fast.foreground.calibration import DOUBTFUL, Raw, calibrated, with_box, with_click, with_clicks
 from msformer_fast.foreground.choice import choose, vote
 from msformer_fast.foreground.evidence import Mask, enlarge
 from msformer_fast.foreground.priors import normal_term
@@ -27,7 +27,7 @@ from msformer_fast.prompts.prompt import Box, Point, Prompt, holds
 
 #: The name of this rule.
 PROMPT_RULE = "prompt"
-#: Confidence from which a mask needs no second look, where no rule for the image's kind had a say.
+#: Confidence from which a mask needs no second look, where there is no curve.
 SURE = 0.85
 
 # All were chosen on every other image, by name, of those that the documentation reports on.
@@ -48,7 +48,7 @@ _KEPT, _OTHERS_KEPT = 40, 60
 
 
 class _Targets(NamedTuple):
-    """What a rule without prompts proposes: its name, scores and masks."""
+    """What a rule without prompts proposes: its name, scores and masks; no name where none was made for the image."""
 
     rule: str
     scored: Sequence[tuple[float, Mask]]
@@ -68,7 +68,7 @@ class _Guess:
 class _Found:
     """What one click or box means, how sure that is, and what it is called.
 
-    ``rule``: that had a say, and whose curve there is for the agreement.
+    ``rule``: that had a say. ``curve``: the name of the one that brings the agreement to a Dice; empty without one.
     """
 
     mask: Mask
@@ -76,15 +76,16 @@ class _Found:
     what: str
     candidates: int
     rule: str = ""
+    curve: str = ""
 
     @property
     def confidence(self) -> float:
-        """The Dice to expect; without a curve the agreement itself."""
-        return calibrated(with_click(self.rule), Raw(self.agreement, 0.0)) if self.rule else self.agreement
+        """The Dice to expect; without a curve the agreement itself, and where nothing was found 0."""
+        return calibrated(self.curve, Raw(self.agreement, 0.0)) if self.curve and self.agreement else self.agreement
 
     @property
     def doubtful(self) -> bool:
-        return self.confidence < (DOUBTFUL[with_click(self.rule)] if self.rule else SURE)
+        return self.confidence < (DOUBTFUL[self.curve] if self.curve else SURE)
 
 
 def prompted(runs: Sequence[Maps], image: NDArray[Any], prompt: Prompt, modality: str | None = None) -> Foreground:
@@ -101,9 +102,10 @@ def prompted(runs: Sequence[Maps], image: NDArray[Any], prompt: Prompt, modality
     labels = runs[0].labels
     looks = look([maps.scores for maps in runs], pixels)
     here = prompt.at(pixels.shape, looks.shape)
-    targets = _Targets("", [])
+    rule = known_rule(pixels, modality)
+    targets = _Targets(rule, [])
     if len(here.points) == 1 and not here.boxes:
-        rule, proposals, scores = known_targets(runs, pixels, modality)
+        proposals, scores = known_targets(runs, pixels, rule)
         targets = _Targets(rule, [(float(score), each.mask) for score, each in zip(scores, proposals, strict=True)])
     found = [_of_points(looks, here, None, targets)] if not here.boxes else []
     for box in here.boxes:
@@ -112,7 +114,7 @@ def prompted(runs: Sequence[Maps], image: NDArray[Any], prompt: Prompt, modality
             found.append(_of_points(looks, Prompt(inside, here.not_points), box, targets))
         else:
             mask, agreement, count = boxed(looks, box, _pixels(here.not_points, looks.shape))
-            found.append(_Found(mask, agreement, "what fills the box", count))
+            found.append(_Found(mask, agreement, "what fills the box", count, curve=with_box(rule)))
     mask = np.any([each.mask for each in found], axis=0)
     confidence = min(each.confidence for each in found)
     doubtful = any(each.doubtful for each in found)
@@ -145,7 +147,10 @@ def _of_points(looks: Looks, prompt: Prompt, box: Box | None, targets: _Targets)
     for row, column in ruled_out:
         mask[row, column] = False
     what = found[0].what if len(found) == 1 else f"the parts of {len(found)} clicks"
-    return _Found(mask, min(each.agreement for each in found), what, sum(each.candidates for each in found))
+    # Clicks within a box, and one click whose rule had no say, have no curve.
+    curve = with_clicks(targets.rule) if len(found) > 1 and box is None else ""
+    agreement, count = min(each.agreement for each in found), sum(each.candidates for each in found)
+    return _Found(mask, agreement, what, count, curve=curve)
 
 
 def _of_click(
@@ -180,7 +185,7 @@ def _of_click(
         both = (masks, scores), ([mask for _, mask in known], np.array([score for score, _ in known]))
         mask, agreement = vote(both)
         what += f", by a vote with rule '{targets.rule}'"
-        return _Found(mask, agreement, what, len(parts) + len(known), targets.rule)
+        return _Found(mask, agreement, what, len(parts) + len(known), targets.rule, with_click(targets.rule))
     mask, more = _with_smaller(chosen, others)
     what += f" and {more} smaller of the same look" if more else ""
     return _Found(mask, choice.agreement, what, len(parts))

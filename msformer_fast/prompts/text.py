@@ -16,17 +16,20 @@ COLUMNS = {
 
 
 def parse(text: str, length: int, name: str) -> tuple[float, ...]:
-    """The numbers of one point (``length`` 2) or box (4), separated by commas or blanks.
+    """The numbers of one point (``length`` 2) or box (4), separated by commas or blanks; in a volume 3 or 6.
 
     Raises InputError, which calls it ``name``.
     """
+    in_volume = 3 * length // 2
     pieces = [piece for piece in re.split(r"[,\s]+", text.strip().strip("()[]")) if piece]
     try:
         numbers = tuple(float(piece) for piece in pieces)
     except ValueError:
         numbers = ()
-    if len(numbers) != length:
-        raise InputError(f"{name}: got {text!r}; accepted is {FORMS[length]}, numbers of pixels")
+    if len(numbers) not in (length, in_volume):
+        raise InputError(
+            f"{name}: got {text!r}; accepted is {FORMS[length]}, numbers of pixels, or {FORMS[in_volume]} in a volume"
+        )
     return numbers
 
 
