@@ -169,7 +169,8 @@ def test_names_that_are_not_known() -> None:
 def test_the_calibration() -> None:
     """More agreement and a better score never make a mask less sure, and no mask is sure of more than all."""
     rules = set(RULES) - {"auto", "lungs"}
-    assert set(WEIGHTS) == set(DOUBTFUL) == rules | {f"prompt {rule}" for rule in rules}
+    prompted = {f"{prompt} {rule}" for rule in rules for prompt in ("prompt", "clicks", "box")}
+    assert set(WEIGHTS) == set(DOUBTFUL) == rules | prompted
     for rule in WEIGHTS:
         by_agreement = [calibrated(rule, Raw(each, 3.0)) for each in np.linspace(0, 1, 21)]
         by_score = [calibrated(rule, Raw(0.9, each)) for each in np.linspace(-20, 20, 21)]
