@@ -8,8 +8,8 @@ from torch import Tensor
 
 from msformer_fast import ops
 from msformer_fast.errors import InputError
+from msformer_fast.loss_weights import LossWeights
 from msformer_fast.model import Scores
-from msformer_fast.ops.weighted_losses import LossWeights
 from msformer_fast.reference import weighted_losses as _reference
 
 __all__ = ["LossWeights", "Losses", "consistency_loss", "self_guiding_losses"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -11,26 +10,13 @@ from torch import Tensor
 from msformer_fast.dtypes import sum_dtype
 from msformer_fast.errors import InputError
 from msformer_fast.limits import WEIGHTED_LOSSES_CHANNELS
+from msformer_fast.loss_weights import LossWeights
 from msformer_fast.ops.backend import choose, over_limit, why_not_triton
 from msformer_fast.ops.registration import register
 from msformer_fast.ops.shapes import Shapes
 from msformer_fast.reference import weighted_losses as _reference
 
 OP = "weighted_losses"
-
-
-class LossWeights(NamedTuple):
-    """Weights of the losses; the defaults are the authors'. Their label-free demo uses (1, 2, 1.2)."""
-
-    clustering: float = 1.0
-    consistency: float = 1.5
-    stability: float = 1.3
-
-    def check(self) -> None:
-        """Raises InputError unless every weight is finite and not negative."""
-        for name, weight in self._asdict().items():
-            if not (math.isfinite(weight) and weight >= 0):
-                raise InputError(f"weights: {name} must be a finite number, 0 or more; got {weight}")
 
 
 class WeightedLosses(NamedTuple):

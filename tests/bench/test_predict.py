@@ -190,6 +190,6 @@ def test_the_worst_kernel() -> None:
     assert worst("stability_loss", "float32", "ieee", "sm_10") == (None, None)
     # Small kernels alone, of which there are tables in this dtype, say nothing of the op.
     assert worst("partial_sums", "float16", "ieee", "sm_90") == (56, "36/64")
-    assert worst("cross_scale_attention", "float16", "ieee", "sm_90") == (None, None)
+    assert worst("mix_ffn", "float16", "ieee", "sm_90") == (None, None)
     of_parts = [worst(op, "float32", "ieee", "gfx942")[0] or 0 for op in ("score_map", "patch_embedding")]
     assert worst("guided_score_map", "float32", "ieee", "gfx942")[0] == max(of_parts)
