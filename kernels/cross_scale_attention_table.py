@@ -109,10 +109,10 @@ EXCEPTIONS: dict[Key, dict[tuple[str, int], Row]] = {
 VOLUMES: dict[Key, dict[tuple[str, int], Row]] = {
     ("forward", "ieee", "large"): {("sm_86 sm_89", 16): (64, 32, 8)},
     ("query", "tf32", "large"): {("sm_86 sm_89", 32): (64, 16, 4)},
-    ("bias", "ieee", "large"): {("sm_80", 32): (64, 32, 8)},
-    ("bias", "tf32", "large"): {("sm_100 sm_120", 32): (64, 32, 8)},
+    ("bias", "ieee", "large"): {("sm_80", 32): (16, 32, 4)},
+    ("bias", "tf32", "large"): {("sm_100", 32): (64, 32, 8), ("sm_120", 32): (64, 16, 8)},
     ("bias", "half", "large"): {("sm_100", 32): (64, 32, 8)},
-    ("key", "ieee", "large"): {("sm_80", 32): (32, 32, 4)},
+    ("key", "ieee", "large"): {("sm_80", 32): (32, 32, 4), ("sm_86 sm_89", 16): (32, 32, 4)},
     ("key", "tf32", "large"): {
         ("sm_86 sm_89", 16): (64, 16, 4),
         ("sm_90", 16): (64, 16, 4),

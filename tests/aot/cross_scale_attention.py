@@ -66,10 +66,10 @@ CALLS = (
     (Attention(4, 32), (SINGLE, HALF)),
     # Volumes, Swin UNETR's among them: windows of several tiles, and of one.
     *((Attention(7, D, soft=True, axes=3), PRODUCTS) for D in (16, 32, 8)),
-    *((Attention(8, D, axes=3), (TF32, HALF) if D == 32 else (HALF,)) for D in (32, 16, 8)),
+    *((Attention(8, D, axes=3), PRODUCTS) for D in (32, 16, 8)),
     (Attention(10, 16, axes=3), (HALF,)),
     (Attention(7, 16, soft=True, axes=3), (FLOAT16,)),
-    *((Attention(4, D, axes=3), (HALF,) if D < 32 else (SINGLE, HALF)) for D in (32, 16, 8)),
+    *((Attention(4, D, axes=3), PRODUCTS) for D in (32, 16, 8)),
     (Attention(4, 16, halo=1, ratio=(1, 2), axes=3), (HALF,)),
 )
 
