@@ -28,11 +28,9 @@ from msformer_fast.foreground.calibration import (
     DOUBTFUL,
     Raw,
     calibrated,
+    curve_of,
     expected_dice,
     features,
-    with_box,
-    with_click,
-    with_clicks,
 )
 from msformer_fast.foreground.doubt import LEFT
 from msformer_fast.formats.plain import read_image, read_mask
@@ -42,8 +40,8 @@ from msformer_fast.look import GREY, PALETTE
 # Under this Dice a mask should be marked, over that it should not.
 BAD, GOOD = 0.8, 0.9
 _BINS = 5
-# Prompts with a curve for each kind of image, by the rule that was made for it.
-_BY_KIND = {"box": with_box, "clicks": with_clicks}
+# Prompts with a curve for each kind of image, whatever rule had a say.
+_BY_KIND = ("box", "clicks")
 # Share of good masks that may be marked.
 _MARKED = 0.1
 # Weight of the penalty on large weights.
@@ -86,10 +84,10 @@ def read_folder(folder: Path) -> list[Judged]:
         odd = place % 2 == 0
         judged.append(Judged(row["rule"], raw, confidence, doubtful, float(row["blind_dice"]), odd, strange))
         if row.get("point_rule"):
-            judged.append(_of_prompt(row, "point", with_click(row["point_rule"]), odd))
-        for prompt, name in _BY_KIND.items():
+            judged.append(_of_prompt(row, "point", curve_of("prompt", row["point_rule"]), odd))
+        for prompt in _BY_KIND:
             if float(row.get(f"{prompt}_agreement") or 0) > 0:
-                judged.append(_of_prompt(row, prompt, name(row["rule"]), odd))
+                judged.append(_of_prompt(row, prompt, curve_of(prompt, row["rule"]), odd))
     return judged
 
 
@@ -217,7 +215,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_degraded(arguments.images, arguments.masks, arguments.output, arguments.turn)
         return
     judged = [each for folder in arguments.folders for each in read_folder(folder)]
-    for rule in (*_LOOKS, *map(with_click, _LOOKS), *map(with_clicks, _LOOKS), *map(with_box, _LOOKS)):
+    curves = [curve_of(prompt, rule) for prompt in ("prompt", "clicks", "box") for rule in _LOOKS]
+    for rule in (*_LOOKS, *curves):
         of_rule = [each for each in judged if each.rule == rule]
         # What the rule says it was not made for is marked already, and no part of its curve.
         odd = [each for each in of_rule if each.odd and not each.misfit]

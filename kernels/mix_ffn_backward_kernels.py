@@ -261,7 +261,7 @@ def product_gradient_kernel(
     Sums of the convolution stay [P, BLOCK_D] until the end: nothing is reduced across threads inside the loop.
     """
     # The last block begins early where it would not be full: channels that it shares with the one before are summed in
-    # both, and stored once. So no load in the loop asks whether a channel exists.
+    # both, and stored once. So no load of an inner tile asks whether a channel exists.
     first = tl.program_id(0) * BLOCK_D
     o_d, o_c = tl.minimum(first, max(D - BLOCK_D, 0)) + tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_C)
     b_zero = tl.zeros((TILE_H * TILE_W, BLOCK_D), ACC)

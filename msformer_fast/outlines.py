@@ -36,15 +36,15 @@ def carry_up(mask: Mask, image: NDArray[np.floating[Any]]) -> Mask:
     Sources: signed distance; localised two-region model of an edge (Lankton and Tannenbaum, IEEE TIP 17, 2008).
 
     Args:
-        mask: (h, w) bool, not empty, of any size with the image's aspect.
+        mask: (h, w) bool, of any size with the image's aspect.
         image: (H, W, C) floats in [0, 1].
 
     Returns:
-        (H, W) bool, not empty.
+        (H, W) bool, empty only if the mask is.
     """
     shape = (image.shape[0], image.shape[1])
-    if mask.all():
-        return np.ones(shape, dtype=bool)
+    if mask.all() or not mask.any():
+        return np.full(shape, mask.any())
     coarse = judged_size(shape)
     small = rescale(mask.astype(np.float64), coarse) >= 0.5
     if not small.any() or small.all():  # smaller than half a pixel of the grid

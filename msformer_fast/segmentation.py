@@ -258,7 +258,7 @@ def segment(
         voted = voted.astype(np.result_type(labels.dtype, np.min_scalar_type(int(voted.max()))))
         labels = carry_up_labels(voted, pixels.shape[:2])
         agreement = resize_nearest(agreement, pixels.shape[:2])
-    mask = carry_up(chosen.mask, pixels) if chosen.mask.any() else np.zeros(pixels.shape[:2], dtype=bool)
+    mask = carry_up(chosen.mask, pixels)
     if margin is not None:
         chosen = replace(chosen, reason=f"{chosen.reason} Left out: {margin}.")
         outside = max(clusters, int(labels.max()) + 1)

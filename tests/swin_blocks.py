@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from msformer_fast.nn import MonaiSwinBlock, TimmSwinBlock
 from tests.harness.error_rule import Errors, errors_of
@@ -106,3 +106,20 @@ def errors_in(
     theirs = results(block.to(dtype), x, *extra)
     ours = results(drop_in(block), x, *extra)
     return {name: errors_of(name, ours[name], theirs[name], truth[name]) for name in theirs}
+
+
+def with_large_biases(model: nn.Module) -> nn.Module:
+    """The same network, its tables of relative positions as large as trained ones."""
+    for name, parameter in model.named_parameters():
+        if "bias_table" in name:
+            nn.init.normal_(parameter)
+    return model
+
+
+def of_network(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """Output, and the gradients of its parameters."""
+    out = model(x)
+    weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape)
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    found = torch.autograd.grad((out * weight).mean(), parameters, allow_unused=True)
+    return {"output": out.detach()} | {n: g for n, g in zip(names, found, strict=True) if g is not None}

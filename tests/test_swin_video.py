@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import msformer_fast as mf
 from msformer_fast.nn import TorchvisionShiftedWindowAttention3d
 from tests.harness.error_rule import assert_no_worse
-from tests.swin_blocks import assert_equal, errors_in, has_torchvision, results
+from tests.swin_blocks import assert_equal, errors_in, has_torchvision, of_network, results, with_large_biases
 
 pytestmark = pytest.mark.usefixtures("drop_ins_compute")
 
@@ -120,10 +120,10 @@ def test_a_network() -> None:
 def test_swin3d_t(dtype: torch.dtype) -> None:
     """With its own sizes and random weights."""
     model, x = video_swin_t().to(dtype), torch.randn(1, 3, 17, 70, 61, dtype=dtype)
-    want = gradients(model, x)
+    want = of_network(model, x)
     with mf.accelerate(model) as swaps:
         assert len(swaps) == 12
-        found = gradients(model, x)
+        found = of_network(model, x)
     for name, value in want.items():
         allowed = (1e-9 if dtype == torch.float64 else 1e-3) * float(value.abs().max())
         assert float((found[name] - value).abs().max()) <= allowed, name
@@ -133,17 +133,4 @@ def video_swin_t() -> nn.Module:
     video_swin()
     from torchvision.models.video import swin3d_t
 
-    model: nn.Module = swin3d_t(weights=None).eval()  # without stochastic depth
-    for name, parameter in model.named_parameters():
-        if "bias_table" in name:
-            nn.init.normal_(parameter)
-    return model
-
-
-def gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """Output, and the gradients of the parameters."""
-    out = model(x)
-    weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape)
-    names, parameters = zip(*model.named_parameters(), strict=True)
-    found = torch.autograd.grad((out * weight).sum(), parameters)
-    return {"output": out.detach(), **dict(zip(names, found, strict=True))}
+    return with_large_biases(swin3d_t(weights=None).eval())  # without stochastic depth

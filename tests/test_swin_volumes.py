@@ -7,12 +7,21 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from msformer_fast import InputError, accelerate
 from msformer_fast.nn import MonaiSwinBlock, MonaiSwinLayer
 from tests.harness.error_rule import assert_no_worse
-from tests.swin_blocks import assert_equal, batch, block_of, errors_in, monai_swin, results
+from tests.swin_blocks import (
+    assert_equal,
+    batch,
+    block_of,
+    errors_in,
+    monai_swin,
+    of_network,
+    results,
+    with_large_biases,
+)
 
 pytestmark = pytest.mark.usefixtures("drop_ins_compute")
 
@@ -125,20 +134,7 @@ def test_autocast() -> None:
 
 def swin_unetr(**options: Any) -> nn.Module:
     """A small one, with biases as large as trained ones."""
-    model = monai_swin().SwinUNETR(1, 2, feature_size=12, spatial_dims=3, **options)
-    for name, parameter in model.named_parameters():
-        if "bias_table" in name:
-            nn.init.normal_(parameter)
-    return model
-
-
-def run(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """Output, and the gradients of its parameters."""
-    out = model(x)
-    weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape)
-    names, parameters = zip(*model.named_parameters(), strict=True)
-    found = torch.autograd.grad((out * weight).mean(), parameters, allow_unused=True)
-    return {"output": out.detach()} | {n: g for n, g in zip(names, found, strict=True) if g is not None}
+    return with_large_biases(monai_swin().SwinUNETR(1, 2, feature_size=12, spatial_dims=3, **options))
 
 
 #: Volumes of 64 a side take two minutes.
@@ -149,10 +145,10 @@ LARGE = [pytest.param((side,) * 3, marks=pytest.mark.slow) for side in (64, 96)]
 def test_swin_unetr_in_float64(size: tuple[int, ...]) -> None:
     """In its blocks the volume has halves, quarters, ... of these sides, in windows of 7, which do not divide them."""
     model, x = swin_unetr().double(), torch.randn(1, 1, *size, dtype=torch.float64)
-    want = run(model, x)
+    want = of_network(model, x)
     with accelerate(model) as swaps:
         assert len(swaps) == 12  # two blocks in each of four layers
-        found = run(model, x)
+        found = of_network(model, x)
     largest = max(float(value.abs().max()) for name, value in want.items() if name != "output")
     for name, value in want.items():
         scale = max(float(value.abs().max()), 1e-6 * largest)  # gradients before a norm are zero but for rounding
@@ -163,9 +159,9 @@ def test_swin_unetr_in_float64(size: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("options", [{"use_v2": True}, {"use_checkpoint": True}], ids=str)
 def test_swin_unetrs_options(options: dict[str, bool]) -> None:
     model, x = swin_unetr(**options), torch.randn(2, 1, 64, 64, 64)
-    want = run(model, x)["output"]
+    want = of_network(model, x)["output"]
     with accelerate(model):
-        found = run(model, x)["output"]
+        found = of_network(model, x)["output"]
     torch.testing.assert_close(found, want, rtol=1e-3, atol=1e-4)
 
 

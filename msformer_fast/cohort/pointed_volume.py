@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msformer_fast.cohort.task import PROMPTS, Task
-from msformer_fast.errors import DivergenceError
+from msformer_fast.cohort.volume_slice import segment_slice
 from msformer_fast.formats import ImageFile
 from msformer_fast.prompts.prompt import Prompt
 from msformer_fast.prompts.volume import Beginning, VolumePrompt
@@ -81,47 +81,41 @@ class _Walk:
     def of(self, beginning: Beginning) -> Iterator[tuple[int, Segmentation]]:
         """The slices that hold an object, with what was found in each; some from two sides."""
         for index, prompt in sorted(beginning.prompts.items()):
-            first = self._segment(index, **_arguments(prompt))
+            pixels = self.file.read(index)
+            first = self._segment(index, pixels, **_arguments(prompt))
             if first is None:
                 continue
             yield index, first
             for step in (-1, 1):
-                yield from self._onwards(beginning, index, step, first)
+                yield from self._onwards(beginning, index, step, pixels, first)
 
     def _onwards(
-        self, beginning: Beginning, index: int, step: int, found: Segmentation
+        self, beginning: Beginning, index: int, step: int, pixels: NDArray[np.float32], found: Segmentation
     ) -> Iterator[tuple[int, Segmentation]]:
         from msformer_fast.prompts.carry import Neighbour
 
-        pixels = self.file.read(index)
         while found.mask.any():
             index += step
             if not beginning.first <= index < beginning.beyond or index in beginning.prompts:
                 return
             neighbour = Neighbour(pixels, found.mask, beginning.box)
             not_points = self.prompt.not_points_of(index)
-            next_one = self._segment(index, neighbour=neighbour, **({"not_points": not_points} if not_points else {}))
+            given = {"not_points": not_points} if not_points else {}
+            pixels = self.file.read(index)
+            next_one = self._segment(index, pixels, neighbour=neighbour, **given)
             if next_one is None:
                 return
-            found, pixels = next_one, self.file.read(index)
+            found = next_one
             if found.mask.any():
                 yield index, found
 
-    def _segment(self, index: int, **arguments: Any) -> Segmentation | None:
+    def _segment(self, index: int, pixels: NDArray[np.float32], **arguments: Any) -> Segmentation | None:
         """What was found in a slice; ``None`` in one without contrast."""
-        from msformer_fast.segmentation import segment
-
-        pixels = self.file.read(index)
-        if (pixels == pixels[0, 0]).all():
-            return None
         settings = {name: value for name, value in self.task.settings.items() if name not in PROMPTS}
         settings |= arguments
         if settings.get("runs") is None:
             settings["runs"] = str(self.runs)
-        try:
-            return segment(pixels, modality=self.file.modality, callback=self.callback, **settings)
-        except DivergenceError as error:
-            raise DivergenceError(f"slice {index}: {error}") from error
+        return segment_slice(self.file, index, pixels, self.callback, **settings)
 
 
 def _arguments(prompt: Prompt) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from msformer_fast.cohort.lung_volume import is_lung_volume, joined_lungs
 from msformer_fast.cohort.pointed_volume import pointed_slices
 from msformer_fast.cohort.results import PARTIAL, of_run, with_notes, write_dicom_seg, write_thumbnail
 from msformer_fast.cohort.task import FREE, Task, prompt_in, stamp
+from msformer_fast.cohort.volume_slice import segment_slice
 from msformer_fast.contact_sheet import Tile, contact_sheet
-from msformer_fast.errors import DivergenceError
 from msformer_fast.files import atomic, check_output_folder, write_json
 from msformer_fast.formats import ImageFile
 from msformer_fast.images import write_png
@@ -104,15 +104,10 @@ def _slice(
     if found is not None:
         return found
     pixels = file.read(index) if pixels is None else pixels
-    if (pixels == pixels[0, 0]).all():
+    result = segment_slice(file, index, pixels, callback, **task.settings)
+    if result is None:
         blank = np.zeros(file.shape, dtype=np.uint8)
         return blank.astype(bool), blank, {"blank": True}
-    from msformer_fast.segmentation import segment
-
-    try:
-        result = segment(pixels, modality=file.modality, callback=callback, **task.settings)
-    except DivergenceError as error:
-        raise DivergenceError(f"slice {index}: {error}") from error
     record = _record(result)
     with atomic(path) as out:
         np.savez_compressed(out, mask=result.mask, labels=result.labels, record=json.dumps(record))

@@ -49,19 +49,10 @@ WEIGHTS = {
 _LEAST, _MOST = 0.02, 0.999
 
 
-def with_click(rule: str) -> str:
-    """The name under which the tables above have one click, by a vote with a rule."""
-    return f"prompt {rule}"
-
-
-def with_clicks(rule: str) -> str:
-    """That of several clicks in an image of the kind that a rule was made for; empty without a rule."""
-    return f"clicks {rule}" if rule else ""
-
-
-def with_box(rule: str) -> str:
-    """That of a box in such an image; empty without a rule."""
-    return f"box {rule}" if rule else ""
+def curve_of(prompt: str, rule: str) -> str:
+    """The name of the curve of ``"prompt"``, one click put to a vote with a rule, of several ``"clicks"`` or of a
+    ``"box"`` in an image of the kind that a rule was made for; empty without a rule."""
+    return f"{prompt} {rule}" if rule else ""
 
 
 class Raw(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
@@ -111,20 +111,30 @@ def as_prompt(points: Any = None, not_points: Any = None, boxes: Any = None) -> 
         if _width_and_height(box) is None:
             shown = ",".join(f"{each:g}" for each in box)
             raise InputError(f"boxes: {shown} has no area; accepted is X0,Y0,X1,Y1 with X0 < X1 and Y0 < Y1")
-    ruled_out = {(math.floor(x), math.floor(y)) for x, y in prompt.not_points}
-    for x, y in prompt.points:
-        if (math.floor(x), math.floor(y)) in ruled_out:
-            raise InputError(f"points: {x:g},{y:g} is one of not_points too; give each pixel to one of them")
-        if prompt.boxes and not any(holds(box, (x, y)) for box in prompt.boxes):
-            raise InputError(f"points: {x:g},{y:g} lies in no box; give points within the boxes, or no boxes")
-    if prompt.not_points and not (prompt.points or prompt.boxes):
-        raise InputError("not_points: given alone; accepted with points or boxes, which say what the object is")
+    check_together(prompt.points, prompt.not_points, prompt.boxes)
     return prompt or None
 
 
-def holds(box: Box, point: Point) -> bool:
-    """Whether a point lies in a box."""
-    return box[0] <= point[0] < box[2] and box[1] <= point[1] < box[3]
+def check_together(
+    points: Sequence[Sequence[float]], not_points: Sequence[Sequence[float]], boxes: Sequence[Sequence[float]]
+) -> None:
+    """Raises InputError for what cannot be meant together, in an image or in a volume: a point that is a not-point too,
+    a point outside of all boxes, or not-points alone."""
+    ruled_out = {tuple(map(math.floor, point)) for point in not_points}
+    for point in points:
+        shown = ",".join(f"{each:g}" for each in point)
+        if tuple(map(math.floor, point)) in ruled_out:
+            raise InputError(f"points: {shown} is one of not_points too; give each pixel to one of them")
+        if boxes and not any(holds(box, point) for box in boxes):
+            raise InputError(f"points: {shown} lies in no box; give points within the boxes, or no boxes")
+    if not_points and not (points or boxes):
+        raise InputError("not_points: given alone; accepted with points or boxes, which say what the object is")
+
+
+def holds(box: Sequence[float], point: Sequence[float]) -> bool:
+    """Whether a point lies in a box, of an image or of a volume: least corner, then the first place beyond it."""
+    axes = len(point)
+    return all(low <= at < beyond for low, at, beyond in zip(box[:axes], point, box[axes:], strict=True))
 
 
 def rows(name: str, given: Any, length: int) -> list[list[float]]:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msformer_fast.foreground import Foreground, Maps, clusters_in, known_rule, known_targets
-from msformer_fast.foreground.calibration import DOUBTFUL, Raw, calibrated, with_box, with_click, with_clicks
+from msformer_fast.foreground.calibration import DOUBTFUL, Raw, calibrated, curve_of
 from msformer_fast.foreground.choice import choose, vote
 from msformer_fast.foreground.evidence import Mask, enlarge
 from msformer_fast.foreground.priors import normal_term
@@ -114,7 +114,7 @@ def prompted(runs: Sequence[Maps], image: NDArray[Any], prompt: Prompt, modality
             found.append(_of_points(looks, Prompt(inside, here.not_points), box, targets))
         else:
             mask, agreement, count = boxed(looks, box, _pixels(here.not_points, looks.shape))
-            found.append(_Found(mask, agreement, "what fills the box", count, curve=with_box(rule)))
+            found.append(_Found(mask, agreement, "what fills the box", count, curve=curve_of("box", rule)))
     mask = np.any([each.mask for each in found], axis=0)
     confidence = min(each.confidence for each in found)
     doubtful = any(each.doubtful for each in found)
@@ -148,7 +148,7 @@ def _of_points(looks: Looks, prompt: Prompt, box: Box | None, targets: _Targets)
         mask[row, column] = False
     what = found[0].what if len(found) == 1 else f"the parts of {len(found)} clicks"
     # Clicks within a box, and one click whose rule had no say, have no curve.
-    curve = with_clicks(targets.rule) if len(found) > 1 and box is None else ""
+    curve = curve_of("clicks", targets.rule) if len(found) > 1 and box is None else ""
     agreement, count = min(each.agreement for each in found), sum(each.candidates for each in found)
     return _Found(mask, agreement, what, count, curve=curve)
 
@@ -185,7 +185,7 @@ def _of_click(
         both = (masks, scores), ([mask for _, mask in known], np.array([score for score, _ in known]))
         mask, agreement = vote(both)
         what += f", by a vote with rule '{targets.rule}'"
-        return _Found(mask, agreement, what, len(parts) + len(known), targets.rule, with_click(targets.rule))
+        return _Found(mask, agreement, what, len(parts) + len(known), targets.rule, curve_of("prompt", targets.rule))
     mask, more = _with_smaller(chosen, others)
     what += f" and {more} smaller of the same look" if more else ""
     return _Found(mask, choice.agreement, what, len(parts))

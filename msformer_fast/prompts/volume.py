@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
 from msformer_fast.errors import InputError
-from msformer_fast.prompts.prompt import FORMS, Box, Point, Prompt, as_prompt, rows
+from msformer_fast.prompts.prompt import FORMS, Box, Point, Prompt, as_prompt, check_together, holds, rows
 
 PointInVolume: TypeAlias = tuple[float, float, float]
 BoxInVolume: TypeAlias = tuple[float, float, float, float, float, float]
@@ -80,7 +80,7 @@ class VolumePrompt:
         found = []
         for box in self.boxes:
             first, beyond = max(0, math.floor(box[2])), min(slices, math.ceil(box[5]))
-            inside = [point for point in left if _holds(box, point)]
+            inside = [point for point in left if holds(box, point)]
             left = [point for point in left if point not in inside]
             at = sorted({math.floor(z) for _, _, z in inside}) or [(first + beyond - 1) // 2]
             prompts = {index: self._prompt(index, inside, _in_plane(box)) for index in at}
@@ -126,15 +126,7 @@ def given_prompt(points: Any = None, not_points: Any = None, boxes: Any = None) 
         if not (box[0] < box[3] and box[1] < box[4] and box[2] < box[5]):
             shown = ",".join(f"{each:g}" for each in box)
             raise InputError(f"boxes: {shown} has no volume; accepted is {FORMS[6]}, the first three the smaller ones")
-    ruled_out = {tuple(map(math.floor, point)) for point in prompt.not_points}
-    for point in prompt.points:
-        shown = ",".join(f"{each:g}" for each in point)
-        if tuple(map(math.floor, point)) in ruled_out:
-            raise InputError(f"points: {shown} is one of not_points too; give each to one of them")
-        if prompt.boxes and not any(_holds(box, point) for box in prompt.boxes):
-            raise InputError(f"points: {shown} lies in no box; give points within the boxes, or no boxes")
-    if prompt.not_points and not (prompt.points or prompt.boxes):
-        raise InputError("not_points: given alone; accepted with points or boxes, which say what the object is")
+    check_together(prompt.points, prompt.not_points, prompt.boxes)
     return prompt
 
 
@@ -150,7 +142,3 @@ def _lengths(given: Any) -> set[int]:
 def _in_plane(box: BoxInVolume) -> Box:
     x0, y0, _, x1, y1, _ = box
     return x0, y0, x1, y1
-
-
-def _holds(box: BoxInVolume, point: PointInVolume) -> bool:
-    return all(box[axis] <= point[axis] < box[axis + 3] for axis in range(3))
