@@ -173,7 +173,8 @@ OPS = {
             differentiable=2,
             options=("heads", "norm", "residual", "memory", "eps"),
             # Saturated, the sums of the keys' gradients cancel: 1.1 to 2.4 times was seen, both errors about 2e-6.
-            luck={"sharp": 3.0},
+            # Where a mean is hundreds of times the spread, either error is that of one rounding, and may be near 0.
+            luck={"sharp": 3.0, "batch norm": 3.0, "bare batch norm": 3.0},
             slow=("lean",),
         ),
         Op(

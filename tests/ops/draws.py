@@ -174,9 +174,11 @@ def draw_head(s: Sizes) -> Inputs:
 
 
 def batch_norm_of(x: Tensor, weight: Tensor, bias: Tensor) -> BatchNorm:
-    """A batch norm of a map by the map's own statistics."""
-    var, mean = torch.var_mean(x.detach().to(sum_dtype(x.dtype)), (0, 1, 2), correction=0)
-    return BatchNorm(weight, bias, mean, var, 1e-5)
+    """A batch norm of a map by the map's own statistics: taken in float64, as PyTorch's own norm takes them on a CPU,
+    then rounded, so that their error is no part of what is compared."""
+    var, mean = torch.var_mean(x.detach().double(), (0, 1, 2), correction=0)
+    dtype = sum_dtype(x.dtype)
+    return BatchNorm(weight, bias, mean.to(dtype), var.to(dtype), 1e-5)
 
 
 def _norms_of_a_head(inputs: Inputs) -> dict[str, BatchNorm]:
