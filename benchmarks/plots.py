@@ -29,6 +29,8 @@ OWN = {
     "torch": (PALETTE["blue"], "s"),
     "torch-lean": (PALETTE["blue"], "D"),
     "native": (PALETTE["reddish purple"], ">"),
+    "native-ieee": (PALETTE["reddish purple"], "<"),
+    "native-high": (PALETTE["reddish purple"], "H"),
     "triton": (PALETTE["vermilion"], "^"),
     "triton-lean": (PALETTE["orange"], "v"),
     "triton-ieee": (PALETTE["yellow"], "H"),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -11,20 +12,41 @@ from torch import Tensor, nn
 from msformer_fast import MSFormer, self_guiding_losses
 from msformer_fast.benchmarks.case import Case, Floor, Kernels, Subject, Wanted, refuse_device
 from msformer_fast.benchmarks.ledger import rows_of
+from msformer_fast.benchmarks.precision import products
+from msformer_fast.kernels.native import library
 from msformer_fast.ops.precision import kernel_precision, use_ieee_products
 from msformer_fast.parity import NOISE
 
-#: Backend and memory of each provider; "triton-ieee" multiplies by fused multiply-adds alone, "compiled" is the plain
-#: network under ``torch.compile``.
+#: Backend and memory of each provider; those named "ieee" multiply by fused multiply-adds alone, "native-high" as where
+#: products of lower precision are asked for, "compiled" is the plain network under ``torch.compile``.
 PROVIDERS = {
     "reference": ("reference", "fast"),
     "torch": ("torch", "fast"),
     "torch-lean": ("torch", "lean"),
     "native": ("native", "fast"),
+    "native-ieee": ("native", "fast"),
+    "native-high": ("native", "fast"),
     "triton": ("triton", "fast"),
     "triton-lean": ("triton", "lean"),
     "triton-ieee": ("triton", "fast"),
     "compiled": ("reference", "fast"),
+}
+
+
+@contextmanager
+def _ieee_products() -> Iterator[None]:
+    use_ieee_products()
+    try:
+        yield
+    finally:
+        use_ieee_products(False)
+
+
+#: How a provider's products are made, where not as by default.
+PRODUCTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
+    "triton-ieee": _ieee_products,
+    "native-ieee": _ieee_products,
+    "native-high": lambda: products("tf32"),
 }
 
 #: Those whose whole step is replayed as CUDA graphs; they have no other part.
@@ -58,8 +80,14 @@ class StepBench:
 
     def why_not(self, case: Case, provider: str) -> str | None:
         refusal = refuse_device(case, provider)
-        if refusal or provider != "triton-ieee":
+        if refusal or provider not in PRODUCTS:
             return refusal
+        if provider.startswith("native"):
+            return (
+                None
+                if library.use_tiles(3)
+                else "the processor has no matrix unit: products are of vectors in any case"
+            )
         if kernel_precision(torch.float32, torch.device(case.device)) == "tf32x3":
             return None
         return "float32 products are fused multiply-adds here in any case, or of tf32, as was asked for"
@@ -73,7 +101,7 @@ class StepBench:
             torch.compiler.reset()
             model = torch.compile(model, dynamic=False)  # type: ignore[assignment]
         subject = _subject(model, image_of(case), backend)
-        return _with_ieee_products(subject) if provider == "triton-ieee" else subject
+        return _within(PRODUCTS[provider], subject) if provider in PRODUCTS else subject
 
     def truth(self, case: Case) -> dict[str, Tensor]:
         backend, memory = ("reference", "fast") if case["side"] <= PLAIN_TRUTH else ("torch", "lean")
@@ -139,14 +167,11 @@ def _subject(model: nn.Module, image: Tensor, backend: str) -> Subject:
     return Subject(parts, before, results, close=rest)
 
 
-def _with_ieee_products(subject: Subject) -> Subject:
+def _within(made: Callable[[], AbstractContextManager[None]], subject: Subject) -> Subject:
     def within(call: Callable[[], Any]) -> Callable[[], Any]:
         def called() -> Any:
-            use_ieee_products()
-            try:
+            with made():
                 return call()
-            finally:
-                use_ieee_products(False)
 
         return called
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from msformer_fast import ops
 from msformer_fast.errors import BackendError
+from msformer_fast.float32_products import parts_of_16_bits
 from msformer_fast.kernels.native import library
 from msformer_fast.ops.backend import BACKENDS
 from msformer_fast.version import __version__
@@ -41,8 +42,12 @@ def environment() -> dict[str, Any]:
         "torch_cuda": torch.version.cuda or torch.version.hip or "none (CPU build)",
         "devices": devices,
         "threads": torch.get_num_threads(),
-        "cpu_kernels": library.why_not_built() or f"compiled for {library.variant()}",
+        "cpu_kernels": library.why_not_built() or f"compiled for {library.variant()}{_matrix_unit()}",
     }
+
+
+def _matrix_unit() -> str:
+    return ", products on its matrix unit (AMX)" if library.use_tiles(parts_of_16_bits()) else ""
 
 
 def _sample_calls(device: str) -> dict[str, Callable[[str | None], object]]:

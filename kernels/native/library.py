@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from msformer_fast.float32_products import parts_of_16_bits
 from msformer_fast.kernels.native import FOLDER, library_path
 
 #: What PyTorch calls the processor's instruction sets, and the library that is compiled for them.
@@ -51,10 +52,23 @@ def run(function: str, **arguments: Any) -> None:
         TypeError: an argument that the function does not have, or that is missing.
     """
     call, kinds = _functions()[function]
+    use_tiles(parts_of_16_bits())
     arguments["threads"] = torch.get_num_threads()
     if arguments.keys() != kinds.keys():
         raise TypeError(f"{function} takes {', '.join(kinds)}; got {', '.join(arguments)}")
     _call(call, kinds, arguments)
+
+
+def use_tiles(parts: int) -> int:
+    """Have products made on the matrix unit, of operands in so many parts; 0: of vectors.
+
+    Returns:
+        ``parts``, or 0 where the processor or the system has no such unit.
+    """
+    used = torch.zeros(1, dtype=torch.int64)
+    call, kinds = _functions()["use_tiles"]
+    _call(call, kinds, {"parts": parts, "used": used})
+    return int(used)
 
 
 def _call(call: Any, kinds: dict[str, str], arguments: dict[str, Any]) -> None:
@@ -68,6 +82,7 @@ def _value(value: Any, kind: str) -> Any:
         return None
     assert isinstance(value, Tensor) and value.is_contiguous()
     assert "float" not in kind or value.dtype == torch.float32
+    assert "int64_t" not in kind or value.dtype == torch.int64
     return ctypes.c_void_p(value.data_ptr())
 
 

@@ -12,6 +12,9 @@ enum class Start { zero, bias, sum };
 // Terms that are summed one after the other: longer sums are put together of such, which round less.
 constexpr int64_t DEEPEST = 32;
 
+// Rows and columns from which it is worth to split a right operand that is used once.
+constexpr int64_t ROWS_OF_TILES = 64, COLUMNS_OF_TILES = 96;
+
 // N lanes of a vector: all, or those of the edge.
 template <int N>
 struct Lanes {
@@ -77,6 +80,14 @@ void panel_of(int64_t vectors, int edge, int64_t rows, int64_t depth, Left a, co
 
 template <Start START>
 void product_from(int64_t rows, int64_t columns, int64_t depth, Left a, Right b, float* c, int64_t c_row, const float* bias) {
+  const bool add = START == Start::sum;
+  if (b.parts) {
+    const auto right = reinterpret_cast<const tiles::half*>(b.p);
+    return tiles::product(b.parts, rows, columns, depth, a, right, bias, add, c, c_row);
+  }
+  const int64_t parts = b.row && rows >= ROWS_OF_TILES && columns >= COLUMNS_OF_TILES && depth >= 32 ? tiles::parts() : 0;
+  if (parts) return tiles::product_of(parts, rows, columns, depth, a, b.p, b.row, bias, add, c, c_row);
+
   const Panels panels(columns);
   const auto walk = [&](int64_t at, int64_t vectors, int edge) {
     const float *from = b.p + (b.row ? at : at * depth), *row = bias ? bias + at : nullptr;

@@ -9,6 +9,7 @@
 #include <memory>
 #include <new>
 
+#include "tiles.h"
 #include "vectors.h"
 
 // Aligned memory of zeros.
@@ -51,14 +52,24 @@ struct Panels {
 
 struct Right {
   const float* p;
-  int64_t row;  // stride of a row; 0 where it is packed in panels
+  int64_t row;        // stride of a row; 0 where it is packed
+  int64_t parts = 0;  // that it is split in, where it is packed in tiles
 };
 
-// (depth, columns) in panels, padded with zeros, from a matrix with any strides.
+// (depth, columns) in panels or tiles, padded with zeros, from a matrix with any strides.
 class Packed {
  public:
   Packed(const float* p, int64_t depth, int64_t columns, int64_t depth_stride, int64_t column_stride)
-      : memory_(depth * padded(columns)) {
+      : parts_(worth_tiles(depth, columns) ? tiles::parts() : 0), memory_(size(parts_, depth, columns)) {
+    if (parts_) {
+      const int64_t row = padded(columns);
+      const Scratch copy(depth * row);
+      for (int64_t k = 0; k < depth; ++k)
+        for (int64_t j = 0; j < columns; ++j) copy[k * row + j] = p[k * depth_stride + j * column_stride];
+      tiles::split_right(parts_, copy, row, depth, columns, reinterpret_cast<tiles::half*>(static_cast<float*>(memory_)));
+      return;
+    }
+
     const Panels panels(columns);
     float* to = memory_;
     const auto pack = [&](int64_t first, int64_t last) {
@@ -69,9 +80,16 @@ class Packed {
       pack(panels.first(panel) * LANES, panels.first(panel + 1) * LANES);
     pack(panels.vectors * LANES, panels.vectors * LANES + panels.edge);
   }
-  operator Right() const { return {memory_, 0}; }
+  operator Right() const { return {memory_, 0, parts_}; }
+
+  // Products of such operands, and with many rows, are faster in tiles.
+  static bool worth_tiles(int64_t depth, int64_t columns) { return depth >= 32 && columns >= 32; }
 
  private:
+  static int64_t size(int64_t parts, int64_t depth, int64_t columns) {
+    return parts ? (tiles::size_of_right(parts, depth, columns) + 1) / 2 : depth * padded(columns);
+  }
+  int64_t parts_;
   Scratch memory_;
 };
 

@@ -7,12 +7,11 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from msformer_fast import float32_products
 from msformer_fast.errors import InputError
 
 #: Cards whose tensor cores multiply tf32 more than three times as fast as other units multiply float32.
 TF32X3_TARGETS = ("sm_80", "sm_90", "sm_100")
-
-_ieee_everywhere = False
 
 
 def use_ieee_products(enabled: bool = True) -> None:
@@ -23,7 +22,9 @@ def use_ieee_products(enabled: bool = True) -> None:
     tf32 and ``a2`` what is left. Their error is no larger than that of fused multiply-adds, and they issue about half
     of the instructions. What differs: of operands below 1e-34 parts may be lost, and an infinite one gives NaN. Other
     cards, and ``cross_scale_attention``, ``linear_clustering_loss`` and ``stability_loss`` on all, use fused
-    multiply-adds in any case; so does ``efficient_attention`` for what two of its kernels must make alike.
+    multiply-adds in any case; so does ``efficient_attention`` for what two of its kernels must make alike. On a CPU
+    with a matrix unit (AMX) large products are sums of six products of bfloat16 parts, three of an operand, and of
+    three where the precision is lower: two parts, more exact than tf32.
 
     It holds for the whole process, from the next call on.
 
@@ -38,8 +39,7 @@ def use_ieee_products(enabled: bool = True) -> None:
     """
     if not isinstance(enabled, bool):
         raise InputError(f"use_ieee_products: enabled must be True or False; got {enabled!r}")
-    global _ieee_everywhere
-    _ieee_everywhere = enabled
+    float32_products.ieee_everywhere = enabled
 
 
 def input_precision(dtype: torch.dtype, target: str | None = None) -> str:
@@ -54,7 +54,7 @@ def input_precision(dtype: torch.dtype, target: str | None = None) -> str:
         return "ieee"
     if torch.get_float32_matmul_precision() != "highest":
         return "tf32"
-    return "tf32x3" if target in TF32X3_TARGETS and not _ieee_everywhere else "ieee"
+    return "tf32x3" if target in TF32X3_TARGETS and not float32_products.ieee_everywhere else "ieee"
 
 
 def kernel_precision(dtype: torch.dtype, device: torch.device) -> str:

@@ -11,7 +11,7 @@ pytest.importorskip("triton")
 
 from msformer_fast import ops
 from msformer_fast.benchmarks.case import Case, Subject
-from msformer_fast.benchmarks.step import StepBench, _with_ieee_products
+from msformer_fast.benchmarks.step import PRODUCTS, StepBench, _within
 from msformer_fast.benchmarks.traffic.recorded import recorded_launches
 from msformer_fast.benchmarks.training_step import training_step
 from msformer_fast.errors import InputError
@@ -86,7 +86,7 @@ def test_a_benchmark_of_both() -> None:
         seen.append(input_precision(torch.float32, "sm_90"))
         return {}
 
-    subject = _with_ieee_products(Subject({"step": look}, {"step": look}, look))
+    subject = _within(PRODUCTS["triton-ieee"], Subject({"step": look}, {"step": look}, look))
     for call in (subject.parts["step"], subject.before["step"], subject.results):
         call()
     assert seen == ["ieee"] * 3
