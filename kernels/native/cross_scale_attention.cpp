@@ -117,7 +117,7 @@ void softmax(const Window& window, const Masks& masks, const Bias& bias, int64_t
     const vec most = all(max(top));
     vec total = zeros();
     for (int64_t j = 0; j < n; j += LANES) {
-      const vec power = exp(load(s + j) - most);
+      const vec power = exp_below(load(s + j) - most);
       total += power;
       store(s + j, power);
     }

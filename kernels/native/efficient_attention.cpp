@@ -56,12 +56,12 @@ void softmax(float* q, int64_t rows, int64_t row, int64_t heads, int64_t width) 
 
       vec total = zeros();
       for (int64_t j = 0; j < tail.whole; j += LANES) {
-        const vec power = exp(load(p + j) - most);
+        const vec power = exp_below(load(p + j) - most);
         total += power;
         store(p + j, power);
       }
       vec last = zeros();
-      if (tail.rest) total += last = tail.only(exp(tail.load(p + tail.whole) - most));
+      if (tail.rest) total += last = tail.only(exp_below(tail.load(p + tail.whole) - most));
 
       const vec share = all(1.0f / sum(total));
       for (int64_t j = 0; j < tail.whole; j += LANES) store(p + j, load(p + j) * share);
@@ -95,7 +95,7 @@ void raise(const float* k, int64_t tokens, int64_t keys, int64_t k_row, int64_t 
     const vec before = load(maximum + j);
     vec after = before;
     for (int64_t i = 0; i < tokens; ++i) after = larger(after, load(k + i * k_row + j));
-    const vec shrink = after > before ? exp(before - after) : all(1.0f);
+    const vec shrink = after > before ? exp_below(before - after) : all(1.0f);
     store(maximum + j, after);
     store(total + j, load(total + j) * shrink);
     for (int64_t lane = 0; lane < LANES && j + lane < keys; ++lane) {
@@ -132,7 +132,7 @@ void efficient_attention_gather(int64_t threads, const float* x, int64_t batch, 
         const vec most = load(maximum + j);
         vec added = zeros();
         for (int64_t i = 0; i < some; ++i) {
-          const vec power = exp(load(k + i * k_row + j) - most);
+          const vec power = exp_below(load(k + i * k_row + j) - most);
           store(k + i * k_row + j, power);
           added += power;
         }
@@ -278,7 +278,7 @@ void efficient_attention_keys_backward(int64_t threads, const float* x, int64_t 
       for (int64_t i = 0; i < some; ++i) {
         for (int64_t j = 0; j < k_row; j += LANES) {
           const int64_t at = i * k_row + j;
-          const vec power = exp(load(p + at) - load(logarithm + j));
+          const vec power = exp_below(load(p + at) - load(logarithm + j));
           store(p + at, power);
           const vec d = power * (load(dk + at) - load(rest + j));
           store(dk + at, d);

@@ -142,49 +142,70 @@ void add_tap_gradients(const float* above, const float* here, const float* below
   }
 }
 
+// Of v of n pixels, before anything else: a pixel's sums wait for those of no other.
+struct InnerMoments {
+  Moments of[BLOCK];
+  InnerMoments(const float* v, int64_t n, const Call& call, const Tail& tail) {
+    for (int64_t x = 0; x < n; ++x)
+      of[x] = call.inner_norm ? moments(v + x * call.d_row, call.hidden, tail, call.eps) : Moments{0.0f, 1.0f};
+  }
+};
+
 // a = gelu(LayerNorm(v)) of n pixels.
 void norm_and_gelu(const float* v, int64_t n, const Call& call, float* a) {
   const int64_t row = call.d_row;
-  const Tail tail(call.hidden);
+  const float *weight = call.inner_weight, *bias = call.inner_bias;
+  const InnerMoments all(v, n, call, Tail(call.hidden));
   for (int64_t x = 0; x < n; ++x, v += row, a += row) {
-    const Moments m = call.inner_norm ? moments(v, call.hidden, tail, call.eps) : Moments{0.0f, 1.0f};
+    const Moments m = all.of[x];
     for (int64_t d = 0; d < row; d += LANES) {
-      const vec z = (load(v + d) - m.mean) * m.rstd * load(call.inner_weight + d) + load(call.inner_bias + d);
+      const vec z = (load(v + d) - m.mean) * m.rstd * load(weight + d) + load(bias + d);
       store(a + d, z * normal_cdf(z));
     }
   }
 }
 
-// a again, and dv from da, of n pixels; with sums also those of the norm's parameters. normed, dn: scratch of a row.
-void norm_and_gelu_backward(const float* v, const float* da, int64_t n, const Call& call, float* normed, float* dn,
-                            float* a, float* dv, float* d_weight, float* d_bias) {
+// a again, and dv from da, of n pixels; with sums also those of the norm's parameters.
+void norm_and_gelu_backward(const float* v, const float* da, int64_t n, const Call& call, float* a, float* dv,
+                            float* d_weight, float* d_bias) {
   const int64_t row = call.d_row;
+  const float *weight = call.inner_weight, *bias = call.inner_bias;
   const Tail tail(call.hidden);
+  const InnerMoments all(v, n, call, tail);
+
+  // Slopes behind the norm go to the place of dv, and their means over the channels, alone and times the normed v.
+  float means[BLOCK], mean_products[BLOCK];
   const float share = 1.0f / static_cast<float>(call.hidden);
-  for (int64_t x = 0; x < n; ++x, v += row, da += row, a += row, dv += row) {
-    const Moments m = call.inner_norm ? moments(v, call.hidden, tail, call.eps) : Moments{0.0f, 1.0f};
+  for (int64_t x = 0; x < n; ++x) {
+    const Moments m = all.of[x];
+    const int64_t at = x * row;
     vec total = zeros(), product = zeros();
     for (int64_t d = 0; d < row; d += LANES) {
-      const vec h = (load(v + d) - m.mean) * m.rstd, weight = load(call.inner_weight + d);
-      const vec z = h * weight + load(call.inner_bias + d);
+      const vec h = (load(v + at + d) - m.mean) * m.rstd, w = load(weight + d);
+      const vec z = h * w + load(bias + d);
       const vec cdf = normal_cdf(z);
-      store(a + d, z * cdf);
+      store(a + at + d, z * cdf);
 
-      const vec dz = load(da + d) * (z * normal_density(z) + cdf);
+      const vec dz = load(da + at + d) * (z * normal_density(z) + cdf);
       if (d_weight) {
         store(d_weight + d, load(d_weight + d) + dz * h);
         store(d_bias + d, load(d_bias + d) + dz);
       }
-      const vec slope = dz * weight;
-      store(normed + d, h);
-      store(dn + d, slope);
+      const vec slope = dz * w;
+      store(dv + at + d, slope);
       total += slope;  // 0 in lanes beyond D, where the weight is 0
       product += slope * h;
     }
-    const float mean = call.inner_norm ? sum(total) * share : 0.0f;
-    const float mean_product = call.inner_norm ? sum(product) * share : 0.0f;
-    for (int64_t d = 0; d < row; d += LANES)
-      store(dv + d, (load(dn + d) - mean - load(normed + d) * mean_product) * m.rstd);
+    means[x] = call.inner_norm ? sum(total) * share : 0.0f;
+    mean_products[x] = call.inner_norm ? sum(product) * share : 0.0f;
+  }
+
+  for (int64_t x = 0; x < n; ++x, v += row, dv += row) {
+    const Moments m = all.of[x];
+    for (int64_t d = 0; d < row; d += LANES) {
+      const vec h = (load(v + d) - m.mean) * m.rstd;
+      store(dv + d, (load(dv + d) - means[x] - h * mean_products[x]) * m.rstd);
+    }
     if (tail.rest) store(dv + tail.whole, tail.only(load(dv + tail.whole)));
   }
 }
@@ -289,7 +310,7 @@ void mix_ffn_backward(int64_t threads, const float* t, int64_t batch, int64_t he
     float* sums = partial + part * at.size;
     const Ring u(widest + 4, d_row), dv(widest + 2, d_row);
     const Scratch tokens((widest + 4) * c_row), a((widest + 2) * d_row), da((widest + 2) * d_row);
-    const Scratch v(BLOCK * d_row), normed(d_row), dn(d_row), row_sums(2 * d_row + 2 * c_row), d_tokens(widest * c_row);
+    const Scratch v(BLOCK * d_row), row_sums(2 * d_row + 2 * c_row), d_tokens(widest * c_row);
     float *row_inner = row_sums, *row_norm = row_inner + 2 * d_row;
 
     tiles.of(part, [&](int64_t image, int64_t left, int64_t right, int64_t first, int64_t last) {
@@ -317,8 +338,8 @@ void mix_ffn_backward(int64_t threads, const float* t, int64_t batch, int64_t he
           for (; x < end; x += BLOCK) {
             const int64_t n = std::min(BLOCK, end - x), here = x * d_row;
             convolve(u.at(row - 1) + here, u.at(row) + here, u.at(row + 1) + here, n, call, false, call.depthwise_bias, v);
-            norm_and_gelu_backward(v, da + here, n, call, normed, dn, a + here, dv.at(row) + here,
-                                   add ? row_inner : nullptr, add ? row_inner + d_row : nullptr);
+            norm_and_gelu_backward(v, da + here, n, call, a + here, dv.at(row) + here, add ? row_inner : nullptr,
+                                   add ? row_inner + d_row : nullptr);
           }
         };
         clear(row_inner, 2 * d_row);

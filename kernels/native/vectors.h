@@ -198,15 +198,8 @@ struct Power {
 // 2^n
 static INLINE vec power_of_2(ints n) { return reinterpret_cast<vec>((n + 127) << 23); }
 
-// e^x within 2 units of the last place; 0 where that is below the least normal number; inf and NaN as usual.
-static INLINE vec exp(vec x) {
-  const Power power(at_most(at_least(x, all(-87.33f)), all(88.73f)));
-  const ints half = power.n >> 1;  // two factors, for n may be 128
-  const vec result = power.p * power_of_2(half) * power_of_2(power.n - half);
-  return x < -87.33f ? zeros() : (x > 88.73f ? all(INFINITY) : result);
-}
-
-// e^x of x that is not above 0, in fewer steps: the power of 2 is one factor. 0 below the least normal number; NaN stays.
+// e^x of x that is not above 0 by more than rounding, within 2 units of the last place; 0 below the least normal number;
+// NaN stays.
 static INLINE vec exp_below(vec x) {
   const Power power(at_least(x, all(-87.33f)));
   return x < -87.33f ? zeros() : power.p * power_of_2(power.n);
@@ -279,4 +272,4 @@ static INLINE vec erf(vec x) {
 
 // Distribution function and density of the normal distribution: gelu(x) = x cdf(x), gelu'(x) = cdf(x) + x density(x).
 static INLINE vec normal_cdf(vec x) { return erf(x * 0.70710678f) * 0.5f + 0.5f; }
-static INLINE vec normal_density(vec x) { return exp(x * x * -0.5f) * 0.39894228f; }
+static INLINE vec normal_density(vec x) { return exp2(x * x * -0.72134752f) * 0.39894228f; }
