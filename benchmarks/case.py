@@ -105,12 +105,14 @@ class Subject:
         before: what must have been done just before a part, untimed.
         results: outputs and gradients of fresh calls, by name; what is checked.
         close: gives back what the subject holds.
+        lower: float32 products are less exact than float32, as they would be after asking PyTorch for that.
     """
 
     parts: dict[str, Callable[[], object]]
     before: dict[str, Callable[[], object]]
     results: Callable[[], dict[str, Tensor]]
     close: Callable[[], object] = field(default=lambda: None)
+    lower: bool = False
 
 
 class Bench(Protocol):

@@ -38,12 +38,13 @@ def error_of(found: dict[str, Tensor], truth: dict[str, Tensor]) -> tuple[float,
     return worst, where
 
 
-def allowed(dtype: str, plain: float | None) -> float:
+def allowed(dtype: str, plain: float | None, lower: bool = False) -> float:
     """The largest error that is reported as right.
 
     Args:
         plain: that of the plain code in the same dtype, where it was run.
+        lower: products of float32 are of tf32, or at least as exact, whatever is asked for at the moment.
     """
-    tf32 = dtype == "float32" and torch.get_float32_matmul_precision() != "highest"
+    tf32 = dtype == "float32" and (lower or torch.get_float32_matmul_precision() != "highest")
     least = ALLOWED_TF32 if tf32 else ALLOWED[dtype]
     return least if plain is None or not math.isfinite(plain) else max(least, min(TIMES_PLAIN * plain, MOST))

@@ -76,7 +76,7 @@ class Runner:
                 continue
             if provider == bench.plain:
                 plain_error = error
-            limit = check.allowed(case.dtype, plain_error)
+            limit = check.allowed(case.dtype, plain_error, subject.lower)
             if error > limit:
                 self._refuse(case, provider, f"wrong: {where} is off by {error:.1e}, more than {limit:.1e}")
             else:
