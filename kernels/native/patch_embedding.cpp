@@ -27,6 +27,11 @@ constexpr int64_t FEW = 16;            // patches for which columns of the weigh
 constexpr int64_t DEPTH = 512;         // most numbers of a patch in one sum, beside which few terms round like few
 constexpr int64_t EACH = 4;            // parts a thread
 
+// Rows of the weight lie far apart, and the processor does not see the next one coming: fetched while this one is read.
+// No fault where there is none.
+INLINE void fetch(const float* p) { __builtin_prefetch(p, 0, 2); }
+INLINE void fetch_to_write(const float* p) { __builtin_prefetch(p, 1, 2); }
+
 struct Call {
   const float* logits;
   int64_t batch, height, width, clusters;
@@ -216,7 +221,11 @@ void weight_gradients(const Call& call, const Norm& norm, const Chunks& chunks, 
         store(beta_sums + j, load(beta_sums + j) + value * d_bias[c]);
         return slope * load(gammas + j) + load(betas + j) * d_bias[c];
       };
-      for (int64_t j = 0; j < tail.whole; j += LANES) store(d_w + j, add(j, load(w + j)));
+      for (int64_t j = 0; j < tail.whole; j += LANES) {
+        fetch(w + call.length + j);
+        fetch_to_write(d_w + call.length + j);
+        store(d_w + j, add(j, load(w + j)));
+      }
       if (tail.rest) tail.store(d_w + tail.whole, add(tail.whole, tail.load(w + tail.whole)));
     }
     for (int64_t x = 0; x < chunks.pixels(chunk); ++x) {
@@ -271,14 +280,13 @@ void logits_gradients(const Call& call, const Through& through, const Chunks& ch
   const Scratch key_slopes(most * call.across * row), query_slopes(most * call.across * row);
   const Tail tail(clusters);
 
-  // Columns of the weight, `n` from `first` on and then `m` from `second` on: as they lie where they are read about once
-  // and a whole vector behind them is still the weight's; else copied.
-  const bool once = std::min(call.patches, most * call.across) <= FEW;
+  // Columns of the weight, `n` from `first` on and then `m` from `second` on.
   const auto columns = [&](int64_t first, int64_t n, int64_t second, int64_t m, const Scratch& copy) -> Right {
-    if (once && !m && first + padded(n) <= call.length) return {weight + first, call.length};
     for (int64_t c = 0; c < channels; ++c) {
-      copy_row(weight + c * call.length + first, n, copy + c * row);
-      copy_row(weight + c * call.length + second, m, copy + c * row + n);
+      const float* w = weight + c * call.length;
+      for (int64_t j = 0; j < n; j += LANES) fetch(w + call.length + first + j);
+      copy_row(w + first, n, copy + c * row);
+      copy_row(w + second, m, copy + c * row + n);
     }
     return {copy, row};
   };
