@@ -18,7 +18,7 @@ NEVER = -(2**31)
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments of ``segment`` that the options name."""
     names = "rule size seed seeds runs patience max_iterations min_labels learning_rate weights channels clusters depth"
-    names += " device memory cross_scale backend capture"
+    names += " device precision memory cross_scale backend capture"
     return {name: getattr(arguments, name) for name in names.split()}
 
 
@@ -92,6 +92,11 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     add("--clusters", type=int, default=100, help="(%(default)s)")
     add("--depth", type=int, default=2, help="blocks in each branch (%(default)s)")
     add("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    add(
+        "--precision",
+        help="of float32 products: highest, or high for tf32 on a GPU and two parts of bfloat16 on a CPU's matrix unit "
+        "(default: highest)",
+    )
     add("--memory", default="fast", help="fast, or lean: half the memory for some more time, on the CPU (%(default)s)")
     add("--cross-scale", default="none", help="window: both scales see each other; none: the paper's (%(default)s)")
     add("--threads", type=int, help="of the CPU (default: the cores that this process may use)")

@@ -93,7 +93,7 @@ def network_and_image(
 
 def loop_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """Those of the settings that :func:`msformer_fast.self_guide` takes."""
-    names = ("learning_rate", "momentum", "max_iterations", "min_labels", "patience", "capture")
+    names = ("learning_rate", "momentum", "max_iterations", "min_labels", "patience", "capture", "precision")
     return {"weights": LossWeights(**settings["weights"]), **{name: settings[name] for name in names}}
 
 
@@ -110,6 +110,8 @@ def run_path(folder: Path, seen: NDArray[np.float32], settings: dict[str, Any], 
     """
     free = ("rule", "preset", "size", "seed", "seeds", "memory", "capture", "device")
     named = {name: value for name, value in settings.items() if name not in free}
+    if named.get("precision") is None:  # as runs that were kept before there was a choice
+        named.pop("precision", None)
     named |= {"version": _VERSION, "seed": seed, "shape": seen.shape, "device": settings["device"].partition(":")[0]}
     digest = hashlib.sha256(json.dumps(named, sort_keys=True, default=list).encode())
     digest.update(np.ascontiguousarray(seen).tobytes())

@@ -130,6 +130,7 @@ def segment(
     patch: int = 32,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
+    precision: str | None = None,
     memory: str = "fast",
     cross_scale: str = "none",
     backend: str | None = None,
@@ -178,6 +179,9 @@ def segment(
         channels, clusters, depth, patch: of the network; see :class:`msformer_fast.MSFormer`.
         device: ``None`` for a CUDA device if there is one, else the CPU.
         dtype: ``torch.float32`` or ``torch.float64``.
+        precision: of float32 products, while the network runs: ``"highest"``, or ``"high"`` for tf32 on a GPU and two
+            parts of bfloat16 on a CPU's matrix unit; ``None`` for what
+            :func:`torch.set_float32_matmul_precision` was told.
         memory: ``"fast"``, or ``"lean"`` for about half the memory and some more time; see
             :class:`msformer_fast.MSFormer`.
         cross_scale: ``"none"`` for the paper's network, or ``"window"``; see :class:`msformer_fast.MSFormer`.
@@ -201,7 +205,8 @@ def segment(
     check_modality(modality)
     prompt = _prompt(points, not_points, boxes, neighbour)
     check_prompt(rule, prompt)
-    check_values(rule, seeds, max_iterations, min_labels, patience, learning_rate, momentum, weights, dtype, capture)
+    loop = max_iterations, min_labels, patience, learning_rate, momentum, weights, dtype, capture, precision
+    check_values(rule, seeds, *loop)
     pixels, notes, known = _pixels(image, frame, axis, window, rule in LUNG_RULES)
     modality = known if modality is None else modality
     if prompt is not None:
@@ -239,6 +244,7 @@ def segment(
         "cross_scale": cross_scale,
         "backend": backend,
         "capture": capture,
+        "precision": precision,
     }
     settings["preset"] = preset_name(settings)
 

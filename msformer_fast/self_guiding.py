@@ -13,6 +13,7 @@ from torch import Tensor
 from msformer_fast.capture import Launched, Runner, captures, device_of
 from msformer_fast.descent import Descent
 from msformer_fast.errors import DivergenceError, InputError
+from msformer_fast.float32_products import asked_for, check_precision
 from msformer_fast.losses import Losses, LossWeights, self_guiding_losses
 from msformer_fast.model import MSFormer
 
@@ -71,6 +72,7 @@ def self_guide(
     min_labels: int = 3,
     patience: int | None = None,
     capture: str = "auto",
+    precision: str | None = None,
     callback: Callback | None = None,
     keep_scores: int = 0,
 ) -> Guided:
@@ -86,7 +88,7 @@ def self_guide(
     Args:
         model: on the image's device, in its dtype.
         image: (B, in_channels, H, W) in [0, 1].
-        weights, learning_rate, momentum, max_iterations, min_labels, patience, callback: see
+        weights, learning_rate, momentum, max_iterations, min_labels, patience, precision, callback: see
             :func:`msformer_fast.segment`.
         capture: ``"auto"`` replays an iteration as two CUDA graphs, from the fourth on, where there is a CUDA or HIP
             device, no module or parameter has hooks, and there are iterations enough; where capturing fails the loop
@@ -94,12 +96,13 @@ def self_guide(
         keep_scores: of how many clusters, the largest of each image, to give the scores as well.
 
     Raises:
-        InputError: ``capture`` is no known name, or ``keep_scores`` is negative.
+        InputError: ``capture`` or ``precision`` is no known name, or ``keep_scores`` is negative.
         BackendError: ``capture="always"``, and it cannot be; the message says why.
         DivergenceError: a loss became NaN or infinite; off a GPU the step of that iteration is not taken.
     """
     if keep_scores < 0:
         raise InputError(f"self_guide: keep_scores must be 0 or more, got {keep_scores}")
+    check_precision(precision)
     device = device_of(image)
     captured = captures(capture, model, device, max_iterations)
     # Fused, a step reads each parameter, gradient and buffer once.
@@ -117,7 +120,7 @@ def self_guide(
     model.train()
     descent.clear()
     try:
-        with device.running():
+        with asked_for(precision), device.running():
             previous: Launched | None = None
             for _ in range(max_iterations):
                 current = runner.forward_backward()

@@ -8,6 +8,7 @@ import torch
 
 from msformer_fast.capture import check_capture
 from msformer_fast.errors import InputError
+from msformer_fast.float32_products import check_precision
 from msformer_fast.foreground import RULES
 from msformer_fast.losses import LossWeights
 from msformer_fast.prompts.prompt import Prompt
@@ -25,6 +26,7 @@ def check_values(
     weights: LossWeights,
     dtype: torch.dtype,
     capture: str,
+    precision: str | None,
 ) -> None:
     """Raises InputError unless :func:`msformer_fast.segment` takes these values, whatever the image."""
     if not isinstance(rule, str) or rule not in (*RULES, PROMPT_RULE):
@@ -43,6 +45,7 @@ def check_values(
         raise InputError(f"momentum must be in [0, 1), got {momentum}")
     weights.check()
     check_capture(capture)
+    check_precision(precision)
     if dtype not in (torch.float32, torch.float64):
         raise InputError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
 

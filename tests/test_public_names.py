@@ -172,5 +172,5 @@ def test_segment_takes_what_segment_cohort_does() -> None:
     """Settings of one image have the same names and defaults in both."""
     one, many = (inspect.signature(each).parameters for each in (mf.segment, mf.segment_cohort))
     shared = one.keys() & many.keys()
-    assert len(shared) == 23
+    assert len(shared) == 24
     assert {name: one[name].default for name in shared} == {name: many[name].default for name in shared}

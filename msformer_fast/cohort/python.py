@@ -56,6 +56,7 @@ def segment_cohort(
     clusters: int = 100,
     depth: int | tuple[int, int] = 2,
     device: str | torch.device | None = None,
+    precision: str | None = None,
     memory: str = "fast",
     cross_scale: str = "none",
     backend: str | None = None,
@@ -90,7 +91,7 @@ def segment_cohort(
             :func:`msformer_fast.segment`. Of volumes (x, y, z) and (x0, y0, z0, x1, y1, z1), z a slice from 0 on: the
             object is carried from there to the other slices, until it ends (``docs/how-to/volumes.md``).
         rule, size, seed, seeds, runs, max_iterations, min_labels, patience, learning_rate, weights, channels, clusters,
-            depth, device, memory, cross_scale, backend, capture: see :func:`msformer_fast.segment`.
+            depth, device, precision, memory, cross_scale, backend, capture: see :func:`msformer_fast.segment`.
         report: called with the line of each image that is through, how many are, and of how many. A line is a mapping:
             ``"source"``, ``"output"``, ``"status"`` (``"done"`` or ``"failed"``), ``"reason"`` and more.
         notice: called with sentences for people.
@@ -122,6 +123,7 @@ def segment_cohort(
         "clusters": clusters,
         "depth": depth,
         "device": None if device is None else str(device),
+        "precision": precision,
         "memory": memory,
         "cross_scale": cross_scale,
         "backend": backend,

@@ -43,7 +43,8 @@ def use_ieee_products(enabled: bool = True) -> None:
 
 
 def input_precision(dtype: torch.dtype, target: str | None = None) -> str:
-    """Triton's ``input_precision`` that follows :func:`torch.get_float32_matmul_precision`.
+    """Triton's ``input_precision`` that follows :func:`torch.set_float32_matmul_precision`, or ``fp32_precision`` of
+    ``torch.backends``.
 
     Args:
         dtype: of the operands.
@@ -52,7 +53,7 @@ def input_precision(dtype: torch.dtype, target: str | None = None) -> str:
     """
     if dtype != torch.float32:
         return "ieee"
-    if torch.get_float32_matmul_precision() != "highest":
+    if float32_products.lower_allowed("cuda"):
         return "tf32"
     return "tf32x3" if target in TF32X3_TARGETS and not float32_products.ieee_everywhere else "ieee"
 

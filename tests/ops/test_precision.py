@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import pytest
@@ -9,12 +10,14 @@ import torch
 
 pytest.importorskip("triton")
 
+import msformer_fast as mf
 from msformer_fast import ops
 from msformer_fast.benchmarks.case import Case, Subject
 from msformer_fast.benchmarks.step import PRODUCTS, StepBench, _within
 from msformer_fast.benchmarks.traffic.recorded import recorded_launches
 from msformer_fast.benchmarks.training_step import training_step
 from msformer_fast.errors import InputError
+from msformer_fast.float32_products import asked_for, lower_allowed, parts_of_16_bits
 from msformer_fast.ops.precision import input_precision
 
 
@@ -76,6 +79,54 @@ def test_kernels_of_a_step() -> None:
     assert set.union(*_of_a_step("sm_89").values()) == {"ieee"}
     ops.use_ieee_products()
     assert set.union(*_of_a_step("sm_90").values()) == {"ieee"}
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="this PyTorch has one way to tell it")
+def test_either_way_to_tell_pytorch_the_precision() -> None:
+    """``fp32_precision`` of one backend alone, after which the older function has no answer."""
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    with pytest.raises(RuntimeError):
+        torch.get_float32_matmul_precision()
+    assert input_precision(torch.float32, "sm_90") == "tf32"
+    assert not lower_allowed("cpu") and parts_of_16_bits() == 3
+
+    x, weights = torch.rand(1, 5, 4, 8), [torch.rand(8, 8), None] * 4
+    torch.testing.assert_close(
+        ops.efficient_attention(x, *weights).y, ops.efficient_attention(x, *weights, backend="reference").y
+    )
+
+    with asked_for("high"):
+        assert torch.get_float32_matmul_precision() == "high" and parts_of_16_bits() == 2
+    assert torch.backends.cuda.matmul.fp32_precision == "tf32" and not lower_allowed("cpu")
+
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    assert lower_allowed("cpu")
+
+
+def test_asked_for_within_a_block_alone() -> None:
+    with asked_for(None):
+        assert not lower_allowed("cuda")
+    torch.set_float32_matmul_precision("medium")
+    with contextlib.suppress(ZeroDivisionError), asked_for("highest"):
+        assert parts_of_16_bits() == 3
+        raise ZeroDivisionError
+    assert torch.get_float32_matmul_precision() == "medium"
+
+
+def test_segment_asks_for_a_precision() -> None:
+    """While the loop runs; the record names it."""
+    seen: list[str] = []
+    image = torch.rand(40, 40, generator=torch.Generator().manual_seed(0)).numpy()
+    small = {"size": None, "channels": 4, "clusters": 5, "depth": 1, "max_iterations": 2, "min_labels": 1}
+
+    def note(_: mf.Iteration) -> None:
+        seen.append(torch.get_float32_matmul_precision())
+
+    made = mf.segment(image, **small, precision="high", callback=note)
+    assert seen == ["high", "high"] and made.settings["precision"] == "high"
+    assert torch.get_float32_matmul_precision() == "highest"
+    with pytest.raises(InputError, match="precision: got 'tf32'; accepted is one of None, 'highest', 'high'"):
+        mf.segment(image, **small, precision="tf32")
 
 
 def test_a_benchmark_of_both() -> None:
