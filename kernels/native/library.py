@@ -22,6 +22,9 @@ from msformer_fast.kernels.native import FOLDER, library_path
 #: What PyTorch calls the processor's instruction sets, and the library that is compiled for them.
 VARIANTS = {"AVX512": "avx512", "AVX512_VNNI": "avx512", "AVX2": "avx2"}
 
+#: The functions of the library that was told last in how many parts to take operands of products, and in how many.
+_told: tuple[object, int] = (None, 0)
+
 _KINDS = {"int64_t": ctypes.c_int64, "float": ctypes.c_float}
 
 
@@ -51,8 +54,10 @@ def run(function: str, **arguments: Any) -> None:
     Raises:
         TypeError: an argument that the function does not have, or that is missing.
     """
-    call, kinds = _functions()[function]
-    use_tiles(parts_of_16_bits())
+    functions, parts = _functions(), parts_of_16_bits()
+    if _told[0] is not functions or _told[1] != parts:
+        use_tiles(parts)
+    call, kinds = functions[function]
     arguments["threads"] = torch.get_num_threads()
     if arguments.keys() != kinds.keys():
         raise TypeError(f"{function} takes {', '.join(kinds)}; got {', '.join(arguments)}")
@@ -65,9 +70,10 @@ def use_tiles(parts: int) -> int:
     Returns:
         ``parts``, or 0 where the processor or the system has no such unit.
     """
-    used = torch.zeros(1, dtype=torch.int64)
-    call, kinds = _functions()["use_tiles"]
-    _call(call, kinds, {"parts": parts, "used": used})
+    global _told
+    functions, used = _functions(), torch.zeros(1, dtype=torch.int64)
+    _call(*functions["use_tiles"], {"parts": parts, "used": used})
+    _told = functions, parts
     return int(used)
 
 
