@@ -29,7 +29,7 @@ SCHEMAS = (
     "Tensor[], float, ScalarType, Tensor[], str) -> (Tensor, Tensor[])",
     "guided_score_map(Tensor, Tensor, Tensor, Tensor, Tensor[], float, Tensor[], float, Tensor, Tensor?, "
     "Tensor, Tensor, SymInt, float) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
-    "Tensor, Tensor)",
+    "Tensor, Tensor, Tensor, Tensor, Tensor)",
     "guided_score_map_backward(Tensor?, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor[], "
     "float, Tensor[], float, Tensor, Tensor, Tensor, SymInt, Tensor[]) -> (Tensor, Tensor, Tensor, "
     "Tensor, Tensor[], Tensor[], Tensor, Tensor, Tensor, Tensor)",
