@@ -3,8 +3,8 @@
     logits(2 h + p1, 2 w + p2) = Wf fine(2 h + p1, 2 w + p2) + Wc[p] coarse(h, w)        p = 2 p1 + p2
 
 Wf (K, C) are the head's columns of the fine branch, Wc (4, K, C) those of the coarse one times the upsampling weight,
-made once for forward and backward: the upsampled and the concatenated map are never made. Maps are (B, H, W, C), contiguous; the coarse one is
-ceil(H / 2) x ceil(W / 2). Each map may be read through a batch norm:
+made once for forward and backward: the upsampled and the concatenated map are never made. Maps are (B, H, W, C),
+contiguous; the coarse one is ceil(H / 2) x ceil(W / 2). Each map may be read through a batch norm:
     x = xhat gamma + beta    xhat = (raw - mean) / sqrt(var + eps)
 
 A tile is BLOCK_N coarse tokens of one image, and with them the fine pixels at one position p of their 2 x 2 cells.
