@@ -137,16 +137,16 @@ def moments_kernel(
     p_x (B, K, H, W), any strides (stride_*), which `programs` share    p_more: another map, or None, with more_*
     p_moments (programs + more_programs, 4, K)
     """
-    if tl.program_id(0) < programs:
-        strides = (stride_b, stride_k, stride_h, stride_w)
+    program, sizes = tl.program_id(0), (B, H, W)
+    strides = (stride_b, stride_k, stride_h, stride_w)
+    if p_more is None:
+        store_moments_of(p_x, p_moments, sizes, strides, K, program, tl.num_programs(0), BLOCK_N, BLOCK_K, ACC)
+    elif program < programs:
+        store_moments_of(p_x, p_moments, sizes, strides, K, program, programs, BLOCK_N, BLOCK_K, ACC)
+    else:
+        sizes, strides = (more_B, more_H, more_W), (more_stride_b, more_stride_k, more_stride_h, more_stride_w)
         store_moments_of(
-            p_x, p_moments, (B, H, W), strides, K, tl.program_id(0), programs, BLOCK_N, BLOCK_K, ACC
-        )  # fmt: skip
-    elif p_more is not None:
-        more_strides = (more_stride_b, more_stride_k, more_stride_h, more_stride_w)
-        store_moments_of(
-            p_more, p_moments, (more_B, more_H, more_W), more_strides, K, tl.program_id(0) - programs, more_programs,
-            BLOCK_N, BLOCK_K, ACC,
+            p_more, p_moments, sizes, strides, K, program - programs, more_programs, BLOCK_N, BLOCK_K, ACC
         )  # fmt: skip
 
 
