@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
@@ -18,7 +19,7 @@ from torch.utils._pytree import tree_flatten
 #: Operators that launch nothing: they make no values, or none on the device.
 QUIET = (
     *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"),
-    *("_local_scalar_dense", "_unsafe_view", "detach"),
+    *("_local_scalar_dense", "_unsafe_view", "detach", "promote_types"),
 )
 
 
@@ -47,22 +48,25 @@ class AtenTraffic(TorchDispatchMode):
                 return OPDEFS[func.name()]._init_fn(*args, **kwargs)
         out = func(*args, **kwargs)
         name = func.name().removeprefix("aten::").partition(".")[0]
-        if func.namespace != "aten" or name in QUIET or _is_view(func):
+        read = {id(t): t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)}
+        written = [t for t in tree_flatten(out)[0] if isinstance(t, Tensor)]
+        if func.namespace != "aten" or name in QUIET or _is_view(func, read.values(), written):
             return out
         self.launches += 1
         self.calls[name] += 1
-        read = {id(t): t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)}
-        written = [t for t in tree_flatten(out)[0] if isinstance(t, Tensor)]
         if func._schema.is_mutable and not written:  # a list of tensors changed in place
             written = [t for t in tree_flatten(args[0])[0] if isinstance(t, Tensor)]
         self.bytes += sum(size_of(tensor) for tensor in (*read.values(), *written))
         return out
 
 
-def _is_view(func: Any) -> bool:
-    """Whether the operator only looks at its argument in another way."""
+def _is_view(func: Any, given: Iterable[Tensor], made: Iterable[Tensor]) -> bool:
+    """Whether the operator only looked at its argument in another way; ``to`` and ``contiguous`` may also copy."""
     returned = [r.alias_info for r in func._schema.returns]
-    return bool(returned) and all(info is not None and not info.is_write for info in returned)
+    if not returned or any(info is None or info.is_write for info in returned):
+        return False
+    there = {tensor.untyped_storage()._cdata for tensor in given}
+    return all(tensor.untyped_storage()._cdata in there for tensor in made)
 
 
 def size_of(tensor: Tensor) -> int:

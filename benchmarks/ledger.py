@@ -115,9 +115,8 @@ def rows_of(
         add(name, depth, key, moved, attention_floor.flops(*tokens))
         moved = ffn_floor.bytes_moved(*tokens, hidden, DTYPE)
         add(f"Mix-FFN, {branch}", depth, ("mix_ffn", branch), moved, ffn_floor.flops(*tokens, hidden))
-    for branch, size in (("fine", side), ("coarse", (side + 1) // 2)):
-        name, key = f"statistics of the embedding, {branch}", ("batch_statistics", branch)
-        add(name, 1, key, {"forward": size * size * channels * DTYPE.itemsize}, {})
+    moved = {"forward": sum(size * size for size in (side, (side + 1) // 2)) * channels * DTYPE.itemsize}
+    add("statistics of both embeddings", 1, ("batch_statistics_of_two", "both"), moved, {})
     moved = head_floor.bytes_moved(*head, channels, patch, DTYPE)
     flops = head_floor.flops(*head, channels, patch)
     add("score map, clustering, patches", 1, ("guided_score_map", "both"), moved, flops)
@@ -153,7 +152,7 @@ def place_in_step(launch: Launch, side: int, channels: int) -> tuple[str, str, s
     """The op in which a step makes a launch, the branch, and whether it is part of the forward or the backward."""
     op, part = launch.op.removesuffix("_backward"), "backward" if launch.op.endswith("_backward") else "forward"
     branch = "both"
-    if op in ("efficient_attention", "mix_ffn", "batch_statistics"):
+    if op in ("efficient_attention", "mix_ffn"):
         branch = "fine" if math.prod(launch.shape) == side * side * channels else "coarse"
     return op, branch, part
 

@@ -21,17 +21,18 @@ def training_step(
     device: str = "cpu",
     cross_scale: str = "none",
 ) -> Callable[[], None]:
-    """Forward, losses, backward and update of a fresh network on one random square image; the first call makes the
-    optimiser's buffers."""
+    """Forward, losses, backward and update of a fresh network on one random square image, as the loop runs them; the
+    first call makes the optimiser's buffers."""
     with torch.device(device):
         model = MSFormer(
             3, channels, clusters, depth, patch, seed=0, memory=memory, backend=backend, cross_scale=cross_scale
         )
-        image = torch.rand(1, 3, side, side)
+        image = torch.rand(1, 3, side, side).contiguous(memory_format=torch.channels_last)
+        seed = torch.ones(())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
 
     def step() -> None:
-        self_guiding_losses(model(image), backend=backend).total.backward()
+        self_guiding_losses(model(image), backend=backend).total.backward(seed)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

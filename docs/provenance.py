@@ -66,12 +66,12 @@ FIGURES = {
         "seconds and memory of a step", "msformer-fast bench step --sides 65 129 257 --parts step", "032ef3f", CPU
     ),
     "ledger": Figures(
-        "launches and bytes of a step", "python -m msformer_fast.benchmarks.ledger", "fbde01d", ANY, quick=True
+        "launches and bytes of a step", "python -m msformer_fast.benchmarks.ledger", "aa544dd", ANY, quick=True
     ),
     "predicted": Figures(
         "predicted milliseconds of a step",
         "python -m msformer_fast.benchmarks.ledger",
-        "fbde01d",
+        "aa544dd",
         "none: from data sheets, on no card",
         quick=True,
     ),
@@ -81,16 +81,16 @@ FIGURES = {
     "bench-predicted": Figures(
         "launches, bytes and predicted milliseconds of every op",
         "msformer-fast bench --sides 257",
-        "fbde01d",
+        "aa544dd",
         "none: from data sheets, on no card",
         quick=True,
     ),
     "issued": Figures(
-        "instructions of a step", "python -m tests.harness.issue_table", "fbde01d", ANY + ", Triton 3.9", quick=True
+        "instructions of a step", "python -m tests.harness.issue_table", "aa544dd", ANY + ", Triton 3.9", quick=True
     ),
     "scaling": Figures("how costs grow", "python -m msformer_fast.benchmarks.scaling", "246dac0", CPU),
     "largest": Figures(
-        "memory of a step, the largest image", "python -m msformer_fast.benchmarks.largest", "fbde01d", ANY, quick=True
+        "memory of a step, the largest image", "python -m msformer_fast.benchmarks.largest", "aa544dd", ANY, quick=True
     ),
     "swaps-equal": Figures("differences with and without swaps", "python -m tests.harness.swap_table", "1571035", CPU),
     "swaps-time": Figures(

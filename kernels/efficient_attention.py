@@ -12,7 +12,6 @@ from torch import Tensor
 from msformer_fast.dtypes import sum_dtype
 from msformer_fast.kernels.efficient_attention_gradient_kernels import (
     VECTORS,
-    batch_norm_gradient_kernel,
     finish_kernel,
     key_gradients_kernel,
     merge_gradients_kernel,
@@ -21,8 +20,7 @@ from msformer_fast.kernels.efficient_attention_gradient_kernels import (
 )
 from msformer_fast.kernels.efficient_attention_kernels import attend_kernel, context_kernel, merge_kernel
 from msformer_fast.kernels.efficient_attention_table import (
-    BATCH_NORM,
-    FINISH_BLOCK,
+    FINISH,
     SMALL,
     Shape,
     chunks_of,
@@ -82,6 +80,11 @@ class _Call:
         settings = launch_settings(part, self.shape, self._kind, target_of(self._device))
         chunks = chunks_of(part, self.shape, settings)
         return settings, programs_of(self.shape, settings, chunks, multiprocessors_of(self._device)), chunks
+
+    def sharing_rows(self, block: int) -> int:
+        """Programs that share the tokens of all images, a block at a time: one a multiprocessor, and at least one."""
+        blocks = triton.cdiv(self.shape.B * self.shape.N, block)
+        return max(1, min(multiprocessors_of(self._device), blocks))
 
     def new(self, *size: int) -> Tensor:
         return torch.empty(size, dtype=self._sums, device=self._device)
@@ -220,18 +223,14 @@ def efficient_attention_backward(
     )  # fmt: skip
 
     gradients, bn_gradients = _empty_like(parameters), _empty_like(batch_norm[:2])
-    bn_sums = new(2, C) if batch_norm else None
+    bn_programs = call.sharing_rows(FINISH["BLOCK_R"]) if batch_norm else 0
     launch(
-        finish_kernel, (CV + 2 * triton.cdiv(CK * C, FINISH_BLOCK) + VECTORS,), call.shared, SMALL,
+        finish_kernel, (bn_programs + CV + 2 * triton.cdiv(CK * C, FINISH["BLOCK"]) + VECTORS,), call.shared, FINISH,
         _named("p_d{}", PARAMETERS, gradients), _named("p_d{}", BATCH_NORM_PARAMETERS[:2], bn_gradients),
         p_dM=dM, p_dcontext=dcontext, p_G=G, p_partial_dwk=partial_dwk, p_partial_dwq=partial_dwq,
-        p_partial_biases=partial_biases, p_partial_norms=partial_norms, p_bn_sums=bn_sums,
+        p_partial_biases=partial_biases, p_partial_norms=partial_norms,
+        p_raw=raw if batch_norm else None, p_dx=dx if batch_norm else None,
         images=B, query_programs=B * query_programs, key_programs=B * key_programs,
-        token_programs=B * token_programs, BLOCK=FINISH_BLOCK,
+        token_programs=B * token_programs, bn_programs=bn_programs, rows=B * N,
     )  # fmt: skip
-    if batch_norm:
-        launch(
-            batch_norm_gradient_kernel, (triton.cdiv(B * N, BATCH_NORM["BLOCK_R"]),), call.shared, BATCH_NORM,
-            p_raw=raw, p_bn_sums=bn_sums, p_dx=dx, rows=B * N,
-        )  # fmt: skip
     return dx, gradients, bn_gradients

@@ -11,7 +11,8 @@ size 1 / N, nor dG, of size N g: s divides dG and r once, before the passes that
 Thanks to maximum and sum of the queries' softmax and delta, which the first kernel writes for every token and head, the
 third takes any block of key channels by itself. (Not to their logsumexp, whose rounding shows where queries are large.)
 With a batch norm in front, dx is the gradient of the normed map until the last kernel takes out the means over all
-tokens, whose sums come with dx.
+tokens, whose sums come with dx. Each of its programs adds the partial sums up for itself, a hundred kilobytes from the
+card's cache, and then has many rows of dx: a kernel in between would cost as much as that.
 
 `b_` value of a block, `p_` pointer, `o_` offsets, `m_` masks. Arguments that kernels share; gamma, beta and biases may
 be None:
@@ -23,7 +24,6 @@ be None:
     p_partial_biases (B * programs, CK + C): dbq, then dbr
     p_partial_norms (B * programs, 4, C): dgamma, dbeta, and the batch norm's two sums: of dx, of dx (raw - mean) / std
     p_raw (B, N, C): x before its batch norm    p_bn_mean, p_bn_var, p_bn_weight (C), bn_eps: the batch norm's
-    p_bn_sums (2, C): its two sums over all tokens, in ACC
     N: tokens of an image    programs: that share an image's tokens    heads: their number
     CK, CV: key and value channels    DK, DV: those of a head
     C: channels, constexpr, so that rows are read wide    c_end: C at run time, so that loops over it are not unrolled
@@ -48,7 +48,7 @@ from msformer_fast.kernels.efficient_attention_kernels import (
     project,
     reload_normed,
 )
-from msformer_fast.kernels.partial_sums import sum_of_partials
+from msformer_fast.kernels.partial_sums import store_gradient, sum_of_partials
 
 
 @triton.jit
@@ -352,43 +352,81 @@ def key_gradients_kernel(
 
 
 @triton.jit
-def store_sum_of_partials(
-    p_out, p_wide, p_partials, o, size, stride, partials,
-    BLOCK_S: tl.constexpr, ACC: tl.constexpr,
+def store_sum_of_partials(p_out, p_partials, o, size, stride, partials, BLOCK_S: tl.constexpr, ACC: tl.constexpr):
+    """Elements o of the sum of partials (see ``sum_of_partials``), to p_out in its dtype, unless that is None."""
+    if p_out is not None:
+        store_gradient(p_out, o, 0, size, sum_of_partials(p_partials, o, size, stride, partials, BLOCK_S, ACC))
+
+
+@triton.jit
+def take_out_means(
+    p_raw, p_bn_mean, p_bn_var, p_bn_weight, p_partial_norms, p_dx, p_dbn_weight, p_dbn_bias,
+    program, programs, token_programs, rows, bn_eps,
+    C: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Elements o of the sum of partials (see ``sum_of_partials``), to p_out in its dtype and to p_wide in ACC; either
-    may be None."""
-    if p_out is not None or p_wide is not None:
-        b_sum = sum_of_partials(p_partials, o, size, stride, partials, BLOCK_S, ACC)
-        if p_out is not None:
-            tl.store(p_out + o, b_sum.to(p_out.dtype.element_ty), mask=o < size)
-        if p_wide is not None:
-            tl.store(p_wide + o, b_sum, mask=o < size)
+    """dx (rows, C), in place: from the gradient of the normed map to that of the raw one, in this program's rows.
+
+    weight / std (dx - first / rows - xhat second / rows), xhat = (raw - mean) / std. first, second: the batch norm's
+    sums, which are the gradients of its bias and weight
+    """
+    o_c = tl.arange(0, BLOCK_C)
+    b_first = sum_of_partials(p_partial_norms + 2 * C, o_c, C, 4 * C, token_programs, BLOCK_S, ACC)  # [BLOCK_C]
+    b_second = sum_of_partials(p_partial_norms + 3 * C, o_c, C, 4 * C, token_programs, BLOCK_S, ACC)
+    if program == 0:
+        store_gradient(p_dbn_bias, o_c, 0, C, b_first)
+        store_gradient(p_dbn_weight, o_c, 0, C, b_second)
+
+    b_rstd = 1.0 / tl.sqrt(tl.load(p_bn_var + o_c, mask=o_c < C, other=1.0).to(ACC) + bn_eps)
+    b_mean = load_vector(p_bn_mean, o_c, C, 0.0, ACC)
+    b_first, b_second = b_first / tl.maximum(rows, 1), b_rstd * b_second / tl.maximum(rows, 1)
+    b_scale = b_rstd * load_vector(p_bn_weight, o_c, C, 1.0, ACC)
+
+    for start in range(program * BLOCK_R, rows, programs * BLOCK_R):
+        o_r = start + tl.arange(0, BLOCK_R)
+        o_x = (o_r.to(tl.int64) * C)[:, None] + o_c[None, :]  # [BLOCK_R, BLOCK_C]
+        m_x = (o_r < rows)[:, None] & (o_c < C)[None, :]
+        b_centred = tl.load(p_raw + o_x, mask=m_x, other=0.0).to(ACC) - b_mean[None, :]
+        b_dx = tl.load(p_dx + o_x, mask=m_x, other=0.0).to(ACC)
+
+        b_dx = (b_dx - b_first[None, :] - b_centred * b_second[None, :]) * b_scale[None, :]
+
+        tl.store(p_dx + o_x, b_dx.to(p_dx.dtype.element_ty), mask=m_x)
 
 
-#: Vectors that have gradients: biases of queries (with the keys') and of the result; the norm's, the batch norm's two.
-VECTORS = 6
+#: Vectors that have gradients: biases of queries (with the keys') and of the result; the norm's two.
+VECTORS = 4
 
 
 @triton.jit(do_not_specialize=SIZES)
 def finish_kernel(
     p_dM, p_dcontext, p_G, p_wv, p_bv, p_partial_dwk, p_partial_dwq, p_partial_biases, p_partial_norms,
-    p_dwk, p_dbk, p_dwq, p_dbq, p_dwv, p_dbv, p_dwr, p_dbr, p_dgamma, p_dbeta, p_dbn_weight, p_dbn_bias, p_bn_sums,
-    images, query_programs, key_programs, token_programs, CK, CV, DK, DV,
-    C: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK: tl.constexpr, BLOCK_S: tl.constexpr, ACC: tl.constexpr,
+    p_raw, p_bn_mean, p_bn_var, p_bn_weight, p_dx,
+    p_dwk, p_dbk, p_dwq, p_dbq, p_dwv, p_dbv, p_dwr, p_dbr, p_dgamma, p_dbeta, p_dbn_weight, p_dbn_bias,
+    images, query_programs, key_programs, token_programs, bn_programs, rows, CK, CV, DK, DV, bn_eps,
+    C: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_R: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
-    """Backward, last: the gradients of all parameters. A bias or an affine norm that is None has none.
+    """Backward, last: the gradients of all parameters, and that of the map before the batch norm. A bias or an affine
+    norm that is None has none.
 
-    Grid: value channels, a row of dWv, a column of dWr and dbv each; then blocks of dWk, of dWq; then one for each of
-    VECTORS vectors.
+    Grid: bn_programs programs that share the rows of dx, 0 without a batch norm; then value channels, a row of dWv, a
+    column of dWr and dbv each; then blocks of dWk, of dWq; then one for each of VECTORS vectors.
+    p_raw, p_dx: None without a batch norm    rows: tokens of all images    BLOCK_R: of them at a time
     p_d* : the parameters' gradients, in their shapes    query_programs, key_programs, token_programs: of the passes,
     over all images    BLOCK: elements of a matrix at a time, >= C, CK
     """
-    index = tl.program_id(0)
+    index = tl.program_id(0) - bn_programs
     matrix_blocks = tl.cdiv(CK * C, BLOCK)
     o = tl.arange(0, BLOCK)
 
-    if index < CV:  # a value channel
+    if index < 0:  # rows of dx
+        if p_raw is not None:
+            take_out_means(
+                p_raw, p_bn_mean, p_bn_var, p_bn_weight, p_partial_norms, p_dx, p_dbn_weight, p_dbn_bias,
+                tl.program_id(0), bn_programs, token_programs, rows, bn_eps, C, BLOCK_R, BLOCK_C, BLOCK_S, ACC,
+            )  # fmt: skip
+
+    elif index < CV:  # a value channel
         o_c, o_s = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_S)
         head = index // DV
         b_wv, b_bv = load_vector(p_wv + index * C, o_c, C, 0.0, ACC), tl.zeros((), ACC)
@@ -417,56 +455,21 @@ def finish_kernel(
 
     elif index < CV + matrix_blocks:  # a block of dWk
         o += (index - CV) * BLOCK
-        store_sum_of_partials(p_dwk, None, p_partial_dwk, o, CK * C, CK * C, key_programs, BLOCK_S, ACC)
+        store_sum_of_partials(p_dwk, p_partial_dwk, o, CK * C, CK * C, key_programs, BLOCK_S, ACC)
 
     elif index < CV + 2 * matrix_blocks:  # a block of dWq
         o += (index - CV - matrix_blocks) * BLOCK
-        store_sum_of_partials(p_dwq, None, p_partial_dwq, o, CK * C, CK * C, query_programs, BLOCK_S, ACC)
+        store_sum_of_partials(p_dwq, p_partial_dwq, o, CK * C, CK * C, query_programs, BLOCK_S, ACC)
 
     else:  # a vector: each sum over the programs is a chain of loads
         vector = index - CV - 2 * matrix_blocks
         if vector == 0:
             if p_dbk is not None:  # the softmax over the tokens ignores it
                 tl.store(p_dbk + o, tl.zeros((BLOCK,), ACC).to(p_dbk.dtype.element_ty), mask=o < CK)
-            store_sum_of_partials(p_dbq, None, p_partial_biases, o, CK, CK + C, query_programs, BLOCK_S, ACC)
+            store_sum_of_partials(p_dbq, p_partial_biases, o, CK, CK + C, query_programs, BLOCK_S, ACC)
         elif vector == 1:
-            store_sum_of_partials(p_dbr, None, p_partial_biases + CK, o, C, CK + C, query_programs, BLOCK_S, ACC)
+            store_sum_of_partials(p_dbr, p_partial_biases + CK, o, C, CK + C, query_programs, BLOCK_S, ACC)
         elif vector == 2:
-            store_sum_of_partials(p_dgamma, None, p_partial_norms, o, C, 4 * C, token_programs, BLOCK_S, ACC)
-        elif vector == 3:
-            store_sum_of_partials(p_dbeta, None, p_partial_norms + C, o, C, 4 * C, token_programs, BLOCK_S, ACC)
-        elif p_bn_sums is not None:  # in ACC too, for the gradient of the map before the batch norm
-            if vector == 4:
-                p_sums = p_partial_norms + 2 * C
-                store_sum_of_partials(p_dbn_bias, p_bn_sums, p_sums, o, C, 4 * C, token_programs, BLOCK_S, ACC)
-            else:
-                p_sums = p_partial_norms + 3 * C
-                store_sum_of_partials(p_dbn_weight, p_bn_sums + C, p_sums, o, C, 4 * C, token_programs, BLOCK_S, ACC)
-
-
-@triton.jit(do_not_specialize=SIZES)
-def batch_norm_gradient_kernel(
-    p_raw, p_bn_mean, p_bn_var, p_bn_weight, p_bn_sums, p_dx,
-    rows, bn_eps,
-    C: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    """dx (rows, C), in place: from the gradient of the normed map to that of the raw one. Grid: blocks of BLOCK_R rows.
-
-    weight / std (dx - first / rows - xhat second / rows), xhat = (raw - mean) / std. p_bn_sums: first, second
-    rows: tokens of all images
-    """
-    o_r = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
-    o_c = tl.arange(0, BLOCK_C)
-    o_x = (o_r * C)[:, None] + o_c[None, :]  # [BLOCK_R, BLOCK_C]
-    m_x = (o_r < rows)[:, None] & (o_c < C)[None, :]
-
-    b_rstd = 1.0 / tl.sqrt(tl.load(p_bn_var + o_c, mask=o_c < C, other=1.0).to(ACC) + bn_eps)
-    b_centred = tl.load(p_raw + o_x, mask=m_x, other=0.0).to(ACC) - load_vector(p_bn_mean, o_c, C, 0.0, ACC)[None, :]
-    b_dx = tl.load(p_dx + o_x, mask=m_x, other=0.0).to(ACC)
-
-    # The batch norm's statistics depend on every row: what goes through them comes off.
-    b_dx -= (load_vector(p_bn_sums, o_c, C, 0.0, ACC) / rows)[None, :]
-    b_dx -= b_centred * (b_rstd * load_vector(p_bn_sums + C, o_c, C, 0.0, ACC) / rows)[None, :]
-    b_dx *= (b_rstd * load_vector(p_bn_weight, o_c, C, 1.0, ACC))[None, :]
-
-    tl.store(p_dx + o_x, b_dx.to(p_dx.dtype.element_ty), mask=m_x)
+            store_sum_of_partials(p_dgamma, p_partial_norms, o, C, 4 * C, token_programs, BLOCK_S, ACC)
+        else:
+            store_sum_of_partials(p_dbeta, p_partial_norms + C, o, C, 4 * C, token_programs, BLOCK_S, ACC)

@@ -30,7 +30,8 @@ import triton.language as tl
 from msformer_fast.kernels.blocks import add_dot, load_vector, store_block
 
 # Never specialised: a new size runs the code of the old one.
-TOKENS = ("N", "programs", "blocks", "rows", "images", "query_programs", "key_programs", "token_programs")
+PROGRAMS = ("programs", "query_programs", "key_programs", "token_programs", "bn_programs")
+TOKENS = ("N", "blocks", "rows", "images", *PROGRAMS)
 SIZES = (*TOKENS, "c_end", "heads", "CK", "CV", "DK", "DV")
 
 

@@ -108,8 +108,7 @@ INTERPRETER: dict[str, Row] = {
     "keys": (32, 64, 0, 0, 8),
 }
 SMALL = dict(BLOCK_S=32, **compile_options(num_warps=4))  # of the kernels between and after the passes
-FINISH_BLOCK = 256
-BATCH_NORM = dict(BLOCK_R=32, **compile_options(num_warps=8))
+FINISH = dict(BLOCK=256, BLOCK_S=32, BLOCK_R=32, **compile_options(num_warps=4))  # of the last kernel of the backward
 
 
 class Shape(NamedTuple):

@@ -37,7 +37,7 @@ from msformer_fast.kernels.mix_ffn_kernels import (
     tile_of,
     token_statistics,
 )
-from msformer_fast.kernels.partial_sums import sum_of_partials
+from msformer_fast.kernels.partial_sums import store_gradient, sum_of_partials
 
 _jit = triton.jit(do_not_specialize=SIZES)
 
@@ -320,13 +320,6 @@ def product_gradient_kernel(
         add_partial(p_partials + o_d * 9 + k, m_d, tl.sum(s_dconv[k], 0), is_first_strip)
     add_partial(p_partials + 9 * D + o_d, m_d, tl.sum(s_dbias_conv, 0), is_first_strip)
     add_partial(p_partials + 10 * D + o_d, m_d, tl.sum(s_dbias1, 0), is_first_strip)
-
-
-@triton.jit
-def store_gradient(p, o, begin, size, b_sum):
-    """Store the sums begin to begin + size - 1 as the gradient p, unless that is None. o: numbers of the sums b_sum."""
-    if p is not None:
-        tl.store(p + (o - begin), b_sum.to(p.dtype.element_ty), mask=(o >= begin) & (o < begin + size))
 
 
 @_jit

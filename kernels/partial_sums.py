@@ -30,6 +30,13 @@ def sum_of_partials(p_partials, o, size, stride, partials, BLOCK_S: tl.constexpr
     return b_sum
 
 
+@triton.jit
+def store_gradient(p, o, begin, size, b_sum):
+    """Store the sums begin to begin + size - 1 as the gradient p, unless that is None. o: numbers of the sums b_sum."""
+    if p is not None:
+        tl.store(p + (o - begin), b_sum.to(p.dtype.element_ty), mask=(o >= begin) & (o < begin + size))
+
+
 @triton.jit(do_not_specialize=("partials", "size", "half"))
 def add_partial_sums_kernel(
     p_partials, p_bias, p_first, p_second,

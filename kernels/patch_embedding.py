@@ -20,7 +20,12 @@ from msformer_fast.kernels.launch import (
     target_of,
 )
 from msformer_fast.kernels.partial_sums import add_partial_sums
-from msformer_fast.kernels.patch_embedding_kernels import embed_kernel, logits_gradient_kernel, weight_gradient_kernel
+from msformer_fast.kernels.patch_embedding_kernels import (
+    embed_kernel,
+    logits_gradient_kernel,
+    stack_gradients_kernel,
+    weight_gradient_kernel,
+)
 from msformer_fast.limits import PATCH_EMBEDDING_CHANNELS, PATCH_EMBEDDING_CLUSTERS
 
 # (part, kind of product): {(targets, largest padded C): (BLOCK_R, BLOCK_D, BLOCK_J, num_warps, num_stages)}; "" is any
@@ -71,6 +76,8 @@ TABLE = {
         ("sm_90", 256): (64, 64, 64, 8, 1),
     },
 }
+
+STACK = dict(BLOCK_R=64, BLOCK_C=16, **compile_options(num_warps=4))
 
 
 class Clustering(NamedTuple):
@@ -216,11 +223,15 @@ def patch_embedding_backward(
         clustering: of the same logits, whose gradient is added to theirs in the same pass.
     """
     shared = _shared(logits, mean, rstd, gamma, beta, weight, patch)
-    (B, K, H, W), C, grad = logits.shape, weight.shape[0], torch.stack((dq, dk))
+    (B, K, H, W), C = logits.shape, weight.shape[0]
+    grad = torch.empty((2, *dq.shape), dtype=dq.dtype, device=dq.device)
     dbias, dgamma, dbeta = _new(logits, C), _new(logits, K), _new(logits, K)
     dweight, dlogits = torch.empty_like(weight, memory_format=torch.contiguous_format), torch.empty_like(logits)
     shared |= dict(p_grad=grad, p_dbias=dbias, p_dgamma=dgamma, p_dbeta=dbeta)
-    add_partial_sums(grad.flatten(0, 2), None, dbias, None)
+    launch(
+        stack_gradients_kernel, (triton.cdiv(C, STACK["BLOCK_C"]),), STACK, shared,
+        p_dq=dq.contiguous(), p_dk=dk.contiguous(), ACC=accumulator(logits.dtype),
+    )  # fmt: skip
 
     options = _options("weight_grads", logits, C, patch, input_precision)
     k_blocks, p_blocks = triton.cdiv(K, options["BLOCK_K"]), triton.cdiv(patch * patch, options["BLOCK_P"])

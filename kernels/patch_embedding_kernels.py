@@ -123,6 +123,31 @@ def embed_kernel(
 
 
 @triton.jit(do_not_specialize=SIZES)
+def stack_gradients_kernel(
+    p_dq, p_dk, p_grad, p_dbias,
+    B, rows, columns,
+    C: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """g from the gradients of q and k, and its sum over all rows in their order, dbias. Grid: blocks of channels.
+
+    p_dq, p_dk (B, T, C), contiguous    BLOCK_R, BLOCK_C: rows and channels at a time
+    """
+    o_c, total = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C), B * rows * columns
+    b_sum = tl.zeros((BLOCK_C,), ACC)
+
+    for start in range(0, 2 * total, BLOCK_R):
+        o_r = start + tl.arange(0, BLOCK_R)
+        o_dq, m_c = o_r.to(tl.int64) * C, o_c < C
+        b_g = load_block(p_dq, o_dq, o_c, o_r < total, m_c)  # [BLOCK_R, BLOCK_C], 0 in the rows of k
+        b_g += load_block(p_dk, o_dq - total.to(tl.int64) * C, o_c, (o_r >= total) & (o_r < 2 * total), m_c)
+
+        store_block(p_grad, o_dq, o_c, o_r < 2 * total, m_c, b_g)
+        b_sum += tl.sum(b_g.to(ACC), 0)
+
+    tl.store(p_dbias + o_c, b_sum, mask=o_c < C)
+
+
+@triton.jit(do_not_specialize=SIZES)
 def weight_gradient_kernel(
     p_logits, p_mean, p_rstd, p_gamma, p_beta, p_weight, p_grad, p_dbias, p_dweight, p_partials,
     B, P, rows, columns, stride_lb, stride_lk, stride_lh, stride_lw, stride_wd, stride_wj,

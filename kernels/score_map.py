@@ -25,7 +25,7 @@ from msformer_fast.kernels.score_map_gradient_kernels import (
     weight_finish_kernel,
     weight_sums_kernel,
 )
-from msformer_fast.kernels.score_map_kernels import gathered_kernel, scores_kernel
+from msformer_fast.kernels.score_map_kernels import fold_kernel, gathered_kernel, scores_kernel
 from msformer_fast.limits import GUIDED_SCORE_MAP_CLUSTERS, SCORE_MAP_CHANNELS
 
 # (kernel, kind of product): {(targets, largest padded C): (BLOCK_N, BLOCK_K, BLOCK_C, num_warps, num_stages)}; "" is
@@ -115,16 +115,29 @@ class MapNorm(NamedTuple):
     """A batch norm through which a map is read.
 
     Attributes:
-        vectors: (4, C), mean, biased variance, gamma and beta; float32 or better.
+        gamma, beta: (C), of any dtype.
+        mean, var: (C), ``var`` biased; float32 or better.
         eps: added to the variance.
     """
 
-    vectors: Tensor
+    gamma: Tensor
+    beta: Tensor
+    mean: Tensor
+    var: Tensor
     eps: float
 
-    @classmethod
-    def of(cls, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float) -> MapNorm:
-        return cls(torch.stack([vector.to(mean.dtype) for vector in (mean, var, weight, bias)]), eps)
+
+class Folded(NamedTuple):
+    """What the kernels read of the parameters, forward and backward.
+
+    Attributes:
+        wc: (4, K, C), the head's coarse columns times the upsampling weight, in its dtype.
+        coarse_norm, fine_norm: (4, C), mean, biased variance, gamma and beta; float32 or better; (0) without a norm.
+    """
+
+    wc: Tensor
+    coarse_norm: Tensor
+    fine_norm: Tensor
 
 
 class Gathered(NamedTuple):
@@ -151,26 +164,57 @@ def _new(like: Tensor, *shape: int) -> Tensor:
     return torch.empty(shape, dtype=sum_dtype(like.dtype), device=like.device)
 
 
+def _fold(
+    up_weight: Tensor,
+    head: Tensor,
+    coarse_norm: MapNorm | None,
+    fine_norm: MapNorm | None,
+    input_precision: str,
+    present: Tensor | None = None,
+) -> Folded:
+    """See :class:`Folded`. head: contiguous. present: (B, K), flags that become 0."""
+    (K, _), C = head.shape, up_weight.shape[1]
+    norms = {"coarse": coarse_norm, "fine": fine_norm}
+    vectors = {name: _new(head, *((0,) if norm is None else (4, C))) for name, norm in norms.items()}
+    wc = torch.empty((4, K, C), dtype=head.dtype, device=head.device)
+    given = {
+        f"p_{name}_{field}": None if norm is None else getattr(norm, field).contiguous()
+        for name, norm in norms.items()
+        for field in ("mean", "var", "gamma", "beta")
+    }
+    blocks = 4 * triton.cdiv(K, UNFOLD["BLOCK"]) * triton.cdiv(C, UNFOLD["BLOCK"])
+    launch(
+        fold_kernel, (blocks + 1,), UNFOLD, given,
+        p_up=up_weight, p_head=head, p_wc=wc, p_present=present,
+        p_coarse_norm=None if coarse_norm is None else vectors["coarse"],
+        p_fine_norm=None if fine_norm is None else vectors["fine"],
+        stride_uc=up_weight.stride(0), stride_ud=up_weight.stride(1), c_end=C,
+        images=0 if present is None else present.shape[0],
+        K=K, C=C, BLOCK_C=padded(C), ACC=accumulator(head.dtype), PREC=input_precision,
+    )  # fmt: skip
+    return Folded(wc, **{f"{name}_norm": made for name, made in vectors.items()})
+
+
 def _shared(
     coarse: Tensor,
     fine: Tensor,
-    up_weight: Tensor,
-    head_weight: Tensor,
+    head: Tensor,
+    folded: Folded,
     coarse_norm: MapNorm | None,
     fine_norm: MapNorm | None,
     input_precision: str,
 ) -> dict[str, Any]:
-    """Arguments that the kernels share."""
-    (B, H, W, C), K = fine.shape, head_weight.shape[0]
-    WC, cells, head = coarse.shape[2], coarse.shape[1] * coarse.shape[2], head_weight.contiguous()
+    """Arguments that the kernels share. head: contiguous."""
+    (B, H, W, C), K = fine.shape, head.shape[0]
+    WC, cells = coarse.shape[2], coarse.shape[1] * coarse.shape[2]
     shared: dict[str, Any] = dict(
         p_coarse=coarse.contiguous(), p_fine=fine.contiguous(), p_head=head,
-        p_wc=torch.matmul(head[:, :C], up_weight.unflatten(0, (4, C))), p_wf=head[:, C:], stride_wf=head.stride(0),
+        p_wc=folded.wc, p_wf=head[:, C:], stride_wf=head.stride(0),
         H=H, W=W, WC=WC, cells=cells, pixels=B * H * W, pixels_coarse=B * cells, c_end=C, k_end=K, K=K, C=C,
         ACC=accumulator(fine.dtype), PREC=input_precision,
     )  # fmt: skip
-    for name, norm in (("coarse", coarse_norm), ("fine", fine_norm)):
-        shared[f"p_{name}_norm"] = head if norm is None else norm.vectors
+    for name, norm, vectors in (("coarse", coarse_norm, folded.coarse_norm), ("fine", fine_norm, folded.fine_norm)):
+        shared[f"p_{name}_norm"] = head if norm is None else vectors
         shared[f"eps_{name}"] = 0.0 if norm is None else norm.eps
         shared[f"{name.upper()}_NORM"] = norm is not None
     return shared
@@ -185,8 +229,9 @@ def score_map_forward(
     fine_norm: MapNorm | None = None,
     input_precision: str = "ieee",
     gather_eps: float | None = None,
-) -> tuple[Tensor, Gathered | None]:
-    """Logits (B, H, W, K), contiguous, and with ``gather_eps`` what the losses read of them.
+) -> tuple[Tensor, Gathered | None, Folded]:
+    """Logits (B, H, W, K), contiguous; with ``gather_eps`` what the losses read of them; and what was made of the
+    parameters, for the backward.
 
     Args:
         coarse: (B, ceil(H / 2), ceil(W / 2), C); fine: (B, H, W, C). Other strides than contiguous cost a copy.
@@ -196,7 +241,10 @@ def score_map_forward(
         gather_eps: added to the variance of the logits; K is at most 256.
     """
     (B, H, W, C), K, gather = fine.shape, head_weight.shape[0], gather_eps is not None
-    shared = _shared(coarse, fine, up_weight, head_weight, coarse_norm, fine_norm, input_precision)
+    present = torch.empty((B, K), dtype=torch.uint8, device=fine.device) if gather else None
+    head = head_weight.contiguous()
+    folded = _fold(up_weight, head, coarse_norm, fine_norm, input_precision, present)
+    shared = _shared(coarse, fine, head, folded, coarse_norm, fine_norm, input_precision)
     part = "gather" if gather else "scores"
     settings = launch_settings(part, K, C, fine.dtype, input_precision, target_of(fine.device))
     logits = fine.new_empty((B, H, W, K))
@@ -204,18 +252,18 @@ def score_map_forward(
     tiles = 4 * B * blocks
     programs = min(tiles, max(1, 2 * multiprocessors_of(fine.device) // k_blocks))
 
-    labels, pixel, present, losses, moments = (logits,) * 5  # any pointers
+    labels, pixel, losses, moments = (logits,) * 4  # any pointers
     if gather:
         labels = torch.empty((B, H, W), dtype=label_dtype(K), device=fine.device)
         pixel, losses, moments = _new(fine, 2, B, H, W), _new(fine, programs), _new(fine, programs, 4, K)
-        present = torch.zeros((B, K), dtype=torch.uint8, device=fine.device)
     launch(
         scores_kernel, (programs, k_blocks), settings, shared,
-        p_logits=logits, p_labels=labels, p_pixel=pixel, p_present=present, p_partials=losses, p_moments=moments,
+        p_logits=logits, p_labels=labels, p_pixel=pixel, p_present=logits if present is None else present,
+        p_partials=losses, p_moments=moments,
         blocks=blocks, tiles=tiles, GATHER=gather,
     )  # fmt: skip
     if not gather:
-        return logits, None
+        return logits, None, folded
 
     mean, var, rstd, loss = _new(fine, K), _new(fine, K), _new(fine, K), _new(fine)
     count = torch.empty(B, dtype=torch.int32, device=fine.device)
@@ -224,11 +272,11 @@ def score_map_forward(
         p_moments=moments, p_partials=losses, p_present=present, p_mean=mean, p_var=var, p_rstd=rstd, p_loss=loss,
         p_count=count, programs=programs, divisor=B * H * W, images=B, eps=gather_eps, ALL_K=padded(K),
     )  # fmt: skip
-    return logits, Gathered(loss, labels, count, mean, var, rstd, pixel)
+    return logits, Gathered(loss, labels, count, mean, var, rstd, pixel), folded
 
 
 class Gradients(NamedTuple):
-    """Of the maps (contiguous) and weights, in their dtypes; of the norms' gamma and beta, (C) each, or None."""
+    """Of the maps (contiguous) and weights, and of the norms' gamma and beta, (C) each, or None; in their dtypes."""
 
     coarse: Tensor
     fine: Tensor
@@ -247,10 +295,16 @@ def score_map_backward(
     coarse_norm: MapNorm | None = None,
     fine_norm: MapNorm | None = None,
     input_precision: str = "ieee",
+    folded: Folded | None = None,
 ) -> Gradients:
-    """Gradients of everything from that of the logits, ``grad`` (B, H, W, K), contiguous or copied."""
-    (B, _, _, C), K = fine.shape, head_weight.shape[0]
-    shared = _shared(coarse, fine, up_weight, head_weight, coarse_norm, fine_norm, input_precision)
+    """Gradients of everything from that of the logits, ``grad`` (B, H, W, K), contiguous or copied.
+
+    Args:
+        folded: as it came out of the forward; None to make it again.
+    """
+    (B, _, _, C), K, head = fine.shape, head_weight.shape[0], head_weight.contiguous()
+    folded = folded or _fold(up_weight, head, coarse_norm, fine_norm, input_precision)
+    shared = _shared(coarse, fine, head, folded, coarse_norm, fine_norm, input_precision)
     shared |= dict(p_grad=grad.contiguous())
     options = K, C, fine.dtype, input_precision, target_of(fine.device)
 
@@ -266,18 +320,24 @@ def score_map_backward(
     )  # fmt: skip
 
     # From them the gradients of the weights and of the norms.
-    head, folded, partials, norms = shared["p_head"], _new(fine, 4, K, C), _new(fine, K, 4, C), _new(fine, 4, C)
+    d_wc, partials, norms = _new(fine, 4, K, C), _new(fine, K, 4, C), _new(fine, 4, C)
     d_head, d_up = torch.empty_like(head), up_weight.new_empty(up_weight.shape)
     launch(
         weight_finish_kernel, (K,), finish_settings(C), shared,
-        p_products=products, p_sums=sums, p_dwc=folded, p_dhead=d_head, p_partials=partials, programs=programs,
+        p_products=products, p_sums=sums, p_dwc=d_wc, p_dhead=d_head, p_partials=partials, programs=programs,
     )  # fmt: skip
     c_blocks, k_blocks = triton.cdiv(C, UNFOLD["BLOCK"]), triton.cdiv(K, UNFOLD["BLOCK"])
     normed = coarse_norm is not None or fine_norm is not None
     norm_blocks = triton.cdiv(4 * C, UNFOLD["BLOCK"]) if normed else 0
+    d_coarse_norm, d_fine_norm = (
+        None if norm is None else (torch.empty_like(norm.gamma), torch.empty_like(norm.beta))
+        for norm in (coarse_norm, fine_norm)
+    )
     launch(
         unfold_kernel, (c_blocks * (4 * c_blocks + k_blocks) + norm_blocks,), UNFOLD, shared,
-        p_dwc=folded, p_up=up_weight, p_partials=partials, p_dup=d_up, p_dhead=d_head, p_dnorm=norms,
+        p_dwc=d_wc, p_up=up_weight, p_partials=partials, p_dup=d_up, p_dhead=d_head, p_dnorm=norms,
+        **dict(zip(("p_dgamma_coarse", "p_dbeta_coarse"), d_coarse_norm or (None, None), strict=True)),
+        **dict(zip(("p_dgamma_fine", "p_dbeta_fine"), d_fine_norm or (None, None), strict=True)),
         stride_uc=up_weight.stride(0), stride_ud=up_weight.stride(1),
         stride_hk=head.stride(0), stride_hc=head.stride(1),
     )  # fmt: skip
@@ -290,6 +350,4 @@ def score_map_backward(
         map_gradients_kernel, (B * blocks, triton.cdiv(C, settings["BLOCK_C"])), settings, shared,
         p_dnorm=norms, p_dcoarse=d_coarse, p_dfine=d_fine, blocks=blocks,
     )  # fmt: skip
-    d_fine_norm = None if fine_norm is None else (norms[1], norms[0])
-    d_coarse_norm = None if coarse_norm is None else (norms[3], norms[2])
     return Gradients(d_coarse, d_fine, d_up, d_head, d_coarse_norm, d_fine_norm)

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from msformer_fast.kernels.blocks import add_dot, store_block
+from msformer_fast.kernels.partial_sums import store_gradient
 from msformer_fast.kernels.score_map_kernels import SIZES, load_channels, load_norm, load_weight, tile_of
 
 _jit = triton.jit(do_not_specialize=SIZES)
@@ -128,6 +129,7 @@ def weight_finish_kernel(
 @_jit
 def unfold_kernel(
     p_dwc, p_up, p_head, p_partials, p_dup, p_dhead, p_dnorm,
+    p_dgamma_coarse, p_dbeta_coarse, p_dgamma_fine, p_dbeta_fine,
     stride_uc, stride_ud, stride_hk, stride_hc, k_end, c_end,
     K: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr, ACC: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
@@ -137,6 +139,7 @@ def unfold_kernel(
     dU_p = A^T dWc[p], dA = sum over p of dWc[p] U_p^T. Grid: blocks of dU, position by position, of dA, of p_dnorm.
 
     p_up, p_dup (4 C, C), p_head, p_dhead (K, 2 C): the weights, of strides stride_u* and stride_h*, their gradients
+    p_dgamma_*, p_dbeta_* (C): the same as p_dnorm, in the parameters' dtypes; None without the norm
     BLOCK: side of a block of any of these
     """
     c_blocks, k_blocks = (C + BLOCK - 1) // BLOCK, (K + BLOCK - 1) // BLOCK
@@ -186,6 +189,10 @@ def unfold_kernel(
             b_sum += tl.sum(tl.load(p_partials + o_k[:, None] * (4 * C) + o_n[None, :], mask=m_k, other=0.0), 0)
 
         tl.store(p_dnorm + o_n, b_sum, mask=o_n < 4 * C)
+        store_gradient(p_dbeta_fine, o_n, 0, C, b_sum)
+        store_gradient(p_dgamma_fine, o_n, C, C, b_sum)
+        store_gradient(p_dbeta_coarse, o_n, 2 * C, C, b_sum)
+        store_gradient(p_dgamma_coarse, o_n, 3 * C, C, b_sum)
 
 
 @triton.jit

@@ -2,9 +2,9 @@
 
     logits(2 h + p1, 2 w + p2) = Wf fine(2 h + p1, 2 w + p2) + Wc[p] coarse(h, w)        p = 2 p1 + p2
 
-Wf (K, C) are the head's columns of the fine branch, Wc (4, K, C) those of the coarse one times the upsampling weight:
-the upsampled and the concatenated map are never made. Maps are (B, H, W, C), contiguous; the coarse one is
-ceil(H / 2) x ceil(W / 2). Each map may be read through a batch norm:
+Wf (K, C) are the head's columns of the fine branch, Wc (4, K, C) those of the coarse one times the upsampling weight,
+made once for forward and backward: the upsampled and the concatenated map are never made. Maps are (B, H, W, C),
+contiguous; the coarse one is ceil(H / 2) x ceil(W / 2). Each map may be read through a batch norm:
     x = xhat gamma + beta    xhat = (raw - mean) / sqrt(var + eps)
 
 A tile is BLOCK_N coarse tokens of one image, and with them the fine pixels at one position p of their 2 x 2 cells.
@@ -33,7 +33,7 @@ import triton
 import triton.language as tl
 
 from msformer_fast.kernels.batch_statistics import add_block, merged_moments, store_moments
-from msformer_fast.kernels.blocks import add_dot, load_block, log1p, store_block
+from msformer_fast.kernels.blocks import add_dot, load_block, load_vector, log1p, store_block
 from msformer_fast.kernels.clustering_loss import NOTHING, add_losses, count_labels, top_and_others
 
 # never specialised: a new size runs the code of the old one
@@ -93,6 +93,62 @@ def load_normed(source, o_n, m_n, o_c, NORM: tl.constexpr, C: tl.constexpr, ACC:
         b_mean, b_rstd, b_gamma, b_beta = load_norm(p_norm, eps, o_c, C, ACC)
         b_x = ((b_x.to(ACC) - b_mean[None, :]) * (b_rstd * b_gamma)[None, :] + b_beta[None, :]).to(b_x.dtype)
     return b_x
+
+
+@triton.jit
+def _store_norm(p_norm, p_mean, p_var, p_gamma, p_beta, o_c, C: tl.constexpr, ACC: tl.constexpr):
+    """A batch norm's vectors (C) each to the rows of p_norm (4, C), in the dtype of sums."""
+    tl.store(p_norm + o_c, load_vector(p_mean, o_c, C, 0.0, ACC), mask=o_c < C)
+    tl.store(p_norm + C + o_c, load_vector(p_var, o_c, C, 0.0, ACC), mask=o_c < C)
+    tl.store(p_norm + 2 * C + o_c, load_vector(p_gamma, o_c, C, 0.0, ACC), mask=o_c < C)
+    tl.store(p_norm + 3 * C + o_c, load_vector(p_beta, o_c, C, 0.0, ACC), mask=o_c < C)
+
+
+@_jit
+def fold_kernel(
+    p_up, p_head,
+    p_coarse_mean, p_coarse_var, p_coarse_gamma, p_coarse_beta, p_fine_mean, p_fine_var, p_fine_gamma, p_fine_beta,
+    p_wc, p_coarse_norm, p_fine_norm, p_present,
+    stride_uc, stride_ud, c_end, images,
+    K: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
+    PREC: tl.constexpr,
+):  # fmt: skip
+    """What the other kernels read of the parameters: Wc, the batch norms' vectors; and no label occurs yet.
+
+    Grid: blocks of Wc, position by position, then one program for the rest.
+    p_up (4 C, C), of strides stride_u*, p_head (K, 2 C), contiguous: the weights    p_*_mean to p_*_beta (C): vectors
+    of the batch norms, which go to p_coarse_norm, p_fine_norm; None where there is none
+    p_present (B, K) or None: flags of the labels that occur, set to 0    images: B
+    BLOCK: side of a block of Wc    BLOCK_C: power of 2 >= C
+    """
+    c_blocks, k_blocks = (C + BLOCK - 1) // BLOCK, (K + BLOCK - 1) // BLOCK
+    index, o = tl.program_id(0), tl.arange(0, BLOCK)
+
+    if index < 4 * k_blocks * c_blocks:  # rows o_k and columns o_c of Wc[p]
+        p = index // (k_blocks * c_blocks)
+        o_k, o_c = index // c_blocks % k_blocks * BLOCK + o, index % c_blocks * BLOCK + o
+        b_wc = tl.zeros((BLOCK, BLOCK), ACC)
+
+        for start in range(0, c_end, BLOCK):
+            o_r = start + o
+            m_a, m_u = (o_k < K)[:, None] & (o_r < C)[None, :], (o_r < C)[:, None] & (o_c < C)[None, :]
+            b_a = tl.load(p_head + o_k[:, None] * (2 * C) + o_r[None, :], mask=m_a, other=0.0).to(ACC)
+            o_u = (p * C + o_r)[:, None] * stride_uc + o_c[None, :] * stride_ud
+            b_u = tl.load(p_up + o_u, mask=m_u, other=0.0).to(ACC)
+
+            b_wc = add_dot(b_a, b_u, b_wc, PREC, ACC)
+
+        store_block(p_wc, (p * K + o_k) * C, o_c, o_k < K, o_c < C, b_wc)
+    else:
+        o_n = tl.arange(0, BLOCK_C)
+        if p_coarse_norm is not None:
+            _store_norm(p_coarse_norm, p_coarse_mean, p_coarse_var, p_coarse_gamma, p_coarse_beta, o_n, C, ACC)
+        if p_fine_norm is not None:
+            _store_norm(p_fine_norm, p_fine_mean, p_fine_var, p_fine_gamma, p_fine_beta, o_n, C, ACC)
+        if p_present is not None:
+            for start in range(0, images * K, BLOCK * BLOCK):
+                o_f = start + tl.arange(0, BLOCK * BLOCK)
+                tl.store(p_present + o_f, tl.zeros((BLOCK * BLOCK,), tl.uint8), mask=o_f < images * K)
 
 
 @_jit

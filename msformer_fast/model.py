@@ -20,6 +20,7 @@ from msformer_fast.nn.patch_embedding import embed_patches, normed_windows
 from msformer_fast.nn.score_map import compose_scores
 from msformer_fast.ops import Clustering, Patches
 from msformer_fast.ops.backend import native_by_default, why_not_native
+from msformer_fast.ops.batch_norm import statistics_of_two
 from msformer_fast.ops.memory import check_memory
 
 #: How the two branches see each other before the head: not at all, or window by window.
@@ -194,8 +195,15 @@ class MSFormer(Fused):
     def _forward_folded(self, image: Tensor, stability: bool) -> Scores:
         """The same with no pass for any batch norm; the clustering loss is from the pass that makes the logits."""
         image = channels_last(image)  # once for both branches
-        fine, context_fine, fine_norms = self._branch(image, self.patch_embed_s, self.block_s, self.bn2_s)
-        coarse, context_coarse, coarse_norms = self._branch(image, self.patch_embed_l, self.block_l, self.bn2_l)
+        embeds = self.patch_embed_s, self.patch_embed_l
+        fine, coarse = (embed.project(image) for embed in embeds)
+        statistics = statistics_of_two(fine, coarse, backend=self.backend)
+        first_fine, first_coarse = (
+            Folded(embed.norm, *found, x[..., 0].numel())
+            for embed, found, x in zip(embeds, statistics, (fine, coarse), strict=True)
+        )
+        fine, context_fine, fine_norms = self._branch(fine, first_fine, self.block_s, self.bn2_s)
+        coarse, context_coarse, coarse_norms = self._branch(coarse, first_coarse, self.block_l, self.bn2_l)
         norms = [*fine_norms, *coarse_norms]
         maps = coarse, fine, self.linear_up.weight, self.linear_down.weight
         coarse_norm, fine_norm = coarse_norms[-1].for_op(), fine_norms[-1].for_op()
@@ -222,12 +230,11 @@ class MSFormer(Fused):
         return Scores(made.logits, context_fine, context_coarse, made.queries, made.keys, clustering)
 
     def _branch(
-        self, image: Tensor, embed: OverlapEmbedding, blocks: nn.ModuleList, norms: nn.ModuleList
+        self, x: Tensor, first: Folded, blocks: nn.ModuleList, norms: nn.ModuleList
     ) -> tuple[Tensor, Tensor, list[Folded]]:
-        """Tokens before the last batch norm, the last context, and every batch norm in order."""
-        x = embed.project(image)
-        mean, var = ops.batch_statistics(x, backend=self.backend)
-        folded = [Folded(embed.norm, mean, var, x[..., 0].numel())]
+        """Tokens before the last batch norm, the last context, and every batch norm in order, of a branch's tokens
+        and their own batch norm."""
+        folded = [first]
         for block, norm in zip(blocks, norms, strict=True):
             assert isinstance(block, EfficientTransformerBlock) and isinstance(norm, nn.BatchNorm2d)
             x, context, mean, var = block.between_norms(x, folded[-1].for_op())

@@ -16,6 +16,7 @@ from msformer_fast.errors import DivergenceError, InputError
 from msformer_fast.float32_products import asked_for, check_precision
 from msformer_fast.losses import Losses, LossWeights, self_guiding_losses
 from msformer_fast.model import MSFormer
+from msformer_fast.nn.overlap_embedding import channels_last
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,8 @@ class _Step:
         overlaps: bool = False,
     ) -> None:
         self._model = model
-        self._image = image
+        self._image = channels_last(image)  # as both embeddings read it, once for all iterations
+        self._one: Tensor | None = None
         self._weights = weights
         self._descent = descent
         self._keep_scores = keep_scores
@@ -172,7 +174,9 @@ class _Step:
     def forward_backward(self) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Four losses and the label count, for one transfer together; and the maps."""
         losses, maps = self._forward(self._keep_in_iterations)
-        losses.total.backward()
+        if self._one is None:
+            self._one = torch.ones_like(losses.total)  # the gradient of the total, of every iteration
+        losses.total.backward(self._one)
         return losses.numbers, maps
 
     def update(self) -> None:

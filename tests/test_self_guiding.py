@@ -178,6 +178,25 @@ def test_no_part_of_an_iteration_waits(
                 wait()
 
 
+def test_an_iteration_makes_nothing_anew_that_stays() -> None:
+    """The image is laid out, and the gradient of the total made, once for all; contexts are read through views."""
+    from msformer_fast.benchmarks.aten_traffic import AtenTraffic
+
+    needs_the_interpreter()
+    model = MSFormer(3, 6, 5, depth=1, patch=4, backend="triton")
+    with without_data(model) as emptied:
+        step = _Step(model, emptied(torch.rand(1, 3, 13, 15)), None, Descent(model.parameters(), 0.1, 0.9, fused=True))
+        for _ in range(2):
+            with AtenTraffic() as counted:
+                step.forward_backward()
+                step.update()
+                step.clear()
+    running = {name: 1 for name in ("_foreach_mul", "_foreach_lerp_", "_foreach_add_")}
+    # copy_: gradients of both embeddings' weights, from the layout of the convolution to that of the weight.
+    embeddings = {name: 2 for name in ("convolution", "convolution_backward", "copy_")}
+    assert counted.calls == {**running, **embeddings, "_fused_sgd_": 1}
+
+
 def test_a_tape_refuses_to_wait() -> None:
     with Tape(), pytest.raises(RuntimeError, match="not permitted"):
         torch.rand(3).sum().item()

@@ -157,9 +157,10 @@ WITHIN_A_TILE_STORED: dict[tuple[str, str], Bytes] = {
 LOADED: dict[tuple[str, str], Bytes] = {
     ("embed_kernel", "p_logits"): _windows,
     ("weight_gradient_kernel", "p_logits"): _windows,
-    ("unfold_kernel", "p_head"): _half,  # the coarse columns
+    ("fold_kernel", "p_head"): _half,  # the coarse columns
+    ("unfold_kernel", "p_head"): _half,
     ("unfold_kernel", "p_partials"): _if_normed,
-    ("finish_kernel", "p_partial_norms"): _norms("p_dgamma", "p_dbeta", "p_bn_sums", "p_bn_sums"),
+    ("finish_kernel", "p_partial_norms"): _norms("p_dgamma", "p_dbeta", "p_raw", "p_raw"),
     ("table_gradient_kernel", "p_tiles"): _pairs,
     **{(kernel, name): count for kernel, counts in _STRIPS.items() for name, count in counts.items()},
 }

@@ -71,11 +71,11 @@ class EfficientTransformerBlock(Fused):
             attended, context = self.attn(self.norm1(x))
             t = x + attended
             y = t + self.mlp(self.norm2(t))
-        return Attended(y, context[:, 0])
+        return Attended(y, context.squeeze(1))  # of one head: a view, and so is its gradient
 
     def between_norms(self, x: Tensor, batch_norm: BatchNorm) -> BetweenNorms:
         """The same on a map read through a batch norm, with the statistics for the one behind it; no part is called,
         whatever hooks there are."""
         t, context = self.attn.fused(x, norm=self.norm1, residual=True, batch_norm=batch_norm)
         y, mean, var = self.mlp.with_statistics(t, norm=self.norm2, residual=True)
-        return BetweenNorms(y, context[:, 0], mean, var)
+        return BetweenNorms(y, context.squeeze(1), mean, var)

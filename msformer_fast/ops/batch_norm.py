@@ -91,16 +91,29 @@ def batch_statistics(x: Tensor, *, backend: str | None = None) -> BatchStatistic
         BackendError: the backend asked for cannot run this call; the message says why.
     """
     Shapes(OP)("x", x, "B H W C")
-    refusals = {
-        "triton": lambda: why_not_triton(OP, x),
-        "native": lambda: why_not_native(OP, x),
-        "torch": lambda: why_not_torch(OP, x),
-    }
-    chosen = choose(OP, backend, x.device, refusals)
-    x = x.detach()
+    chosen, x = _choose(backend, x), x.detach()
     if chosen in ("triton", "native") or (chosen == "torch" and runs_in_strips(x)):
         return BatchStatistics(*statistics(x.permute(0, 3, 1, 2), chosen))
     return BatchStatistics(*_reference(x))
+
+
+def statistics_of_two(first: Tensor, second: Tensor, *, backend: str | None = None) -> list[BatchStatistics]:
+    """:func:`batch_statistics` of two maps (B, H, W, C) of one dtype and as many channels; the kernels on a GPU take
+    those of both in the same two launches."""
+    chosen = _choose(backend, first, second)
+    if chosen != "triton":
+        return [batch_statistics(x, backend=chosen) for x in (first, second)]
+    means, variances = _of_two(*(x.detach().permute(0, 3, 1, 2) for x in (first, second)))
+    return [BatchStatistics(*each) for each in zip(means, variances, strict=True)]
+
+
+def _choose(backend: str | None, *maps: Tensor) -> str:
+    refusals = {
+        "triton": lambda: why_not_triton(OP, *maps),
+        "native": lambda: why_not_native(OP, *maps),
+        "torch": lambda: why_not_torch(OP, *maps),
+    }
+    return choose(OP, backend, maps[0].device, refusals)
 
 
 def _statistics(x: Tensor, backend: str) -> tuple[Tensor, Tensor]:
@@ -122,3 +135,18 @@ def _shapes(x: Tensor) -> tuple[Tensor, Tensor]:
 
 #: Mean and biased variance (K) of (B, K, H, W), any strides, by a backend; float32 or better; zeros of an empty batch.
 statistics = register(OP, forward=_statistics, outputs=("mean", "var"), shapes=_shapes)
+
+
+def _statistics_of_two(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    from msformer_fast.kernels.batch_statistics import batch_statistics as launch
+
+    return launch(first, second)
+
+
+def _shapes_of_two(first: Tensor) -> tuple[Tensor, Tensor]:
+    mean = first.new_empty((2, first.shape[1]), dtype=sum_dtype(first.dtype))
+    return mean, torch.empty_like(mean)
+
+
+#: The same of two maps by the kernels on a GPU, (2, K) each.
+_of_two = register(f"{OP}_of_two", forward=_statistics_of_two, outputs=("mean", "var"), shapes=_shapes_of_two)

@@ -10,7 +10,7 @@ from torch import Tensor
 from msformer_fast.dtypes import label_dtype, sum_dtype
 from msformer_fast.limits import GUIDED_SCORE_MAP_CLUSTERS, SCORE_MAP_CHANNELS
 from msformer_fast.ops.backend import choose, over_limit, why_not_native, why_not_torch
-from msformer_fast.ops.batch_norm import BatchNorm, batch_statistics, norm_gradients
+from msformer_fast.ops.batch_norm import BatchNorm, batch_statistics
 from msformer_fast.ops.clustering_loss import clustering_loss
 from msformer_fast.ops.patch_embedding import check_patches, patch_embedding
 from msformer_fast.ops.precision import cast_product, kernel_precision
@@ -123,13 +123,14 @@ def _forward(
     patch: int,
     eps: float,
 ) -> tuple[Tensor, ...]:
-    """The fields of :class:`GuidedScores`, 1 / standard deviation of the logits, and two numbers of every pixel."""
+    """The fields of :class:`GuidedScores`; 1 / standard deviation of the logits, two numbers of every pixel, and what
+    was made of the parameters, all for the backward."""
     from msformer_fast.kernels.patch_embedding import patch_embedding_forward
     from msformer_fast.kernels.score_map import score_map_forward
 
     norms = map_norm(coarse_norm), map_norm(fine_norm)
     precision = kernel_precision(fine.dtype, fine.device)
-    logits, found = score_map_forward(coarse, fine, up_weight, head_weight, *norms, precision, eps)
+    logits, found, folded = score_map_forward(coarse, fine, up_weight, head_weight, *norms, precision, eps)
     assert found is not None
     logits = logits.permute(0, 3, 1, 2)  # (B, K, H, W)
 
@@ -137,7 +138,7 @@ def _forward(
         logits, found.mean, found.rstd, norm_weight, norm_bias, patch_weight, patch_bias, patch, precision
     )
     losses = found.loss, queries, keys, found.labels, found.label_count
-    return logits, *losses, found.mean, found.var, found.rstd, found.pixel
+    return logits, *losses, found.mean, found.var, found.rstd, found.pixel, *folded
 
 
 class Kept(NamedTuple):
@@ -148,6 +149,9 @@ class Kept(NamedTuple):
     mean: Tensor
     rstd: Tensor
     pixel: Tensor
+    wc: Tensor
+    coarse_vectors: Tensor
+    fine_vectors: Tensor
 
 
 def _backward(
@@ -169,7 +173,7 @@ def _backward(
 ) -> tuple[Tensor | list[Tensor], ...]:
     """Gradients of every tensor in the forward's order."""
     from msformer_fast.kernels.patch_embedding import Clustering, patch_embedding_backward
-    from msformer_fast.kernels.score_map import score_map_backward
+    from msformer_fast.kernels.score_map import Folded, score_map_backward
 
     norms = map_norm(coarse_norm), map_norm(fine_norm)
     precision = kernel_precision(fine.dtype, fine.device)
@@ -180,13 +184,23 @@ def _backward(
     if grad_logits is not None:
         grad += grad_logits
 
-    found = score_map_backward(grad.permute(0, 2, 3, 1), coarse, fine, up_weight, head_weight, *norms, precision)
-    d_norms = norm_gradients(found.coarse_norm, coarse_norm), norm_gradients(found.fine_norm, fine_norm)
+    folded = Folded(kept.wc, kept.coarse_vectors, kept.fine_vectors)
+    found = score_map_backward(
+        grad.permute(0, 2, 3, 1), coarse, fine, up_weight, head_weight, *norms, precision, folded
+    )
+    d_norms = [*(found.coarse_norm or ())], [*(found.fine_norm or ())]
     return *found[:4], *d_norms, d_weight, d_bias, d_gamma.to(norm_weight.dtype), d_beta.to(norm_bias.dtype)
 
 
-def _shapes(fine: Tensor, head_weight: Tensor, patch_weight: Tensor, patch: int) -> tuple[Tensor, ...]:
-    batch, height, width, _ = fine.shape
+def _shapes(
+    fine: Tensor,
+    head_weight: Tensor,
+    coarse_norm: BatchNorm | None,
+    fine_norm: BatchNorm | None,
+    patch_weight: Tensor,
+    patch: int,
+) -> tuple[Tensor, ...]:
+    batch, height, width, channels = fine.shape
     clusters, patches = head_weight.shape[0], ((height - 1) // patch) * ((width - 1) // patch)
 
     def sums(*shape: int) -> Tensor:
@@ -197,7 +211,9 @@ def _shapes(fine: Tensor, head_weight: Tensor, patch_weight: Tensor, patch: int)
     label_count = fine.new_empty(batch, dtype=torch.int32)
     logits = fine.new_empty(batch, height, width, clusters).permute(0, 3, 1, 2)
     vectors = sums(clusters), sums(clusters), sums(clusters)
-    return logits, sums(), queries, keys, labels, label_count, *vectors, sums(2, batch, height, width)
+    norms = [sums(0) if norm is None else sums(4, channels) for norm in (coarse_norm, fine_norm)]
+    folded = head_weight.new_empty(4, clusters, channels), *norms
+    return logits, sums(), queries, keys, labels, label_count, *vectors, sums(2, batch, height, width), *folded
 
 
 def _gradient_shapes(
@@ -221,7 +237,7 @@ def _gradient_shapes(
 _registered = register(
     OP,
     forward=_forward,
-    outputs=(*GuidedScores._fields, "rstd", "pixel"),
+    outputs=(*GuidedScores._fields, "rstd", "pixel", "wc", "coarse_vectors", "fine_vectors"),
     shapes=_shapes,
     backward=_backward,
     gradients=[

@@ -125,7 +125,7 @@ def map_norm(norm: BatchNorm | None) -> MapNorm | None:
     """A batch norm as the kernels' launchers take it."""
     from msformer_fast.kernels.score_map import MapNorm
 
-    return None if norm is None else MapNorm.of(*norm)
+    return None if norm is None else MapNorm(*norm)
 
 
 def _forward(
@@ -174,7 +174,7 @@ def _backward(
     found = score_map_backward(
         *given, map_norm(coarse_norm), map_norm(fine_norm), kernel_precision(fine.dtype, fine.device)
     )
-    return *found[:4], norm_gradients(found.coarse_norm, coarse_norm), norm_gradients(found.fine_norm, fine_norm)
+    return *found[:4], [*(found.coarse_norm or ())], [*(found.fine_norm or ())]
 
 
 def _gradient_shapes(

@@ -39,7 +39,7 @@ SUMS = (
     "p_dG",
 )
 SUMS += ("p_partial_dM", "p_partial_dwq", "p_partial_dwk", "p_partial_biases", "p_partial_norms", "p_dM", "p_dcontext")
-SUMS += ("p_bn_mean", "p_bn_var", "p_bn_sums")
+SUMS += ("p_bn_mean", "p_bn_var")
 Product = tuple[torch.dtype, torch.dtype, str]
 FLOATS = {name: "fp32" for name in ("eps", "bn_eps")} | {name: "*fp32" for name in SUMS}
 
@@ -97,10 +97,9 @@ def pass_case(part: str, C: int, heads: int, batch_norm: bool, product: Any, tar
 def _small_cases(C: int, dtype: torch.dtype) -> list[Case]:
     """The kernels between and after the passes, with everything that is optional."""
     common = dict(C=C, BLOCK_C=padded(C), ACC=tl.float32)
-    row = [(kernel, table.SMALL, {}) for kernel in (kernels.merge_kernel, gradients.merge_gradients_kernel)]
-    row.append((gradients.finish_kernel, table.SMALL, {"BLOCK": table.FINISH_BLOCK}))
-    row.append((gradients.batch_norm_gradient_kernel, table.BATCH_NORM, {}))
+    row = [(kernel, table.SMALL) for kernel in (kernels.merge_kernel, gradients.merge_gradients_kernel)]
+    row.append((gradients.finish_kernel, table.FINISH))
     return [
-        Case.of(f"{kernel.__name__}, C {C}, {short(dtype)}", kernel, settings, dtype, {**common, **more}, **FLOATS)
-        for kernel, settings, more in row
+        Case.of(f"{kernel.__name__}, C {C}, {short(dtype)}", kernel, settings, dtype, common, **FLOATS)
+        for kernel, settings in row
     ]

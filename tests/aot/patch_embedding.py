@@ -39,6 +39,10 @@ def cases(target: str, small: bool) -> list[Case]:
                 for part, (kernel, variants) in PARTS.items():
                     for flags in variants if K == 100 else variants[::2]:
                         found.append(_case(part, kernel, flags, K, C, product, channels_last, target))
+    for dtype in (torch.float32, torch.bfloat16) if small else (torch.float32, torch.bfloat16, torch.float16):
+        sizes = {"C": 100, "ACC": tl.float32}
+        name = f"stack, C 100, {short(dtype)}"
+        found.append(Case.of(name, kernels.stack_gradients_kernel, launch.STACK, dtype, sizes, p_dbias="*fp32"))
     return found
 
 

@@ -28,7 +28,7 @@ FLOAT32 = {
     name: "*fp32"
     for name in (
         *("p_pixel", "p_partials", "p_moments", "p_products", "p_sums", "p_coarse_norm", "p_fine_norm", "p_dnorm"),
-        *("p_dwc", "p_mean", "p_var", "p_loss"),
+        *("p_dwc", "p_mean", "p_var", "p_loss", "p_coarse_mean", "p_coarse_var", "p_fine_mean", "p_fine_var"),
     )
 } | {"p_labels": "*u8", "p_present": "*u8", "p_count": "*i32", "eps_coarse": "fp32", "eps_fine": "fp32"}
 
@@ -64,7 +64,9 @@ def _small_kernels(K: int, C: int, product: tuple[Any, str]) -> list[Case]:
     finish, options = {**widths, **NORMS}, op.finish_settings(C)
     gathered = {"K": K, "ALL_K": padded(K), "ACC": tl.float32}
     unfold = {**widths, "PREC": precision, "stride_ud": 1, "stride_hc": 1}
+    fold = {**widths, "PREC": precision, "stride_ud": 1, "BLOCK_C": padded(C)}
     found = [
+        Case.of(f"fold, {name}", kernels.fold_kernel, op.UNFOLD, dtype, fold, **FLOAT32),
         Case.of(f"weight_finish, {name}", gradients.weight_finish_kernel, options, dtype, finish, **FLOAT32),
         Case.of(f"unfold, {name}", gradients.unfold_kernel, op.UNFOLD, dtype, unfold, **FLOAT32),
     ]

@@ -17,6 +17,7 @@ from msformer_fast.ops.registration import contiguous_like, register
 #: Types of arguments and results: whoever calls a registered op, or has saved a graph with it, relies on them.
 SCHEMAS = (
     "batch_statistics(Tensor, str) -> (Tensor, Tensor)",
+    "batch_statistics_of_two(Tensor, Tensor) -> (Tensor, Tensor)",
     "clustering_loss(Tensor, str, SymInt, str) -> (Tensor, Tensor, Tensor)",
     "clustering_loss_backward(Tensor, Tensor, Tensor, str, SymInt, str) -> Tensor",
     "cross_scale_attention(Tensor[], Tensor?, Tensor?, Tensor?, SymInt[], SymInt[], SymInt[], float, "
@@ -29,7 +30,7 @@ SCHEMAS = (
     "Tensor[], float, ScalarType, Tensor[], str) -> (Tensor, Tensor[])",
     "guided_score_map(Tensor, Tensor, Tensor, Tensor, Tensor[], float, Tensor[], float, Tensor, Tensor?, "
     "Tensor, Tensor, SymInt, float) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
-    "Tensor, Tensor)",
+    "Tensor, Tensor, Tensor, Tensor, Tensor)",
     "guided_score_map_backward(Tensor?, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor[], "
     "float, Tensor[], float, Tensor, Tensor, Tensor, SymInt, Tensor[]) -> (Tensor, Tensor, Tensor, "
     "Tensor, Tensor[], Tensor[], Tensor, Tensor, Tensor, Tensor)",
