@@ -1,4 +1,4 @@
-"""Launchers of windowed cross-scale attention. Its kernels and the launch table have files of their own."""
+"""Launchers of windowed cross-scale attention. Kernels and launch table have files of their own."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ import triton
 from torch import Tensor
 
 from msformer_fast.dtypes import sum_dtype
-from msformer_fast.kernels.cross_scale_attention_kernels import (
-    attention_kernel,
+from msformer_fast.kernels.cross_scale_attention_bias_kernels import (
     bias_gradient_kernel,
     expand_bias_kernel,
+    table_gradient_kernel,
+)
+from msformer_fast.kernels.cross_scale_attention_gradient_kernels import (
     fused_gradient_kernel,
     key_gradient_kernel,
     query_gradient_kernel,
-    table_gradient_kernel,
 )
+from msformer_fast.kernels.cross_scale_attention_kernels import attention_kernel
 from msformer_fast.kernels.cross_scale_attention_table import EXPAND, TABLE_GRADIENT, Tile, chunks_of, tile_of
 from msformer_fast.kernels.launch import accumulator, launch, multiprocessors_of, padded, target_of, vector_length
 from msformer_fast.kernels.partial_sums import add_partial_sums

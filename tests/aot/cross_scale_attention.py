@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 import triton.language as tl
 
-from msformer_fast.kernels import cross_scale_attention_kernels as kernels
+from msformer_fast.kernels import cross_scale_attention as kernels
 from msformer_fast.kernels.cross_scale_attention_table import EXPAND, SMALL, TABLE_GRADIENT, Tile, tile_of
 from msformer_fast.kernels.launch import compile_options, padded, vector_length
 from tests.harness.aot import Case, short
