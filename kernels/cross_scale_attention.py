@@ -275,8 +275,10 @@ def _key_gradients(call: _Call, gradients: dict[str, Any]) -> Tensor:
 
 def _sum_bias(partials: Tensor, tile: Tile, bias: Tensor, call: _Call) -> Tensor:
     """Gradient of a bias from partial sums in tiles (partials, heads, ..., ...) of the windows of a group."""
-    tiles = torch.empty_like(partials[0])
-    add_partial_sums(partials, None, tiles, None)
+    tiles = partials[0]
+    if len(partials) > 1:
+        tiles = torch.empty_like(tiles)
+        add_partial_sums(partials, None, tiles, None)
     if bias.ndim == 3:
         queries, keys = call.windows.queries, call.windows.keys
         found = [
