@@ -230,8 +230,8 @@ def main() -> None:
 
 
 def shown(figure: float) -> str:
-    """Three digits."""
-    return f"{figure:.0f}" if figure >= 100 or figure == int(figure) else f"{figure:.3g}"
+    """Three digits; all of a count."""
+    return f"{figure:.0f}" if isinstance(figure, int) or figure >= 100 else f"{figure:#.3g}"
 
 
 if __name__ == "__main__":
