@@ -5,7 +5,7 @@
 The rival does what MONAI's Swin blocks do with ``use_flash_attention``: the volume is padded, rolled and cut into
 windows, then projected; the table's bias and the mask of the seams become one tensor (windows, heads, n, n), n tokens a
 window, that ``scaled_dot_product_attention`` adds; the result is put together, rolled back and cropped. The projections
-before and after, the same in both, and the mask itself, made once for several layers, are left out.
+before and after, and the mask, made once for several layers, are left out.
 
 Our bytes are those of recorded launches, the rival's those of the arguments and results of PyTorch's operators, the
 fused attention for CUDA among them as one (``benchmarks/aten_traffic``). Times: see ``benchmarks/predict.py``. Nothing
@@ -92,7 +92,7 @@ def call(inputs: Inputs, s: Sizes, *, backend: str) -> tuple[Tensor, ...]:
 
 
 def sdpa(inputs: Inputs, s: Sizes) -> tuple[Tensor, ...]:
-    """MONAI's way."""
+    """MONAI's way: what lies outside the volume is padded and projected."""
     x, table = inputs["x"], inputs["table"]
     qkv = F.linear(cut(x, s), inputs["weight"], inputs["bias"])
     seen = mask(s).to(x) if shift_of(s) else None
