@@ -103,8 +103,7 @@ def sdpa(inputs: Inputs, s: Sizes) -> tuple[Tensor, ...]:
 def cut(x: Tensor, s: Sizes) -> Tensor:
     """Windows (windows, n, C) of one volume (1, side, side, side, C), padded to whole windows and rolled."""
     side, window, shift = s["side"], s["window"], shift_of(s)
-    if more := -side % window:
-        x = F.pad(x, (0, 0, *(0, more) * 3))
+    x = F.pad(x, (0, 0, *(0, -side % window) * 3))  # a copy where nothing is padded too
     if shift:
         x = torch.roll(x, (-shift,) * 3, (1, 2, 3))
     return rearrange(x, f"1 {MAP} -> {WINDOWS}", i=window, j=window, k=window)
@@ -178,7 +177,7 @@ class _Operators(OpBench):
                 windows = cut(x, s)
             qkv = windows.new_empty(*windows.shape[:-1], 3 * channels, requires_grad=True)
             with ahead:
-                out = together(attended(qkv, table, rows, seen, s, _fused), s)
+                out = together(attended(qkv, table, rows, seen, s, fused), s)
 
             if part != "forward":
                 with back:
@@ -188,7 +187,7 @@ class _Operators(OpBench):
         return {"operators": (counted.launches, counted.bytes, 0)}
 
 
-def _fused(q: Tensor, k: Tensor, v: Tensor, added: Tensor, scale: float) -> Tensor:
+def fused(q: Tensor, k: Tensor, v: Tensor, added: Tensor, scale: float) -> Tensor:
     """What ``scaled_dot_product_attention`` runs on a GPU where something is added to scores."""
     attention = torch.ops.aten._scaled_dot_product_efficient_attention
     out: Tensor = attention(q, k, v, added, torch.is_grad_enabled(), scale=scale)[0]

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from msformer_fast.benchmarks.aten_traffic import AtenTraffic
 from msformer_fast.benchmarks.cards import CARDS
 from msformer_fast.benchmarks.case import Case
-from msformer_fast.benchmarks.volume_attention import BENCH, COLUMNS, OPERATORS, STAGES, VOLUMES, Volume, rows, shift_of
+from msformer_fast.benchmarks.volume_attention import (
+    BENCH,
+    COLUMNS,
+    OPERATORS,
+    OTHERS,
+    STAGES,
+    VOLUMES,
+    Volume,
+    fused,
+    mask,
+    rows,
+    shift_of,
+)
+from tests.swin_blocks import monai_swin
 
 #: Shifted, with voxels outside; of whole windows; one window, which is not shifted.
 SMALL = (Volume(5, 16, 2, 3), Volume(4, 8, 2, 2), Volume(3, 8, 1, 3))
@@ -50,17 +68,47 @@ def test_the_operators_by_hand() -> None:
     table, bias, mask, added = 7**3 * 2 * 2, 2 * pairs * 2, 8 * pairs * 2, 8 * 2 * pairs * 2
     lse, seed = 8**3 * 2 * 4, 2 * 8
 
-    # A roll and a cut each way; the table's rows gathered, permuted, and the mask added; the attention.
-    forward = 4 * 2 * unit + (table + 8 * pairs + bias) + 2 * bias + (bias + mask + added) + (4 * unit + added + seed)
+    # Padding, a copy; a roll and a cut each way; the table's rows gathered, permuted, the mask added; the attention.
+    forward = 5 * 2 * unit + (table + 8 * pairs + bias) + 2 * bias + (bias + mask + added) + (4 * unit + added + seed)
     found = OPERATORS.kernels(case_of(Volume(8, 16, 2, 4), "bfloat16"), "forward", 132, "sm_90")
-    assert found == {"operators": (8, forward, 0)}
+    assert found == {"operators": (9, forward, 0)}
 
     # The attention's own gradients read what its forward read and wrote.
     ((launches, moved, _),) = OPERATORS.kernels(
         case_of(Volume(8, 16, 2, 4), "bfloat16"), "backward", 132, "sm_90"
     ).values()
     attention = (3 * unit + added + seed) + 2 * unit + lse + (3 * unit + added)
-    assert launches >= 8 and moved > 4 * 2 * unit + attention + (added + bias)
+    assert launches >= 9 and moved > 5 * 2 * unit + attention + (added + bias)
+
+
+@pytest.mark.parametrize("volume", [STAGES[24][0], OTHERS[3], STAGES[48][3]], ids=str)
+def test_the_operators_are_monais(volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of its block's first half with flash attention, less norm, projections and a copy of the table's index."""
+    library, moved = monai_swin(), []
+
+    class ByName(AtenTraffic):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            before, out = self.bytes, super().__torch_dispatch__(func, types, args, kwargs)
+            moved.append((func.name(), self.bytes - before))
+            return out
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor, dropout_p: float, scale: float) -> Tensor:
+        return fused(q, k, v, attn_mask.expand(*q.shape[:2], *attn_mask.shape[2:]), scale)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attention)
+    window, shift = (volume.window,) * 3, (shift_of(volume._asdict()),) * 3
+    with FakeTensorMode(), torch.no_grad():
+        block = library.SwinTransformerBlock(
+            volume.channels, volume.heads, window, shift, qkv_bias=True, use_flash_attention=True
+        )
+        x, seen = torch.empty(1, *(volume.side,) * 3, volume.channels), mask(volume._asdict()).float()
+        with ByName():
+            block.forward_part1(x, seen)
+    counted = [bytes_ for name, bytes_ in moved if bytes_ and name not in ("aten::addmm", "aten::native_layer_norm")]
+    copied = 2 * 8 * volume.window**6
+    assert counted.count(copied) == 1
+    found = OPERATORS.kernels(case_of(volume), "forward", 132, "sm_90")
+    assert found == {"operators": (len(counted) - 1, sum(counted) - copied, 0)}
 
 
 def test_rows_of_a_card() -> None:
