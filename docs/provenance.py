@@ -115,14 +115,14 @@ FIGURES = {
     "volumes-forward": Figures(
         "bytes of windows of volumes, forward",
         "python -m msformer_fast.benchmarks.volume_attention",
-        "9fd0346",
+        "93b003b",
         "none: of recorded launches and data sheets, on no card",
         quick=True,
     ),
     "volumes-backward": Figures(
         "bytes of windows of volumes, backward",
         "python -m msformer_fast.benchmarks.volume_attention",
-        "9fd0346",
+        "93b003b",
         "none: of recorded launches and data sheets, on no card",
         quick=True,
     ),
