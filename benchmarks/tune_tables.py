@@ -82,9 +82,9 @@ TABLES = (
         dict(forward="forward", fused="backward", query="backward", key="backward"),
         kernels=dict(
             forward="cross_scale_attention_kernels.attention_kernel",
-            fused="cross_scale_attention_kernels.fused_gradient_kernel",
-            query="cross_scale_attention_kernels.query_gradient_kernel",
-            key="cross_scale_attention_kernels.key_gradient_kernel",
+            fused="cross_scale_attention_gradient_kernels.fused_gradient_kernel",
+            query="cross_scale_attention_gradient_kernels.query_gradient_kernel",
+            key="cross_scale_attention_gradient_kernels.key_gradient_kernel",
         ),
         grids=("cross_scale_attention",),
         shared=("forward", "fused", "query"),

@@ -163,6 +163,30 @@ def bench_predicted() -> Iterator[Figure]:
         )
 
 
+def volumes(part: str) -> Iterator[Figure]:
+    from msformer_fast.benchmarks.volume_attention import rows as figures_of
+
+    shown = rows(block(page_of(f"volumes-{part}"), f"volumes-{part}"))
+    found = figures_of(part, "bfloat16", "H100 SXM")
+    for name, values in found.items():
+        yield from ((name, cell, value) for cell, value in zip(shown[name], values, strict=True))
+
+
+def volumes_forward() -> Iterator[Figure]:
+    from msformer_fast.benchmarks.cards import CARDS
+    from msformer_fast.benchmarks.volume_attention import STAGES
+
+    yield from volumes("forward")
+    first, card = STAGES[24][0], CARDS["H100 SXM"]
+    exponentials = first.side**3 * first.window**3 * first.heads
+    biases = 2 * -((-first.side // first.window) ** 3) * first.heads * first.window**6
+    a_second = 16 * card.multiprocessors * card.clock
+    yield from in_words(
+        "volumes-forward",
+        {"of which # MB are written": biases / 1e6, "multiprocessor, take # ms": 1e3 * exponentials / a_second},
+    )
+
+
 def largest() -> Iterator[Figure]:
     from msformer_fast.benchmarks.largest import PROVIDERS, peak_bytes
 
@@ -235,6 +259,8 @@ QUICK: dict[str, Callable[[], Iterator[Figure]]] = {
     "predicted": predicted,
     "issued": issued,
     "bench-predicted": bench_predicted,
+    "volumes-forward": volumes_forward,
+    "volumes-backward": lambda: volumes("backward"),
     "largest": largest,
     "parity": parity,
     "demo": demo,

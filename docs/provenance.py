@@ -112,6 +112,20 @@ FIGURES = {
         "f8c8606",
         "any: of recorded launches, on no card",
     ),
+    "volumes-forward": Figures(
+        "bytes of windows of volumes, forward",
+        "python -m msformer_fast.benchmarks.volume_attention",
+        "93b003b",
+        "none: of recorded launches and data sheets, on no card",
+        quick=True,
+    ),
+    "volumes-backward": Figures(
+        "bytes of windows of volumes, backward",
+        "python -m msformer_fast.benchmarks.volume_attention",
+        "93b003b",
+        "none: of recorded launches and data sheets, on no card",
+        quick=True,
+    ),
     "swin-volumes-time": Figures(
         "blocks of Swin UNETR on volumes against MONAI's",
         "python -m msformer_fast.benchmarks.swin_unetr --blocks",

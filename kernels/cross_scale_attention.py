@@ -1,4 +1,4 @@
-"""Launchers of windowed cross-scale attention. Its kernels and the launch table have files of their own."""
+"""Launchers of windowed cross-scale attention. Kernels and launch table have files of their own."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ import triton
 from torch import Tensor
 
 from msformer_fast.dtypes import sum_dtype
-from msformer_fast.kernels.cross_scale_attention_kernels import (
-    attention_kernel,
+from msformer_fast.kernels.cross_scale_attention_bias_kernels import (
     bias_gradient_kernel,
     expand_bias_kernel,
+    table_gradient_kernel,
+)
+from msformer_fast.kernels.cross_scale_attention_gradient_kernels import (
     fused_gradient_kernel,
     key_gradient_kernel,
     query_gradient_kernel,
-    table_gradient_kernel,
 )
+from msformer_fast.kernels.cross_scale_attention_kernels import attention_kernel
 from msformer_fast.kernels.cross_scale_attention_table import EXPAND, TABLE_GRADIENT, Tile, chunks_of, tile_of
 from msformer_fast.kernels.launch import accumulator, launch, multiprocessors_of, padded, target_of, vector_length
 from msformer_fast.kernels.partial_sums import add_partial_sums
@@ -273,8 +275,10 @@ def _key_gradients(call: _Call, gradients: dict[str, Any]) -> Tensor:
 
 def _sum_bias(partials: Tensor, tile: Tile, bias: Tensor, call: _Call) -> Tensor:
     """Gradient of a bias from partial sums in tiles (partials, heads, ..., ...) of the windows of a group."""
-    tiles = torch.empty_like(partials[0])
-    add_partial_sums(partials, None, tiles, None)
+    tiles = partials[0]
+    if len(partials) > 1:
+        tiles = torch.empty_like(tiles)
+        add_partial_sums(partials, None, tiles, None)
     if bias.ndim == 3:
         queries, keys = call.windows.queries, call.windows.keys
         found = [

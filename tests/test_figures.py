@@ -54,7 +54,9 @@ def test_the_readme_names_command_and_commit() -> None:
 
 
 @needs_triton
-@pytest.mark.parametrize("name", ["ledger", "predicted", "issued", "bench-predicted"])
+@pytest.mark.parametrize(
+    "name", ["ledger", "predicted", "issued", "bench-predicted", "volumes-forward", "volumes-backward"]
+)
 def test_counted_figures_are_as_shown(name: str) -> None:
     assert check_figures.differing(name) == []
 

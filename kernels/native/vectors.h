@@ -33,6 +33,7 @@ constexpr int REGISTERS = 16;
 
 typedef float vec __attribute__((vector_size(LANES * 4)));
 typedef int32_t ints __attribute__((vector_size(LANES * 4)));
+typedef uint32_t words __attribute__((vector_size(LANES * 4)));  // bits of numbers: sums wrap, of NaN's too
 typedef float loose_vec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef int32_t loose_ints __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 
@@ -219,13 +220,13 @@ static INLINE vec exp2(vec x) {
   p = p * r + 2.4022648e-1f;
   p = p * r + 6.9314720e-1f;
   p = p * r + 1.0f;
-  return reinterpret_cast<vec>(reinterpret_cast<ints>(p) + (reinterpret_cast<ints>(shifted) << 23));
+  return reinterpret_cast<vec>(reinterpret_cast<words>(p) + (reinterpret_cast<words>(shifted) << 23));
 }
 
 // Natural logarithm of normal numbers above 0, within 2 units of the last place.
 static INLINE vec log(vec x) {
-  const ints bits = reinterpret_cast<ints>(x) + (0x3F800000 - 0x3F3504F3);  // m of x = m 2^n lies about 1
-  const vec n = __builtin_convertvector((bits >> 23) - 127, vec);
+  const words bits = reinterpret_cast<words>(x) + (0x3F800000 - 0x3F3504F3);  // m of x = m 2^n lies about 1
+  const vec n = __builtin_convertvector(reinterpret_cast<ints>(bits >> 23) - 127, vec);
   const vec f = reinterpret_cast<vec>((bits & 0x7FFFFF) + 0x3F3504F3) - 1.0f, square = f * f;
 
   vec p = all(7.0376836292e-2f);

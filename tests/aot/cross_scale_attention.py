@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 import triton.language as tl
 
-from msformer_fast.kernels import cross_scale_attention_kernels as kernels
+from msformer_fast.kernels import cross_scale_attention as kernels
 from msformer_fast.kernels.cross_scale_attention_table import EXPAND, SMALL, TABLE_GRADIENT, Tile, tile_of
 from msformer_fast.kernels.launch import compile_options, padded, vector_length
 from tests.harness.aot import Case, short
@@ -49,7 +49,7 @@ class Attention(NamedTuple):
 
 
 SINGLE, TF32, HALF = PRODUCTS
-FLOAT16 = (torch.float16, "ieee")
+WITH_FLOAT16 = (*PRODUCTS, (torch.float16, "ieee"))
 
 #: Networks, and the products that each is compiled for.
 CALLS = (
@@ -65,11 +65,10 @@ CALLS = (
     (Attention(4, 25, pads=False, ratio=(2, 1)), PRODUCTS),
     (Attention(4, 32), (SINGLE, HALF)),
     # Volumes, Swin UNETR's among them: windows of several tiles, and of one.
-    *((Attention(7, D, soft=True, axes=3), PRODUCTS) for D in (16, 32, 8)),
-    *((Attention(8, D, axes=3), PRODUCTS) for D in (32, 16, 8)),
+    *((Attention(7, D, soft=True, axes=3), WITH_FLOAT16) for D in (16, 32, 8)),
+    *((Attention(8, D, axes=3), WITH_FLOAT16) for D in (32, 16, 8)),
     (Attention(10, 16, axes=3), (HALF,)),
-    (Attention(7, 16, soft=True, axes=3), (FLOAT16,)),
-    *((Attention(4, D, axes=3), PRODUCTS) for D in (32, 16, 8)),
+    *((Attention(4, D, axes=3), WITH_FLOAT16) for D in (32, 16, 8)),
     (Attention(4, 16, halo=1, ratio=(1, 2), axes=3), (HALF,)),
 )
 

@@ -307,6 +307,22 @@ def test_the_forward_of_a_volume_moves_four_maps_and_the_table() -> None:
     assert stored == numbers * 2 + numbers // 8 * 4  # and the logarithms of sums, in float32
 
 
+@pytest.mark.parametrize(("side", "sums"), [(24, 0), (48, 1)])
+def test_one_partial_sum_is_not_summed(side: int, sums: int) -> None:
+    """Where a program goes through all windows, its sum of the bias's gradient is the sum."""
+    from msformer_fast.benchmarks.traffic.recorded import moved, recorded_launches
+
+    size, heads = (side,) * 3, 3 * 48 // side
+    with recorded_launches(132, "sm_90") as launches:
+        call = draw(size, size, 6, batch=1, heads=heads, d=8, shift=3, dtype=torch.bfloat16)
+        out, lse = call.forward()
+        launches.clear()
+        call.backward(torch.empty_like(out), out, lse)
+    found = {name: count for name, (count, _, _) in moved(launches).items()}
+    assert found.pop("add_partial_sums_kernel", 0) == sums
+    assert set(found) == {f"{part}_gradient_kernel" for part in ("query", "bias", "key", "table")}
+
+
 @interpreted
 def test_a_cropped_volume_is_copied() -> None:
     """Its depth and height do not fold into one axis, as those of packed and channels-first volumes do."""
