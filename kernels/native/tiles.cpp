@@ -82,14 +82,12 @@ class Registers {
 // rounded, but the last, which takes what fits, so that a NaN of any bits is in one of them.
 template <bool LAST>
 INLINE vec next_pairs(vec& low, vec& high) {
-  constexpr int32_t UPPER = static_cast<int32_t>(0xFFFF0000u);
   const auto next = [](vec& x) {
-    const ints bits = reinterpret_cast<ints>(x), part = (LAST ? bits : bits + 0x8000) & UPPER;
+    const words bits = reinterpret_cast<words>(x), part = (LAST ? bits : bits + 0x8000u) & 0xFFFF0000u;
     x -= reinterpret_cast<vec>(part);
     return part;
   };
-  typedef uint32_t bits __attribute__((vector_size(LANES * 4)));
-  const bits lower = reinterpret_cast<bits>(next(low)), upper = reinterpret_cast<bits>(next(high));
+  const words lower = next(low), upper = next(high);
   return reinterpret_cast<vec>(lower >> 16 | upper);
 }
 
