@@ -63,7 +63,7 @@ FIGURES = {
         quick=True,
     ),
     "step": Figures(
-        "seconds and memory of a step", "msformer-fast bench step --sides 65 129 257 --parts step", "032ef3f", CPU
+        "seconds and memory of a step", "msformer-fast bench step --sides 65 129 257 --parts step", "5c713c0", CPU
     ),
     "ledger": Figures(
         "launches and bytes of a step", "python -m msformer_fast.benchmarks.ledger", "aa544dd", ANY, quick=True
@@ -181,6 +181,13 @@ FIGURES = {
         "6733ba7",
         "CPU, one thread",
         note="Before, and the default of before: the same runs, of which the first 10 iterations were taken.",
+    ),
+    "mask-precision": Figures(
+        "Dice by the precision of products",
+        f"msformer-fast evaluate {IMAGES} --precision high --methods",
+        "b35adb0",
+        CPU,
+        note="The precision was set by torch.set_float32_matmul_precision; PH2 with --split odd.",
     ),
     "iterations": Figures(
         "Dice by the most iterations",
