@@ -29,8 +29,8 @@ OWN = {
     "torch": (PALETTE["blue"], "s"),
     "torch-lean": (PALETTE["blue"], "D"),
     "native": (PALETTE["reddish purple"], ">"),
-    "native-ieee": (PALETTE["reddish purple"], "<"),
-    "native-high": (PALETTE["reddish purple"], "H"),
+    "native-ieee": (PALETTE["reddish purple"], "h"),
+    "native-high": (PALETTE["reddish purple"], "8"),
     "triton": (PALETTE["vermilion"], "^"),
     "triton-lean": (PALETTE["orange"], "v"),
     "triton-ieee": (PALETTE["yellow"], "H"),
@@ -39,7 +39,8 @@ OWN = {
     "compiled": (PALETTE["bluish green"], "p"),
 }
 
-#: Those of all others, in turn; the two lengths share no divisor, so that pairs repeat late.
+#: Those of all others, in turn; the two lengths share no divisor, so that pairs repeat late. Two of these markers are also
+#: those of providers that only a step has, which has no others.
 COLOURS = (PALETTE["sky blue"], GREY, PALETTE["bluish green"])
 MARKERS = ("X", "*", "h", "d", "8")
 
