@@ -39,8 +39,8 @@ OWN = {
     "compiled": (PALETTE["bluish green"], "p"),
 }
 
-#: Those of all others, in turn; the two lengths share no divisor, so that pairs repeat late. Two of these markers are also
-#: those of providers that only a step has, which has no others.
+#: Those of all others, in turn; the two lengths share no divisor, so that pairs repeat late. Two of these markers are
+#: also those of providers that only a step has, which has no others.
 COLOURS = (PALETTE["sky blue"], GREY, PALETTE["bluish green"])
 MARKERS = ("X", "*", "h", "d", "8")
 
