@@ -146,6 +146,7 @@ def test_swin_unetr_in_float64(size: tuple[int, ...]) -> None:
     assert_network_equal(swin_unetr(), torch.randn(1, 2, *size))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"use_v2": True}, {"use_checkpoint": True}], ids=str)
 def test_swin_unetrs_options(options: dict[str, bool]) -> None:
     assert_network_equal(swin_unetr(**options), torch.randn(1, 2, *SMALL))
