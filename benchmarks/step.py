@@ -84,11 +84,8 @@ class StepBench:
         if refusal or provider not in PRODUCTS:
             return refusal
         if provider.startswith("native"):
-            return (
-                None
-                if library.use_tiles(3)
-                else "the processor has no matrix unit: products are of vectors in any case"
-            )
+            unit = library.use_tiles(3)
+            return None if unit else "the processor has no matrix unit: products are of vectors in any case"
         if kernel_precision(torch.float32, torch.device(case.device)) == "tf32x3":
             return None
         return "float32 products are fused multiply-adds here in any case, or of tf32, as was asked for"

@@ -205,8 +205,9 @@ def segment(
     check_modality(modality)
     prompt = _prompt(points, not_points, boxes, neighbour)
     check_prompt(rule, prompt)
-    loop = max_iterations, min_labels, patience, learning_rate, momentum, weights, dtype, capture, precision
-    check_values(rule, seeds, *loop)
+    check_values(
+        rule, seeds, max_iterations, min_labels, patience, learning_rate, momentum, weights, dtype, capture, precision
+    )
     pixels, notes, known = _pixels(image, frame, axis, window, rule in LUNG_RULES)
     modality = known if modality is None else modality
     if prompt is not None:

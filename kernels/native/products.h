@@ -62,11 +62,16 @@ class Packed {
   Packed(const float* p, int64_t depth, int64_t columns, int64_t depth_stride, int64_t column_stride)
       : parts_(worth_tiles(depth, columns) ? tiles::parts() : 0), memory_(size(parts_, depth, columns)) {
     if (parts_) {
+      const auto to = reinterpret_cast<tiles::half*>(static_cast<float*>(memory_));
+      if (column_stride == 1) {
+        tiles::split_right(parts_, p, depth_stride, depth, columns, to);
+        return;
+      }
       const int64_t row = padded(columns);
       const Scratch copy(depth * row);
       for (int64_t k = 0; k < depth; ++k)
         for (int64_t j = 0; j < columns; ++j) copy[k * row + j] = p[k * depth_stride + j * column_stride];
-      tiles::split_right(parts_, copy, row, depth, columns, reinterpret_cast<tiles::half*>(static_cast<float*>(memory_)));
+      tiles::split_right(parts_, copy, row, depth, columns, to);
       return;
     }
 

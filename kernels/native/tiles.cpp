@@ -147,68 +147,53 @@ void split_rows(const float* a, int64_t a_row, int64_t rows, const Layout<PARTS>
   }
 }
 
-// `rows` rows of a left operand, 16 or fewer, whose terms lie `a_term` apart, and its rows side by side.
-template <int PARTS>
-void split_columns(const float* a, int64_t a_term, int64_t rows, const Layout<PARTS>& layout, half* to) {
-  const Tail tail(rows);
+// 16 rows of a left or columns of a right operand, or fewer, that lie side by side, terms `stride` apart, to tiles of rows
+// of pairs: as those of a right operand are, and those of a left one turned.
+template <int PARTS, bool LEFT>
+void split_across(const float* p, int64_t stride, int64_t width, const Layout<PARTS>& layout, half* to) {
+  const Tail tail(width);
   const auto read = [&](int64_t term) {
     if (term >= layout.depth) return zeros();
-    return tail.rest ? tail.load(a + term * a_term) : load(a + term * a_term);
+    return tail.rest ? tail.load(p + term * stride) : load(p + term * stride);
   };
-  const auto write = [](vec (&across)[LANES], half* tile) {  // across[j]: pair j of each row
-    transpose(across);
-    UNROLL for (int i = 0; i < LANES; ++i) put(tile + i * TERMS, across[i]);
-  };
-
   for (int64_t step = 0; step < layout.whole; ++step) {
-    vec across[PARTS][LANES];
-    for (int j = 0; j < LANES; ++j) {
+    for (int64_t j = 0; j < SIDE; ++j) {
       const int64_t term = step * TERMS + j;
-      split<PARTS>(read(term), read(term + LANES), [&](int part, vec pairs) { across[part][j] = pairs; });
+      const auto store_part = [&](int part, vec pairs) { put(layout.at(to, step, part) + j * TERMS, pairs); };
+      split<PARTS>(read(term), read(term + SIDE), store_part);
     }
-    UNROLL for (int part = 0; part < PARTS; ++part) write(across[part], layout.at(to, step, part));
   }
   if (!layout.rest) return;
 
-  vec across[Layout<PARTS>::PRODUCTS][LANES] = {};
-  vec* const pair_of = across[0];  // one tile behind the other
+  half* const tails = layout.tail(to, 0);
   for (int64_t j = 0; j < layout.pairs; ++j) {
     vec parts[PARTS];
     const int64_t term = layout.whole * TERMS + j;
     split<PARTS>(read(term), read(term + layout.pairs), [&](int part, vec pairs) { parts[part] = pairs; });
-    Layout<PARTS>::products([&](int product, int k, int) { pair_of[product * layout.pairs + j] = parts[k]; });
+    Layout<PARTS>::products([&](int product, int of_left, int of_right) {
+      put(tails + (product * layout.pairs + j) * TERMS, parts[LEFT ? of_left : of_right]);
+    });
   }
-  for (int64_t tile = 0; tile < layout.tails; ++tile) write(across[tile], layout.tail(to, tile));
+  const int64_t used = Layout<PARTS>::PRODUCTS * layout.pairs * TERMS;
+  std::memset(tails + used, 0, (layout.tails * TILE - used) * sizeof(half));
+}
+
+// Rows of a left operand, 16 or fewer, that lie side by side, terms `a_term` apart.
+template <int PARTS>
+void split_columns(const float* a, int64_t a_term, int64_t rows, const Layout<PARTS>& layout, half* to) {
+  split_across<PARTS, true>(a, a_term, rows, layout, to);
+  for (half* tile = to; tile < to + layout.size(); tile += TILE) {
+    vec turned[LANES];
+    UNROLL for (int i = 0; i < LANES; ++i) turned[i] = load(reinterpret_cast<const float*>(tile + i * TERMS));
+    transpose(turned);
+    UNROLL for (int i = 0; i < LANES; ++i) put(tile + i * TERMS, turned[i]);
+  }
 }
 
 template <int PARTS>
 void split_right_of(const float* b, int64_t b_row, int64_t columns, const Layout<PARTS>& layout, half* to) {
-  for (int64_t first = 0; first < columns; first += SIDE, b += SIDE, to += layout.size()) {
-    const Tail tail(std::min(columns - first, SIDE));
-    const auto read = [&](int64_t term) {
-      if (term >= layout.depth) return zeros();
-      return tail.rest ? tail.load(b + term * b_row) : load(b + term * b_row);
-    };
-    for (int64_t step = 0; step < layout.whole; ++step) {
-      for (int64_t j = 0; j < SIDE; ++j) {
-        const int64_t term = step * TERMS + j;
-        const auto store_part = [&](int part, vec pairs) { put(layout.at(to, step, part) + j * TERMS, pairs); };
-        split<PARTS>(read(term), read(term + SIDE), store_part);
-      }
-    }
-    if (!layout.rest) continue;
-
-    half* const tails = layout.tail(to, 0);
-    for (int64_t j = 0; j < layout.pairs; ++j) {
-      vec parts[PARTS];
-      const int64_t term = layout.whole * TERMS + j;
-      split<PARTS>(read(term), read(term + layout.pairs), [&](int part, vec pairs) { parts[part] = pairs; });
-      Layout<PARTS>::products(
-          [&](int product, int, int k) { put(tails + (product * layout.pairs + j) * TERMS, parts[k]); });
-    }
-    const int64_t used = Layout<PARTS>::PRODUCTS * layout.pairs * TERMS;
-    std::memset(tails + used, 0, (layout.tails * TILE - used) * sizeof(half));
-  }
+  for (int64_t first = 0; first < columns; first += SIDE, to += layout.size())
+    split_across<PARTS, false>(b + first, b_row, std::min(columns - first, SIDE), layout, to);
 }
 
 // each(i, j) for DOWN rows and ACROSS columns of tiles.
