@@ -133,9 +133,7 @@ FIGURES = {
         ONE_CORE,
         note="Seconds of the processor, five rounds in turn; other programs ran on the machine meanwhile.",
     ),
-    "swin-unetr": Figures(
-        "a whole Swin UNETR", "python -m msformer_fast.benchmarks.swin_unetr", "6a3cd03", CPU, note="Width 24 alone."
-    ),
+    "swin-unetr": Figures("a whole Swin UNETR", "python -m msformer_fast.benchmarks.swin_unetr", "88b9bbf", CPU),
     "compile": Figures("a step eager and compiled", "", "1d934f7", CPU),
     "cross-scale": Figures(
         "Dice with and without the windows",

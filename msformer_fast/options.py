@@ -71,8 +71,8 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     add(
         "--preset",
         default=DEFAULT,
-        help="quick: 129 pixels, at most 10 iterations, patience 3; paper: 257 pixels, 50 iterations, no patience. "
-        "Options given beside it count before it (%(default)s)",
+        help="quick: 129 pixels, at most 10 iterations, patience 3, precision high; paper: 257 pixels, 50 iterations, "
+        "no patience, precision highest. Options given beside it count before it (%(default)s)",
     )
     add("--size", type=int, help="longest side that the network sees, in pixels (the preset's)")
     add("--seed", type=int, default=0, help="of the network's parameters (%(default)s)")
@@ -95,7 +95,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     add(
         "--precision",
         help="of float32 products: highest, or high for tf32 on a GPU and two parts of bfloat16 on a CPU's matrix unit "
-        "(default: highest)",
+        "(the preset's)",
     )
     add("--memory", default="fast", help="fast, or lean: half the memory for some more time, on the CPU (%(default)s)")
     add("--cross-scale", default="none", help="window: both scales see each other; none: the paper's (%(default)s)")

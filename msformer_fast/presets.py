@@ -9,17 +9,19 @@ from msformer_fast.errors import InputError
 
 
 class Preset(NamedTuple):
-    """What a preset sets: the size in pixels that the network sees, and when the loop stops."""
+    """What a preset sets: the size in pixels that the network sees, when the loop stops, and how exact the products of
+    float32 are (``precision`` of :func:`msformer_fast.segment`)."""
 
     size: int
     max_iterations: int
     patience: int | None
+    precision: str
 
 
 #: By name. ``segment(image, **PRESETS["paper"]._asdict())``.
 PRESETS: Mapping[str, Preset] = {
-    "paper": Preset(size=257, max_iterations=50, patience=None),
-    "quick": Preset(size=129, max_iterations=10, patience=3),
+    "paper": Preset(size=257, max_iterations=50, patience=None, precision="highest"),
+    "quick": Preset(size=129, max_iterations=10, patience=3, precision="high"),
 }
 #: That of the command line, whose values are the defaults of the Python functions too.
 DEFAULT = "quick"

@@ -130,7 +130,7 @@ def segment(
     patch: int = 32,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
-    precision: str | None = None,
+    precision: str | None = PRESETS[DEFAULT].precision,
     memory: str = "fast",
     cross_scale: str = "none",
     backend: str | None = None,
@@ -166,8 +166,8 @@ def segment(
             what of its object goes on here, empty where nothing does; ``not_points`` may be given with it. Volumes are
             gone through so by :func:`msformer_fast.segment_cohort`.
         size: longest side, in pixels, of what the network sees; ``None`` for the image's own size. This default and
-            those of ``max_iterations`` and ``patience`` are the preset ``"quick"``; the paper's settings are
-            ``**PRESETS["paper"]._asdict()`` (:mod:`msformer_fast.presets`).
+            those of ``max_iterations``, ``patience`` and ``precision`` are the preset ``"quick"``; the paper's settings
+            are ``**PRESETS["paper"]._asdict()`` (:mod:`msformer_fast.presets`).
         seed: of the network's parameters.
         seeds: runs, each from the next seed: the candidates of all are weighed together, and ``labels`` are their
             vote. Each costs as much as the first.

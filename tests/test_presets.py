@@ -14,7 +14,7 @@ from msformer_fast import InputError, phantom, segment, segment_cohort
 from msformer_fast.cli import _parser, main
 from msformer_fast.images import write_png
 from msformer_fast.options import apply_preset, settings_of
-from msformer_fast.presets import DEFAULT, PRESETS, preset, preset_name
+from msformer_fast.presets import DEFAULT, PRESETS, Preset, preset, preset_name
 
 
 def settings(*words: str) -> dict[str, Any]:
@@ -24,14 +24,15 @@ def settings(*words: str) -> dict[str, Any]:
 
 
 def test_options_count_before_the_preset() -> None:
-    names = ("size", "max_iterations", "patience")
+    names = Preset._fields
     for name, each in PRESETS.items():
         assert tuple(settings("--preset", name)[key] for key in names) == each
     assert settings() == settings("--preset", DEFAULT)
     given = settings("--preset", "paper", "--size", "65", "--patience", "3")
-    assert tuple(given[key] for key in names) == (65, 50, 3)
+    assert tuple(given[key] for key in names) == (65, 50, 3, "highest")
     assert settings("--patience", "never")["patience"] is None
     assert settings("--max-iterations", "9", "--preset", "quick")["max_iterations"] == 9
+    assert settings()["precision"] == "high" and settings("--precision", "highest")["precision"] == "highest"
 
 
 def test_python_has_the_same_defaults() -> None:
@@ -43,6 +44,7 @@ def test_python_has_the_same_defaults() -> None:
 def test_names() -> None:
     assert [preset_name(each._asdict()) for each in PRESETS.values()] == list(PRESETS)
     assert preset_name({**PRESETS["quick"]._asdict(), "size": 97}) == "quick, but size 97"
+    assert preset_name({**PRESETS["quick"]._asdict(), "precision": None}) == "quick, but precision None"
     with pytest.raises(InputError, match="preset: got 'fast'; accepted is one of paper, quick"):
         preset("fast")
 

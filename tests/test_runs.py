@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from msformer_fast import DivergenceError, InputError, phantom, segment
+from msformer_fast.float32_products import asked_for
 from msformer_fast.runs import KEPT_SCORES, load_run
 from msformer_fast.self_guiding import _largest
 
@@ -43,7 +44,15 @@ def test_another_rule_needs_no_network(image: np.ndarray, tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize(
-    "change", [{"seed": 5}, {"learning_rate": 0.05}, {"max_iterations": 3}, {"weights": (1, 2, 1.2)}, {"patience": 3}]
+    "change",
+    [
+        {"seed": 5},
+        {"learning_rate": 0.05},
+        {"max_iterations": 3},
+        {"weights": (1, 2, 1.2)},
+        {"patience": 3},
+        {"precision": "highest"},
+    ],
 )
 def test_other_settings_are_another_run(
     image: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
@@ -54,6 +63,20 @@ def test_other_settings_are_another_run(
         segment(image, runs=tmp_path, **{**SMALL, **change})
     with pytest.raises(AssertionError, match="again"):
         segment(1 - image, runs=tmp_path, **SMALL)
+
+
+def test_precision_counts_by_what_it_comes_to(
+    image: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``None`` is what PyTorch was told: a run of either precision is found by both ways to ask for it."""
+    for name in ("highest", "high"):
+        segment(image, runs=tmp_path, precision=name, **SMALL)
+    assert len(list(tmp_path.iterdir())) == 2
+
+    monkeypatch.setattr("msformer_fast.segmentation.guide_image", no_network)
+    for name in ("highest", "high"):
+        with asked_for(name):
+            segment(image, runs=tmp_path, precision=None, **SMALL)
 
 
 def test_what_is_kept(image: np.ndarray, tmp_path: Path) -> None:

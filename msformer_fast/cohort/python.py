@@ -56,7 +56,7 @@ def segment_cohort(
     clusters: int = 100,
     depth: int | tuple[int, int] = 2,
     device: str | torch.device | None = None,
-    precision: str | None = None,
+    precision: str | None = PRESETS[DEFAULT].precision,
     memory: str = "fast",
     cross_scale: str = "none",
     backend: str | None = None,

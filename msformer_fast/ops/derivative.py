@@ -101,8 +101,7 @@ class Derivative:
 
     def gradients(self, ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         """Of every argument of the registered op: a list for a list of tensors, ``None`` where there is none."""
-        arrived = next((grad for grad in grads if grad is not None), None)
-        found = {} if arrived is None else self._gradients(ctx, grads, arrived)
+        found = self.found(ctx, grads)
         result: list[Any] = []
         for name, needed in zip(self.forward.arguments, ctx.needs_input_grad, strict=True):
             if isinstance(needed, list):
@@ -112,7 +111,11 @@ class Derivative:
                 result.append(found.get(name) if needed else None)
         return tuple(result)
 
-    def _gradients(self, ctx: Any, grads: Sequence[Tensor | None], arrived: Tensor) -> Values:
+    def found(self, ctx: Any, grads: Sequence[Tensor | None]) -> Values:
+        """Gradients by the names of arguments: those that there are."""
+        arrived = next((grad for grad in grads if grad is not None), None)
+        if arrived is None:
+            return {}
         values, lengths, likes = ctx.kept
         tensors = iter(ctx.saved_tensors)  # read once: activation checkpointing allows no more
         given = dict(zip(self.values, values, strict=True))

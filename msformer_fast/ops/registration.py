@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from msformer_fast.ops.derivative import Derivative, contiguous_like, refuse_double_backward
+from msformer_fast.ops.eager import eagerly
 from msformer_fast.ops.launch import launching, without_autocast
 from msformer_fast.ops.signature import TENSORS, Function, Signature
 from msformer_fast.tracing import hide_late
@@ -61,19 +62,23 @@ def register(
     """
     signature = Signature(forward)
     shown = op if backward is None else f"{op}.forward"
-    registered = _define(op, shown, signature, [Tensor] * len(outputs), forward, signature.by_name(shapes))
+    registered, run = _define(op, shown, signature, [Tensor] * len(outputs), forward, signature.by_name(shapes))
+    derivative = None
     if backward is not None:
         derivative = Derivative(signature, outputs, backward, gradients, expression)
         taken, results = derivative.signature, derivative.results
         fake = derivative.like_owners if gradient_shapes is None else taken.by_name(gradient_shapes)
-        derivative.registered = _define(f"{op}_backward", f"{op}.backward", taken, results, derivative.run, fake)
-        refuse_double_backward(op, derivative.registered)
+        gradient, run_gradient = _define(f"{op}_backward", f"{op}.backward", taken, results, derivative.run, fake)
+        refuse_double_backward(op, gradient)
+        derivative.registered = eagerly(gradient, run_gradient, None)
         registered.register_autograd(derivative.gradients, setup_context=derivative.setup_context)
-    return signature.flattening(getattr(getattr(torch.ops, NAMESPACE), op).default)
+    dispatched = getattr(getattr(torch.ops, NAMESPACE), op).default
+    return signature.flattening(eagerly(dispatched, run, derivative))
 
 
 def _define(name: str, shown: str, signature: Signature, results: list[Any], body: Function, fake: Function) -> Any:
-    """A custom op of the arguments of ``signature`` with ``results`` of these types; profilers show it as ``shown``."""
+    """A custom op of the arguments of ``signature`` with ``results`` of these types, and its body, which takes the same
+    arguments; profilers show it as ``shown``."""
     kinds = list(signature.arguments.values())
     first = next(place for place, kind in enumerate(kinds) if kind in (Tensor, TENSORS))
     backend = list(signature.arguments).index("backend") if "backend" in signature.arguments else None
@@ -89,4 +94,4 @@ def _define(name: str, shown: str, signature: Signature, results: list[Any], bod
     registered = torch.library.custom_op(f"{NAMESPACE}::{name}", run, mutates_args=())
     registered.register_fake(fake)
     hide_late(registered)
-    return registered
+    return registered, run

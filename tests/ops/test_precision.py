@@ -122,8 +122,10 @@ def test_segment_asks_for_a_precision() -> None:
     def note(_: mf.Iteration) -> None:
         seen.append(torch.get_float32_matmul_precision())
 
-    made = mf.segment(image, **small, precision="high", callback=note)
+    made = mf.segment(image, **small, callback=note)
     assert seen == ["high", "high"] and made.settings["precision"] == "high"
+    mf.segment(image, **small, precision="highest", callback=note)
+    assert seen[2:] == ["highest", "highest"]
     assert torch.get_float32_matmul_precision() == "highest"
     with pytest.raises(InputError, match="precision: got 'tf32'; accepted is one of None, 'highest', 'high'"):
         mf.segment(image, **small, precision="tf32")

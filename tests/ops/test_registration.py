@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import msformer_fast.ops  # noqa: F401, registers them
 from msformer_fast import BackendError
@@ -212,6 +213,65 @@ def test_gradients_differentiated_again(toy: Callable[..., Any], bias: bool, shi
     first = torch.autograd.grad(y.sum(), inputs[0], create_graph=True)[0]
     with pytest.raises(BackendError, match=r'^toy: the gradient of backend="triton" cannot be differentiated again'):
         first.sum().backward()
+
+
+class Noticing(TorchDispatchMode):
+    """Counts calls of the toy and of its backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "msformer_fast_tests":
+            self.calls.append(func._schema.name.partition("::")[2])
+        return func(*args, **(kwargs or {}))
+
+
+def gradients(toy: Callable[..., Any], inputs: tuple[Any, ...]) -> list[Tensor]:
+    y, total, scaled = toy(*inputs, "torch")
+    return [y, total, scaled, *torch.autograd.grad(y.sum() + total, tensors(inputs))]
+
+
+@every_call
+def test_eager_calls_are_the_registered_op(toy: Callable[..., Any], bias: bool, shift: bool) -> None:
+    """With the same bits; the op itself is called where a mode or a profiler looks."""
+    inputs = draw(bias, shift)
+    alone = gradients(toy, inputs)
+    with Noticing() as mode:
+        watched = gradients(toy, inputs)
+    assert mode.calls == ["toy", "toy_backward"]
+    assert all(torch.equal(value, truth) for value, truth in zip(alone, watched, strict=True))
+
+    with torch.profiler.profile() as profile:
+        gradients(toy, inputs)
+    names = {event.key for event in profile.key_averages()}
+    assert {"msformer_fast_tests::toy", "msformer_fast_tests::toy_backward"} <= names
+
+
+def test_eager_calls_do_without_the_dispatcher(toy: Callable[..., Any]) -> None:
+    """Also where nothing is differentiated; subclasses of tensors, and tensors without data, take the registered op."""
+    inputs = draw()
+    y = toy(*inputs, "torch")[0]
+    assert type(y.grad_fn).__name__ == "_CallBackward"
+    with torch.no_grad():
+        assert torch.equal(toy(*inputs, "torch")[0], y) and toy(*inputs, "torch")[0].grad_fn is None
+
+    class Marked(Tensor):
+        seen: ClassVar[list[Any]] = []
+
+        @classmethod
+        def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            cls.seen.append(func)
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+    marked = inputs[0].detach().as_subclass(Marked)
+    toy(marked, *inputs[1:], "torch")
+    assert torch.ops.msformer_fast_tests.toy.default in Marked.seen
+
+    without_data = torch.empty(3, 4, device="meta")
+    found = toy(without_data, Weights(torch.empty(4, device="meta"), None), Options(1.0, 2), None, [], "torch")
+    assert found[0].shape == (3, 4) and found[0].is_meta
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])

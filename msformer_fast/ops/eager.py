@@ -1,0 +1,82 @@
+"""A registered op's body, called without PyTorch's dispatcher in eager mode.
+
+The dispatcher takes some 60 microseconds to reach a custom op in Python, and as long again for its gradient: more than
+the kernels of small maps take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from msformer_fast.identities.transforms import transformed
+from msformer_fast.ops.derivative import Derivative
+from msformer_fast.ops.signature import Function
+
+#: Tensors without an answer of their own to a registered op, which subclasses may have.
+_PLAIN = (Tensor, nn.Parameter)
+#: Devices whose tensors hold data.
+_DEVICES = ("cpu", "cuda")
+
+
+def eagerly(registered: Function, body: Function, derivative: Derivative | None) -> Function:
+    """A function that calls a registered op, by its body alone where nobody but autograd would learn of the op.
+
+    Args:
+        registered: the op. Its arguments are the function's and the body's.
+        derivative: what autograd calls; without one the registered op says what becomes of gradients.
+    """
+
+    def call(*arguments: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return registered(*arguments)
+        tensors = _tensors(arguments)
+        differentiated = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        if not _unwatched(tensors) or (differentiated and derivative is None):
+            return registered(*arguments)
+        return _Call.apply(body, derivative, arguments, *tensors) if differentiated else body(*arguments)
+
+    return call
+
+
+def _unwatched(tensors: Sequence[Tensor]) -> bool:
+    """Whether no tracer, mode, profiler or transform is at work, and no tensor is more than data."""
+    return (
+        torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._get_tracing_state() is None
+        and not torch.autograd._profiler_enabled()
+        and not transformed()
+        and all(type(tensor) in _PLAIN and tensor.device.type in _DEVICES for tensor in tensors)
+    )
+
+
+def _tensors(arguments: Sequence[Any]) -> list[Tensor]:
+    """The tensors among a registered op's arguments and in their lists."""
+    lists = (value if isinstance(value, (list, tuple)) else (value,) for value in arguments)
+    return [value for value in chain.from_iterable(lists) if isinstance(value, Tensor)]
+
+
+class _Call(torch.autograd.Function):
+    """A call that will be differentiated. Autograd sees the tensors beside the arguments that hold them."""
+
+    @staticmethod
+    def forward(ctx: Any, body: Function, derivative: Derivative, arguments: tuple[Any, ...], *_: Tensor) -> Any:
+        output = body(*arguments)
+        derivative.setup_context(ctx, arguments, output)
+        ctx.derivative = derivative
+        ctx.counts = [len(_tensors((value,))) for value in arguments]
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        found = ctx.derivative.found(ctx, grads)
+        result: list[Tensor | None] = [None] * 3
+        for name, count in zip(ctx.derivative.forward.arguments, ctx.counts, strict=True):
+            gradient = found.get(name)
+            listed = gradient if isinstance(gradient, list) else [gradient]
+            result += [*listed, *[None] * count][:count]
+        return tuple(result)
