@@ -35,6 +35,11 @@ def lower_allowed(device: str) -> bool:
         return _backend(device).fp32_precision not in ("ieee", "none")
 
 
+def told(device: str) -> str:
+    """What PyTorch was told of a kind of device, as :func:`asked_for` names it."""
+    return "high" if lower_allowed(device) else "highest"
+
+
 @contextlib.contextmanager
 def asked_for(precision: str | None) -> Iterator[None]:
     """Inside, :func:`torch.set_float32_matmul_precision` has been told ``precision``, unless that is None; afterwards

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from msformer_fast.errors import DivergenceError, InputError
 from msformer_fast.files import atomic, show
-from msformer_fast.float32_products import lower_allowed
+from msformer_fast.float32_products import told
 from msformer_fast.losses import LossWeights
 from msformer_fast.model import MSFormer
 from msformer_fast.self_guiding import Callback, Iteration, self_guide
@@ -111,10 +111,10 @@ def run_path(folder: Path, seen: NDArray[np.float32], settings: dict[str, Any], 
     """
     free = ("rule", "preset", "size", "seed", "seeds", "memory", "capture", "device")
     named = {name: value for name, value in settings.items() if name not in free}
-    asked = named.pop("precision", None)
     kind = settings["device"].partition(":")[0]
-    if asked == "high" or (asked is None and lower_allowed(kind)):
-        named["precision"] = "high"  # full precision has no name: so runs were kept before there was a choice
+    precision = named.pop("precision", None) or told(kind)
+    if precision != "highest":  # which has no name, as in runs that were kept before there was a choice
+        named["precision"] = precision
     named |= {"version": _VERSION, "seed": seed, "shape": seen.shape, "device": kind}
     digest = hashlib.sha256(json.dumps(named, sort_keys=True, default=list).encode())
     digest.update(np.ascontiguousarray(seen).tobytes())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from PIL import Image
 
 import msformer_fast as mf
 from msformer_fast.cli import main
+from msformer_fast.float32_products import asked_for
 from msformer_fast.formats import open_image
 from msformer_fast.images import write_png
 
@@ -154,3 +156,16 @@ def test_a_run_from_python_goes_on_with_one_of_the_command_line(tmp_path: Path, 
         mf.segment_cohort(tmp_path / "in", out, max_memory=-1)
     with pytest.raises(mf.InputError, match="window: got 3 numbers"):
         mf.segment_cohort(tmp_path / "in", out, window=(1, 2, 3))
+
+
+def test_a_run_from_python_has_the_precision_that_its_caller_told(tmp_path: Path, monkeypatch: Any) -> None:
+    """The processes that run the network are not told."""
+    from .cohort_samples import Inline, write_images
+
+    monkeypatch.setattr("msformer_fast.cohort.run.LocalEngine", Inline)
+    write_images(tmp_path / "in", 1)
+    for precision in ("highest", "high"):
+        with asked_for(precision):
+            mf.segment_cohort(tmp_path / "in", tmp_path / precision, precision=None, **SETTINGS)
+        record = json.loads(next((tmp_path / precision).glob("image*.json")).read_text())
+        assert record["settings"]["precision"] == precision

@@ -123,7 +123,7 @@ def segment_cohort(
         "clusters": clusters,
         "depth": depth,
         "device": None if device is None else str(device),
-        "precision": precision,
+        "precision": _told(device) if precision is None else precision,
         "memory": memory,
         "cross_scale": cross_scale,
         "backend": backend,
@@ -153,6 +153,16 @@ def bytes_of(max_memory: float | None) -> int | None:
     if max_memory is not None and not (math.isfinite(max_memory) and max_memory > 0):
         raise InputError(f"max_memory: got {max_memory:g}; accepted are gigabytes above 0")
     return None if max_memory is None else int(max_memory * _GIGABYTE)
+
+
+def _told(device: str | torch.device | None) -> str:
+    """The precision that this process's PyTorch was told; the processes that run the network are others."""
+    import torch
+
+    from msformer_fast.float32_products import told
+
+    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device is None else str(device)
+    return told(kind.partition(":")[0])
 
 
 def _pair(window: Sequence[float] | None) -> tuple[float, float] | None:

@@ -38,7 +38,10 @@ def eagerly(registered: Function, body: Function, derivative: Derivative | None)
         differentiated = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
         if not _unwatched(tensors) or (differentiated and derivative is None):
             return registered(*arguments)
-        return _Call.apply(body, derivative, arguments, *tensors) if differentiated else body(*arguments)
+        if not differentiated:
+            return body(*arguments)
+        apply: Any = _Call.apply
+        return apply(body, derivative, arguments, *tensors)
 
     return call
 
@@ -48,7 +51,7 @@ def _unwatched(tensors: Sequence[Tensor]) -> bool:
     return (
         torch._C._len_torch_dispatch_stack() == 0
         and torch._C._get_tracing_state() is None
-        and not torch.autograd._profiler_enabled()
+        and not torch._C._autograd._profiler_enabled()
         and not transformed()
         and all(type(tensor) in _PLAIN and tensor.device.type in _DEVICES for tensor in tensors)
     )
