@@ -170,12 +170,15 @@ class _Step:
         self._keep_scores = keep_scores
         # Where work overlaps the host, the maps of any iteration may be the last ones.
         self._keep_in_iterations = keep_scores if overlaps else 0
+        self._overlaps = overlaps
 
     def forward_backward(self) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Four losses and the label count, for one transfer together; and the maps."""
         losses, maps = self._forward(self._keep_in_iterations)
-        if self._one is None:
-            self._one = torch.ones_like(losses.total)  # the gradient of the total, of every iteration
+        # The gradient of the total, made once for all iterations where a launch counts. On the CPU it does not, and to
+        # check a gradient that is given PyTorch imports a third of a second of symbolic algebra.
+        if self._one is None and self._overlaps:
+            self._one = torch.ones_like(losses.total)
         losses.total.backward(self._one)
         return losses.numbers, maps
 

@@ -185,7 +185,8 @@ def test_an_iteration_makes_nothing_anew_that_stays() -> None:
     needs_the_interpreter()
     model = MSFormer(3, 6, 5, depth=1, patch=4, backend="triton")
     with without_data(model) as emptied:
-        step = _Step(model, emptied(torch.rand(1, 3, 13, 15)), None, Descent(model.parameters(), 0.1, 0.9, fused=True))
+        descent = Descent(model.parameters(), 0.1, 0.9, fused=True)
+        step = _Step(model, emptied(torch.rand(1, 3, 13, 15)), None, descent, overlaps=True)
         for _ in range(2):
             with AtenTraffic() as counted:
                 step.forward_backward()

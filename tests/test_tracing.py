@@ -14,10 +14,12 @@ from msformer_fast.tracing import constant_result
 _EAGER = """
 import sys
 import numpy as np
+import torch
 import msformer_fast
+slow = {"torch._dynamo", "sympy"} - {*sys.modules}
 image = np.random.default_rng().random((40, 44, 3), dtype=np.float32)
 msformer_fast.segment(image, max_iterations=2, channels=8, clusters=5)
-print("torch._dynamo" in sys.modules)
+print(slow & {*sys.modules})
 """
 
 _THEN_COMPILED = """
@@ -45,7 +47,8 @@ def _printed(script: str) -> str:
 
 
 def test_an_image_is_segmented_without_the_compiler() -> None:
-    assert _printed(_EAGER) == "False"
+    """And without symbolic algebra, which PyTorch imports at times."""
+    assert _printed(_EAGER) == "set()"
 
 
 def test_what_ran_before_the_compiler_came_is_compiled_whole() -> None:
@@ -55,7 +58,8 @@ def test_what_ran_before_the_compiler_came_is_compiled_whole() -> None:
 def test_a_kernel_is_hidden_once_the_compiler_is_there() -> None:
     import torch._dynamo
 
-    ops.clustering_loss(torch.randn(1, 3, 4, 5))
+    with torch.profiler.profile():  # which the registered op is called for
+        ops.clustering_loss(torch.randn(1, 3, 4, 5))
     (hiding,) = torch.library._maybe_get_opdef("msformer_fast::clustering_loss")._backend_fns.values()  # type: ignore[attr-defined]
     hidden = getattr(hiding.__wrapped__, "__dynamo_disable")
     assert type(hidden).__name__ != "_Unhidden"
