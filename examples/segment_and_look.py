@@ -37,6 +37,8 @@ def plot(results: dict[str, mf.Segmentation], path: Path) -> None:
         clusters.plot(steps, [each.label_count for each in result.history], color=colour, marker=marker, label=kind)
         loss.plot(steps, [each.total for each in result.history], color=colour, marker=marker, label=kind)
     clusters.set(title="Clusters that are left", xlabel="iteration", yscale="log")
+    clusters.set_yticks([5, 10, 20, 50, 100], labels=["5", "10", "20", "50", "100"])
+    clusters.minorticks_off()
     loss.set(title="Total loss", xlabel="iteration")
     clusters.legend()
     figure.savefig(path, metadata={"Date": None})
