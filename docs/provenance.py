@@ -50,7 +50,7 @@ FIGURES = {
     "demo": Figures(
         "Dice of the demo",
         "msformer-fast demo",
-        "d5a47a7",
+        "f90d306",
         "CPU, one thread, AVX-512, torch 2.13",
         quick=True,
         note="Another machine rounds differently.",
@@ -58,7 +58,7 @@ FIGURES = {
     "examples": Figures(
         "pictures of the examples",
         "python docs/check_figures.py demo examples --write",
-        "d5a47a7",
+        "f90d306",
         "CPU, one thread, AVX-512, torch 2.13",
         quick=True,
     ),
@@ -76,7 +76,12 @@ FIGURES = {
         quick=True,
     ),
     "bench-cpu": Figures(
-        "seconds and memory of every op", "msformer-fast bench --sides 65 129 257 --seconds 1.5", "032ef3f", CPU
+        "seconds and memory of every op",
+        "msformer-fast bench --sides 65 129 257 --parts both step --seconds 1.5",
+        "f90d306",
+        CPU,
+        note="Without the providers that the table does not name. Images, and the system's allocator: 032ef3f, without "
+        "--parts.",
     ),
     "bench-predicted": Figures(
         "launches, bytes and predicted milliseconds of every op",
@@ -185,7 +190,8 @@ FIGURES = {
         f"msformer-fast evaluate {IMAGES} --precision high --methods",
         "b35adb0",
         CPU,
-        note="The precision was set by torch.set_float32_matmul_precision; PH2 with --split odd.",
+        note="The precision was set by torch.set_float32_matmul_precision; PH2 with --split odd. tf32: 6e0b383, with "
+        "--precision highest --backend torch inside a dispatch mode that rounds operands.",
     ),
     "iterations": Figures(
         "Dice by the most iterations",
@@ -207,7 +213,8 @@ FIGURES = {
         "msformer-fast segment IMAGE --threads 1",
         "c97bf97",
         "two cores of a busy shared x86 server (AVX-512), torch 2.13, CPU build",
-        note="One image of each kind, once; before: 8c64c9a. Where they go: 8c64c9a, two threads, quiet.",
+        note="One image of each kind, once; before: 8c64c9a. Where they go: 8c64c9a, two threads, quiet. With "
+        "precision high: f90d306 and 88b9bbf in turn, two threads.",
     ),
     "outlines": Figures(
         "Dice and HD95 at the image's own size",

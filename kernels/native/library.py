@@ -81,15 +81,14 @@ def _call(call: Any, kinds: dict[str, str], arguments: dict[str, Any]) -> None:
     call(*[_value(arguments[name], kind) for name, kind in kinds.items()])
 
 
-def _value(value: Any, kind: str) -> Any:
-    if not kind.endswith("*"):
-        return _KINDS[kind](value)
-    if value is None:
-        return None
+def _value(value: Any, kind: str) -> float | None:
+    """What ctypes makes the argument of, by the function's ``argtypes``."""
+    if value is None or not kind.endswith("*"):
+        return value
     assert isinstance(value, Tensor) and value.is_contiguous()
     assert "float" not in kind or value.dtype == torch.float32
     assert "int64_t" not in kind or value.dtype == torch.int64
-    return ctypes.c_void_p(value.data_ptr())
+    return value.data_ptr()
 
 
 @functools.cache
@@ -102,6 +101,7 @@ def _functions() -> dict[str, tuple[Any, dict[str, str]]]:
     for name, listed in re.findall(r"\bvoid (\w+)\(([^)]*)\);", text):
         kinds = {argument: kind.strip() for kind, argument in re.findall(r"([\w ]+?[\w*])\s+(\w+)\s*(?:,|$)", listed)}
         call = getattr(library, name)
+        call.argtypes = [_KINDS.get(kind, ctypes.c_void_p) for kind in kinds.values()]
         call.restype = None
         found[name] = call, kinds
     return found

@@ -21,6 +21,7 @@ namespace {
 constexpr int64_t CACHE = 128 * 1024;  // numbers of a block of rows
 constexpr int64_t FEW = 8, MANY = 64;  // rows of a block: least and most
 constexpr int64_t KEYS = 256;          // keys that are in the cache together with their gradients, for a block
+constexpr int64_t TURNED = 64;         // keys whose gradients a thread adds up and turns, a divisor of KEYS
 
 struct Row4 {  // four vectors side by side
   vec v[4];
@@ -115,12 +116,13 @@ void stability_loss(int64_t threads, const float* queries, const float* keys, in
     }
   });
 
-  parallel(threads, d_keys ? batch * key_blocks : 0, [&](int64_t number) {
-    const int64_t image = number / key_blocks, first = number % key_blocks * KEYS, last = std::min(patches, first + KEYS);
-    float* sums = partial + image * pieces * matrix + first * channels;
-    for (int64_t piece = 1; piece < pieces; ++piece) add_to(sums, sums + piece * matrix, keys_row * channels);
-    for (int64_t j = first; j < last; ++j)
-      for (int64_t c = 0; c < channels; ++c) d_keys[(image * patches + j) * channels + c] = sums[c * keys_row + j - first];
+  const int64_t some_keys = (patches + TURNED - 1) / TURNED;
+  parallel(threads, d_keys ? batch * some_keys : 0, [&](int64_t number) {
+    const int64_t image = number / some_keys, first = number % some_keys * TURNED, n = std::min(TURNED, patches - first);
+    float* sums = partial + image * pieces * matrix + first / KEYS * KEYS * channels + first % KEYS;  // (C, n)
+    for (int64_t piece = 1; piece < pieces; ++piece)
+      for (int64_t c = 0; c < channels; ++c) add_to(sums + c * keys_row, sums + piece * matrix + c * keys_row, n);
+    turn(sums, keys_row, channels, n, 1.0f, d_keys + (image * patches + first) * channels, channels);
   });
 
   double total = 0.0;

@@ -28,4 +28,5 @@ def stability_loss_backward(
         _, gradients = stability_loss_forward(queries, keys, scale, True)
     batch, patches, _ = queries.shape
     factor = grad * (2 / (scale * patches * patches * max(batch, 1)))
-    return gradients[0] * factor, gradients[1] * factor
+    d_queries, d_keys = gradients.unbind()
+    return d_queries * factor, d_keys * factor

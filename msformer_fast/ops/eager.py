@@ -23,13 +23,15 @@ _PLAIN = (Tensor, nn.Parameter)
 _DEVICES = ("cpu", "cuda")
 
 
-def eagerly(registered: Function, body: Function, derivative: Derivative | None) -> Function:
+def eagerly(name: str, registered: Function, body: Function, derivative: Derivative | None) -> Function:
     """A function that calls a registered op, by its body alone where nobody but autograd would learn of the op.
 
     Args:
+        name: of the op, which autograd's graph shows.
         registered: the op. Its arguments are the function's and the body's.
         derivative: what autograd calls; without one the registered op says what becomes of gradients.
     """
+    recorded: Any = type(name, (_Call,), {})
 
     def call(*arguments: Any) -> Any:
         if torch.compiler.is_compiling():
@@ -40,8 +42,7 @@ def eagerly(registered: Function, body: Function, derivative: Derivative | None)
             return registered(*arguments)
         if not differentiated:
             return body(*arguments)
-        apply: Any = _Call.apply
-        return apply(body, derivative, arguments, *tensors)
+        return recorded.apply(body, derivative, arguments, *tensors)
 
     return call
 

@@ -253,7 +253,7 @@ def test_eager_calls_do_without_the_dispatcher(toy: Callable[..., Any]) -> None:
     """Also where nothing is differentiated; subclasses of tensors, and tensors without data, take the registered op."""
     inputs = draw()
     y = toy(*inputs, "torch")[0]
-    assert type(y.grad_fn).__name__ == "_CallBackward"
+    assert type(y.grad_fn).__name__ == "msformer_fast_tests_toyBackward"
     with torch.no_grad():
         assert torch.equal(toy(*inputs, "torch")[0], y) and toy(*inputs, "torch")[0].grad_fn is None
 
