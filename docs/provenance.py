@@ -185,6 +185,13 @@ FIGURES = {
         "CPU, one thread",
         note="Before, and the default of before: the same runs, of which the first 10 iterations were taken.",
     ),
+    "click-votes": Figures(
+        "Dice of several clicks, before and after they were put to votes",
+        f"msformer-fast evaluate {IMAGES} --split even --prompts point clicks box",
+        "COMMIT",
+        "CPU, one thread",
+        note="And with --split odd; before: 271567b, of the same runs.",
+    ),
     "mask-precision": Figures(
         "Dice by the precision of products",
         f"msformer-fast evaluate {IMAGES} --precision high --methods",

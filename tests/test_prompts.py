@@ -77,13 +77,31 @@ def test_a_rule_that_knows_the_kind_has_its_say() -> None:
     assert name == "lungs-xray" and proposals and scores.max() <= 0
     click = Prompt(points=(inner(truth),))
     assert "by a vote with rule 'lungs-xray'" in prompted([Maps(labels)], image, click).reason
-    # Not of what lies elsewhere, nor of several clicks or a box, which say more than the kind of image does.
+    # Not of what lies elsewhere, nor of a box, which says more than the kind of image does.
     outside = Prompt(points=(inner(~truth),))
     assert "by a vote" not in prompted([Maps(labels)], image, outside).reason
-    assert "by a vote" not in prompted([Maps(labels)], image, Prompt(points=(*click.points, (20, 64)))).reason
+    box = Prompt(points=click.points, boxes=((0.0, 0.0, 129.0, 129.0),))
+    assert "by a vote" not in prompted([Maps(labels)], image, box).reason
     # Nor in a drawing, which is none of its kinds.
     drawing = np.where(truth, 0.2, 0.8)[..., None]
     assert known_rule(drawing) == "" and known_targets([Maps(labels)], drawing, "")[0] == []
+
+
+def test_several_clicks_are_put_to_votes_each_of_its_own_part() -> None:
+    from scipy import ndimage
+
+    image, truth = phantom.chest((129, 129), 1)
+    labels = (image.mean(axis=2) > image.mean()).astype(np.uint8)
+    parts, _ = ndimage.label(truth)
+    (left, right), middle = [inner(parts == part) for part in (1, 2)], inner(~truth)
+    both = prompted([Maps(labels)], image, Prompt(points=(left, right)))
+    assert "The parts of 2 clicks, by votes with rule 'lungs-xray'" in both.reason
+    assert both.voted_with == "lungs-xray" and dice(both.mask, truth) > 0.9
+
+    x, y = left
+    once = prompted([Maps(labels)], image, Prompt(points=(left, (x, y + 3)), not_points=(middle,)))
+    assert dice(once.mask, parts == 1) > 0.9
+    assert not once.mask[parts == 2].any() and not once.mask[int(middle[1]), int(middle[0])]
 
 
 def test_a_pair_and_what_rules_it_out(discs: tuple[np.ndarray, list[np.ndarray]]) -> None:

@@ -71,10 +71,11 @@ def use_tiles(parts: int) -> int:
         ``parts``, or 0 where the processor or the system has no such unit.
     """
     global _told
-    functions, used = _functions(), torch.zeros(1, dtype=torch.int64)
-    _call(*functions["use_tiles"], {"parts": parts, "used": used})
+    functions, used = _functions(), ctypes.c_int64()  # no tensor: modes in which tensors have no data would make it
+    call, _ = functions["use_tiles"]
+    call(parts, ctypes.byref(used))
     _told = functions, parts
-    return int(used)
+    return used.value
 
 
 def _call(call: Any, kinds: dict[str, str], arguments: dict[str, Any]) -> None:

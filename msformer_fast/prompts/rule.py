@@ -104,7 +104,7 @@ def prompted(runs: Sequence[Maps], image: NDArray[Any], prompt: Prompt, modality
     here = prompt.at(pixels.shape, looks.shape)
     rule = known_rule(pixels, modality)
     targets = _Targets(rule, [])
-    if len(here.points) == 1 and not here.boxes:
+    if here.points and not here.boxes:
         proposals, scores = known_targets(runs, pixels, rule)
         targets = _Targets(rule, [(float(score), each.mask) for score, each in zip(scores, proposals, strict=True)])
     found = [_of_points(looks, here, None, targets)] if not here.boxes else []
@@ -146,11 +146,13 @@ def _of_points(looks: Looks, prompt: Prompt, box: Box | None, targets: _Targets)
     mask = np.any([each.mask for each in found], axis=0)
     for row, column in ruled_out:
         mask[row, column] = False
-    what = found[0].what if len(found) == 1 else f"the parts of {len(found)} clicks"
+    what, rule = found[0].what, next((each.rule for each in found if each.rule), "")
+    if len(found) > 1:
+        what = f"the parts of {len(found)} clicks" + (f", by votes with rule '{rule}'" if rule else "")
     # Clicks within a box, and one click whose rule had no say, have no curve.
     curve = curve_of("clicks", targets.rule) if len(found) > 1 and box is None else ""
     agreement, count = min(each.agreement for each in found), sum(each.candidates for each in found)
-    return _Found(mask, agreement, what, count, curve=curve)
+    return _Found(mask, agreement, what, count, rule, curve)
 
 
 def _of_click(
@@ -177,7 +179,7 @@ def _of_click(
         others = _scored(away, None)
         guesses += [guess for score, part in scored for guess in _pairs(score, part, others[:_OTHERS_KEPT])]
     masks, scores = [guess.mask for guess in guesses], np.array([guess.score for guess in guesses])
-    known = _with_click(targets, click, ruled_out)
+    known = _with_click(targets, click, ruled_out, alone=len(clicks) > 1)
     choice = choose(masks, scores)
     chosen = guesses[choice.index]
     what = "the clicked part" + (" and its like on the other side" if chosen.paired else "")
@@ -192,16 +194,20 @@ def _of_click(
 
 
 def _with_click(
-    targets: _Targets, click: tuple[int, int], ruled_out: Sequence[tuple[int, int]]
+    targets: _Targets, click: tuple[int, int], ruled_out: Sequence[tuple[int, int]], alone: bool
 ) -> list[tuple[float, Mask]]:
-    """Those of the masks that the click lies in, and their scores by how near the middle of its part it does."""
+    """Those of the masks that the click lies in, or of each its part alone, and their scores by how near the middle of
+    that part it does."""
     from scipy import ndimage
 
     found = []
     for score, mask in targets.scored:
-        if mask[click] and not _holds_any(mask, ruled_out):
+        if mask[click]:
             parts, _ = ndimage.label(mask)
-            found.append((score + normal_term(_off_middle(parts == parts[click], click), _OFF_MIDDLE), mask))
+            part = parts == parts[click]
+            meant = part if alone else mask
+            if not _holds_any(meant, ruled_out):
+                found.append((score + normal_term(_off_middle(part, click), _OFF_MIDDLE), meant))
     return found
 
 

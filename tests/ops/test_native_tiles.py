@@ -95,3 +95,12 @@ def test_what_is_not_a_number_stays_so_in_its_pixel_alone(bits: int) -> None:
     assert found.isnan().nonzero().tolist() == [[0, 4, 5]]
     others = ~found.isnan()
     assert torch.equal(found[others], right[others])
+
+
+def test_another_precision_within_a_mode_without_data() -> None:
+    """The library is told by numbers, not by tensors: a step is counted on tensors without data at any time."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        assert library.use_tiles(2) == 2
+        assert library.use_tiles(3) == 3
