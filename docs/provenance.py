@@ -188,7 +188,7 @@ FIGURES = {
     "click-votes": Figures(
         "Dice of several clicks, before and after they were put to votes",
         f"msformer-fast evaluate {IMAGES} --split even --prompts point clicks box",
-        "COMMIT",
+        "581fd8d",
         "CPU, one thread",
         note="And with --split odd; before: 271567b, of the same runs.",
     ),
@@ -255,7 +255,7 @@ FIGURES = {
         "python -m msformer_fast.benchmarks.calibrate fit FOLDER...",
         "cd9399c",
         "CPU, one thread",
-        note="Folders of 'evaluate --prompts clicks box' on whole images.",
+        note="Folders of 'evaluate --prompts clicks box' on whole images. Clicks by votes: 581fd8d.",
     ),
     "calibration": Figures(
         "which masks were marked doubtful before",
