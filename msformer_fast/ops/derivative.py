@@ -101,17 +101,24 @@ class Derivative:
 
     def gradients(self, ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         """Of every argument of the registered op: a list for a list of tensors, ``None`` where there is none."""
-        found = self.found(ctx, grads)
-        result: list[Any] = []
-        for name, needed in zip(self.forward.arguments, ctx.needs_input_grad, strict=True):
-            if isinstance(needed, list):
-                some = found.get(name, [])
-                result.append([*some, *[None] * (len(needed) - len(some))])
-            else:
-                result.append(found.get(name) if needed else None)
-        return tuple(result)
+        needed = ctx.needs_input_grad
+        made = self.of_tensors(ctx, grads, [len(each) if isinstance(each, list) else 1 for each in needed])
+        return tuple(
+            some if isinstance(each, list) else some[0] if each else None
+            for some, each in zip(made, needed, strict=True)
+        )
 
-    def found(self, ctx: Any, grads: Sequence[Tensor | None]) -> Values:
+    def of_tensors(self, ctx: Any, grads: Sequence[Tensor | None], counts: Sequence[int]) -> list[list[Tensor | None]]:
+        """For each argument of the registered op as many gradients as it holds tensors, or ``None``."""
+        found = self._found(ctx, grads)
+        result = []
+        for name, count in zip(self.forward.arguments, counts, strict=True):
+            made = found.get(name)
+            listed = made if isinstance(made, list) else [made]
+            result.append([*listed, *[None] * count][:count])
+        return result
+
+    def _found(self, ctx: Any, grads: Sequence[Tensor | None]) -> Values:
         """Gradients by the names of arguments: those that there are."""
         arrived = next((grad for grad in grads if grad is not None), None)
         if arrived is None:

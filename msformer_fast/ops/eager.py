@@ -23,26 +23,44 @@ _PLAIN = (Tensor, nn.Parameter)
 _DEVICES = ("cpu", "cuda")
 
 
-def eagerly(name: str, registered: Function, body: Function, derivative: Derivative | None) -> Function:
+class _Call(torch.autograd.Function):
+    """A call that will be differentiated. Autograd sees the tensors beside the arguments that hold them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, body: Function, derivative: Derivative, arguments: tuple[Any, ...], counts: list[int], *_: Tensor
+    ) -> Any:
+        output = body(*arguments)
+        derivative.setup_context(ctx, arguments, output)
+        ctx.derivative, ctx.counts = derivative, counts
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        return (None, None, None, None, *chain.from_iterable(ctx.derivative.of_tensors(ctx, grads, ctx.counts)))
+
+
+def eagerly(registered: Function, body: Function, derivative: Derivative | None = None, name: str = "") -> Function:
     """A function that calls a registered op, by its body alone where nobody but autograd would learn of the op.
 
     Args:
-        name: of the op, which autograd's graph shows.
         registered: the op. Its arguments are the function's and the body's.
         derivative: what autograd calls; without one the registered op says what becomes of gradients.
+        name: what autograd's graph shows, with a derivative.
     """
-    recorded: Any = type(name, (_Call,), {})
+    recorded: Any = None if derivative is None else type(name, (_Call,), {})
 
     def call(*arguments: Any) -> Any:
         if torch.compiler.is_compiling():
             return registered(*arguments)
-        tensors = _tensors(arguments)
+        held = [_tensors(value) for value in arguments]
+        tensors = [*chain.from_iterable(held)]
         differentiated = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-        if not _unwatched(tensors) or (differentiated and derivative is None):
+        if not _unwatched(tensors) or (differentiated and recorded is None):
             return registered(*arguments)
         if not differentiated:
             return body(*arguments)
-        return recorded.apply(body, derivative, arguments, *tensors)
+        return recorded.apply(body, derivative, arguments, [len(some) for some in held], *tensors)
 
     return call
 
@@ -58,29 +76,6 @@ def _unwatched(tensors: Sequence[Tensor]) -> bool:
     )
 
 
-def _tensors(arguments: Sequence[Any]) -> list[Tensor]:
-    """The tensors among a registered op's arguments and in their lists."""
-    lists = (value if isinstance(value, (list, tuple)) else (value,) for value in arguments)
-    return [value for value in chain.from_iterable(lists) if isinstance(value, Tensor)]
-
-
-class _Call(torch.autograd.Function):
-    """A call that will be differentiated. Autograd sees the tensors beside the arguments that hold them."""
-
-    @staticmethod
-    def forward(ctx: Any, body: Function, derivative: Derivative, arguments: tuple[Any, ...], *_: Tensor) -> Any:
-        output = body(*arguments)
-        derivative.setup_context(ctx, arguments, output)
-        ctx.derivative = derivative
-        ctx.counts = [len(_tensors((value,))) for value in arguments]
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        found = ctx.derivative.found(ctx, grads)
-        result: list[Tensor | None] = [None] * 3
-        for name, count in zip(ctx.derivative.forward.arguments, ctx.counts, strict=True):
-            gradient = found.get(name)
-            listed = gradient if isinstance(gradient, list) else [gradient]
-            result += [*listed, *[None] * count][:count]
-        return tuple(result)
+def _tensors(value: Any) -> list[Tensor]:
+    """The tensors that an argument of a registered op is, or lists."""
+    return [each for each in (value if isinstance(value, (list, tuple)) else (value,)) if isinstance(each, Tensor)]

@@ -70,10 +70,10 @@ def register(
         fake = derivative.like_owners if gradient_shapes is None else taken.by_name(gradient_shapes)
         gradient, run_gradient = _define(f"{op}_backward", f"{op}.backward", taken, results, derivative.run, fake)
         refuse_double_backward(op, gradient)
-        derivative.registered = eagerly(f"{NAMESPACE}_{op}_backward", gradient, run_gradient, None)
+        derivative.registered = eagerly(gradient, run_gradient)
         registered.register_autograd(derivative.gradients, setup_context=derivative.setup_context)
     dispatched = getattr(getattr(torch.ops, NAMESPACE), op).default
-    return signature.flattening(eagerly(f"{NAMESPACE}_{op}", dispatched, run, derivative))
+    return signature.flattening(eagerly(dispatched, run, derivative, f"{NAMESPACE}_{op}"))
 
 
 def _define(name: str, shown: str, signature: Signature, results: list[Any], body: Function, fake: Function) -> Any:
