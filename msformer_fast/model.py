@@ -15,13 +15,13 @@ from msformer_fast.nn.batch_norm import Folded, can_fold, update_running
 from msformer_fast.nn.block import EfficientTransformerBlock
 from msformer_fast.nn.cross_scale_attention import TwoWayCrossScaleAttention
 from msformer_fast.nn.hooks import Fused
-from msformer_fast.nn.overlap_embedding import OverlapEmbedding, channels_last
+from msformer_fast.nn.overlap_embedding import OverlapEmbedding, project_two
 from msformer_fast.nn.patch_embedding import embed_patches, normed_windows
 from msformer_fast.nn.score_map import compose_scores
 from msformer_fast.ops import Clustering, Patches
 from msformer_fast.ops.backend import native_by_default, why_not_native
-from msformer_fast.ops.batch_norm import statistics_of_two
 from msformer_fast.ops.memory import check_memory
+from msformer_fast.reference.overlap_embedding import channels_last
 
 #: How the two branches see each other before the head: not at all, or window by window.
 CROSS_SCALE = ("none", "window")
@@ -196,12 +196,12 @@ class MSFormer(Fused):
         """The same with no pass for any batch norm; the clustering loss is from the pass that makes the logits."""
         image = channels_last(image)  # once for both branches
         embeds = self.patch_embed_s, self.patch_embed_l
-        fine, coarse = (embed.project(image) for embed in embeds)
-        statistics = statistics_of_two(fine, coarse, backend=self.backend)
+        projected = project_two(image, *embeds, self.backend)
         first_fine, first_coarse = (
-            Folded(embed.norm, *found, x[..., 0].numel())
-            for embed, found, x in zip(embeds, statistics, (fine, coarse), strict=True)
+            Folded(embed.norm, found.mean, found.var, found.y[..., 0].numel())
+            for embed, found in zip(embeds, projected, strict=True)
         )
+        fine, coarse = (found.y for found in projected)
         fine, context_fine, fine_norms = self._branch(fine, first_fine, self.block_s, self.bn2_s)
         coarse, context_coarse, coarse_norms = self._branch(coarse, first_coarse, self.block_l, self.bn2_l)
         norms = [*fine_norms, *coarse_norms]

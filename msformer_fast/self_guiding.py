@@ -16,7 +16,7 @@ from msformer_fast.errors import DivergenceError, InputError
 from msformer_fast.float32_products import asked_for, check_precision
 from msformer_fast.losses import Losses, LossWeights, self_guiding_losses
 from msformer_fast.model import MSFormer
-from msformer_fast.nn.overlap_embedding import channels_last
+from msformer_fast.reference.overlap_embedding import channels_last
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,17 @@ void use_tiles(int64_t parts, int64_t* used);
 // Sums of pixels (rows, channels): mean and squares about it, channels doubles each; of `threads` parts.
 void batch_statistics(int64_t threads, const float* x, int64_t rows, int64_t channels, float* mean, float* var);
 
+// y (batch, ceil(height / stride), ceil(width / stride), channels) of image (batch, height, width, in_channels), and its
+// channels' mean and variance. weight (3, 3, in_channels, channels); bias may be null.
+void overlap_embedding_forward(int64_t threads, const float* image, int64_t batch, int64_t height, int64_t width,
+                               int64_t in_channels, int64_t stride, int64_t channels, const float* weight,
+                               const float* bias, float* y, float* mean, float* var);
+
+// Gradients of weight, which lies the same way, and of bias, which may be null.
+void overlap_embedding_backward(int64_t threads, const float* image, int64_t batch, int64_t height, int64_t width,
+                                int64_t in_channels, int64_t stride, int64_t channels, const float* grad_y,
+                                float* d_weight, float* d_bias);
+
 // y of t (batch, height, width, channels); weights as the op's; biases and norms' weights may be null.
 void mix_ffn_forward(int64_t threads, const float* t, int64_t batch, int64_t height, int64_t width, int64_t channels,
                      int64_t hidden, const float* fc1_weight, const float* fc1_bias, const float* depthwise_weight,

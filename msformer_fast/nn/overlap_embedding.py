@@ -7,7 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from msformer_fast.identities.transforms import transformed
+from msformer_fast.ops.batch_norm import statistics_of_two
+from msformer_fast.ops.mix_ffn import WithStatistics
+from msformer_fast.ops.overlap_embedding import backend_of, overlap_embedding
+from msformer_fast.reference.overlap_embedding import channels_last
 
 
 class OverlapEmbedding(nn.Module):
@@ -52,9 +55,23 @@ class OverlapEmbedding(nn.Module):
         return projected.permute(0, 2, 3, 1)
 
 
-def channels_last(x: Tensor) -> Tensor:
-    """A map (B, C, H, W) whose channels are neighbours in memory; itself where they are."""
-    # vmap knows no memory format; permuting is no way for all: Inductor fails at it with dynamic sizes (PyTorch 2.13).
-    if transformed():
-        return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
-    return x.contiguous(memory_format=torch.channels_last)
+def project_two(
+    image: Tensor, first: OverlapEmbedding, second: OverlapEmbedding, backend: str | None
+) -> list[WithStatistics]:
+    """What each makes of an image before its batch norm, with the statistics that the norm applies."""
+    embeds = first, second
+    convolutions = [embed.proj for embed in embeds]
+    if all(_is_native(image, each, backend) for each in convolutions):
+        return [
+            overlap_embedding(image, each.weight, each.bias, stride=each.stride[0], backend="native")
+            for each in convolutions
+        ]
+    maps = [embed.project(image) for embed in embeds]
+    return [WithStatistics(x, *found) for x, found in zip(maps, statistics_of_two(*maps, backend=backend), strict=True)]
+
+
+def _is_native(image: Tensor, convolution: nn.Conv2d, backend: str | None) -> bool:
+    """Whether the CPU kernel does what a convolution does, which may have been put in another's place."""
+    usual = convolution.kernel_size == (3, 3) and convolution.padding == convolution.dilation == (1, 1)
+    usual &= convolution.padding_mode == "zeros" and convolution.groups == 1 and len(set(convolution.stride)) == 1
+    return usual and backend_of(image, convolution.weight, convolution.bias, backend) == "native"

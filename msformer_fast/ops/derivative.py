@@ -173,12 +173,13 @@ def _listed(names: Sequence[str], given: Values) -> list[Tensor]:
 
 def _dealt(names: Sequence[str], listed: Iterable[Any], given: Values) -> Values:
     """The way back: of entries that stand for the tensors of :func:`_listed`, those of each name."""
-    rest, found = iter(listed), {}
+    rest = iter(listed)
+    found: Values = {}
     for name in names:
         if isinstance(given[name], list):
             found[name] = list(islice(rest, len(given[name])))
         elif given[name] is not None:
-            found[name] = next(rest)
+            found[name] = next(rest, None)
     return found
 
 

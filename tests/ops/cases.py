@@ -150,6 +150,26 @@ OPS = {
             slow=("patch 8",),
         ),
         Op(
+            "overlap_embedding",
+            draws.call_overlap_embedding,
+            draws.draw_image,
+            {
+                "paper": {"B": 1, "N": 3, "H": 9, "W": 17, "C": 100, "stride": 1},
+                "coarse": {"B": 2, "N": 1, "H": 14, "W": 33, "C": 7, "stride": 2},
+                "wide": {"B": 1, "N": 5, "H": 13, "W": 130, "C": 130, "stride": 1, "with_bias": False},
+                "stride 3": {"B": 3, "N": 2, "H": 7, "W": 8, "C": 12, "stride": 3},
+                "one pixel": {"B": 2, "N": 3, "H": 1, "W": 1, "C": 20, "stride": 2},
+                "empty": {"B": 0, "N": 3, "H": 5, "W": 4, "C": 6, "stride": 1},
+            },
+            backends=NATIVE,  # the others are PyTorch's convolution
+            tiny={"B": 2, "N": 2, "H": 3, "W": 5, "C": 4, "stride": 2},
+            other=(
+                {"B": 3, "N": 2, "H": 7, "W": 9, "C": 4, "stride": 2},
+                {"B": 4, "N": 2, "H": 5, "W": 11, "C": 4, "stride": 2},
+            ),
+            options=("stride",),
+        ),
+        Op(
             "efficient_attention",
             draws.call_efficient_attention,
             draws.draw_attention,

@@ -10,6 +10,7 @@ from torch import Tensor
 from msformer_fast import ops
 from msformer_fast.dtypes import sum_dtype
 from msformer_fast.ops.batch_norm import BatchNorm
+from msformer_fast.ops.overlap_embedding import overlap_embedding
 from msformer_fast.windows import windows_of
 
 Inputs = dict[str, Tensor]
@@ -78,6 +79,17 @@ def draw_patches(s: Sizes) -> Inputs:
 
 def call_patch_embedding(inputs: Inputs, **options: Any) -> tuple[Tensor, ...]:
     return ops.patch_embedding(**inputs, **options)
+
+
+def draw_image(s: Sizes) -> Inputs:
+    """An image that may be a view with other strides, of values far from 0."""
+    image = 2.0 + rand(s["B"], s["N"], s["W"], s["H"]).mT
+    weight = rand(s["C"], s["N"], 3, 3, scale=(9 * s["N"]) ** -0.5)
+    return {"image": image, "weight": weight} | ({"bias": rand(s["C"])} if s.get("with_bias", True) else {})
+
+
+def call_overlap_embedding(inputs: Inputs, **options: Any) -> tuple[Tensor, ...]:
+    return overlap_embedding(inputs["image"], inputs["weight"], inputs.get("bias"), **options)
 
 
 def draw_attention(s: Sizes) -> Inputs:
