@@ -32,27 +32,57 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
 
 def test_small_maps_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the numbers of one image, whatever the batch; without gradients from smaller maps on; a backend is obeyed."""
-    model = nn.Sequential(published.MixFFN(50, 60))
+    """By the pixels of one image and the width, whatever the batch; with gradients from larger maps on; a backend is
+    obeyed."""
+    model = nn.Sequential(published.MixFFN(100, 640))
     swaps = mf.accelerate(model)
     shapes, original = computed(monkeypatch), swaps.swapped[0].original
-    for side, batch, training, own in (
-        (44, 1, False, True),
-        (45, 1, False, False),
-        (44, 8, False, True),
-        (63, 1, True, True),
-        (64, 1, True, False),
+    for height, width, batch, training, own in (
+        (19, 26, 1, False, True),  # 494 pixels
+        (20, 25, 1, False, False),
+        (19, 26, 8, False, True),
+        (27, 37, 1, True, True),  # 999
+        (25, 40, 1, True, False),
     ):
-        x = torch.randn(batch, side * side, 50)
+        x = torch.randn(batch, height * width, 100)
         with torch.set_grad_enabled(training):
-            ours, theirs = model[0](x, side, side), original(x, side, side)
+            ours, theirs = model[0](x, height, width), original(x, height, width)
         assert bool(shapes) != own
         torch.testing.assert_close(ours, theirs, rtol=0 if own else 1e-4, atol=0 if own else 1e-5)
         shapes.clear()
     model[0].backend = "torch"
-    model[0](torch.randn(1, 6, 50), 2, 3)
-    assert shapes == [(1, 2, 3, 50)]
-    assert "gains on the CPU from maps of 100,000 numbers on, 200,000 in training" in str(swaps)
+    model[0](torch.randn(1, 6, 100), 2, 3)
+    assert shapes == [(1, 2, 3, 100)]
+    assert "gains on the CPU from 500 pixels on, in training from 1,000 pixels on" in str(swaps)
+
+
+@pytest.mark.parametrize(
+    ("module", "inference", "training"),
+    [
+        (published.EfficientAttention(512), 600, 1024),
+        (published.EfficientAttention(64, head_count=8), None, None),
+        (published.EfficientAttention(192, head_count=8), None, 1536),
+        (published.MixFFN(8, 32), 2500, 2500),  # below that a call is more than what it computes
+        (published.MixFFN_skip(512, 2048), 8192, 16384),
+        (published.EfficientTransformerBlock(320, context=False), 533, 800),
+        (published.EfficientTransformerBlock(320, heads=8, context=False), 3200, 6400),
+    ],
+    ids=str,
+)
+def test_least_pixels(module: nn.Module, inference: int | None, training: int | None) -> None:
+    """A map and tokens alike; an attribute of the module's own by a usual name is nothing to us."""
+    module.channels = 3
+    (swap,) = mf.accelerate(nn.Sequential(module)).swapped
+    drop_in = swap.replacement
+    assert drop_in.least_pixels() == (inference, training)
+    channels = drop_in.map_channels()
+    for least, with_gradients in ((inference, False), (training, True)):
+        with torch.set_grad_enabled(with_gradients):
+            for pixels in (least - 1, least) if least else (100_000,):
+                gains = least is not None and pixels == least
+                for shape in ((2, channels, 1, pixels), (2, pixels, channels)):
+                    assert drop_in.gains_on_cpu(torch.empty(shape, device="meta")) == gains
+    assert ("never" in drop_in.where_it_gains()) == (inference is None)
 
 
 @pytest.mark.parametrize("make", [microsoft, torchvision_attention])

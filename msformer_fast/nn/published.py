@@ -94,14 +94,21 @@ class _Published(DropIn):
         raise NotImplementedError
 
     def gains_on_cpu(self, x: Tensor) -> bool:
-        return x.numel() // max(x.shape[0], 1) >= self.least_numbers()[torch.is_grad_enabled()]
+        least = self.least_pixels()[torch.is_grad_enabled()]
+        return least is not None and x.numel() >= least * max(x.shape[0], 1) * self.map_channels()
 
     def where_it_gains(self) -> str:
-        inference, training = self.least_numbers()
-        return f"on the CPU from maps of {inference:,} numbers on, {training:,} in training"
+        inference, training = (
+            "never" if least is None else f"from {least:,} pixels on" for least in self.least_pixels()
+        )
+        return f"on the CPU {inference}, in training {training}"
 
-    def least_numbers(self) -> tuple[int, int]:
-        """Numbers in the map of an image from which on the op is faster on the CPU: in inference, in training."""
+    def map_channels(self) -> int:
+        """Channels of the map."""
+        raise NotImplementedError
+
+    def least_pixels(self) -> tuple[int | None, int | None]:
+        """Pixels of an image from which on the op is faster on the CPU: in inference, in training; ``None``: never."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:
@@ -135,11 +142,11 @@ class PublishedEfficientAttention(_Published):
         y, context = attend(self, x, None, heads=form.num_heads, residual=form.residual, backend=self.backend)
         return y, *_returned(context, form.context)
 
-    def least_numbers(self) -> tuple[int, int]:
-        if self.form.num_heads == 1:
-            return 1_000_000, 500_000
-        # With several heads the op saves few products, and without gradients little memory.
-        return 2_000_000 * max(1, 128 // self.keys.in_channels) ** 2, 1_000_000
+    def map_channels(self) -> int:
+        return int(self.keys.in_channels)
+
+    def least_pixels(self) -> tuple[int | None, int | None]:
+        return _least_pixels_of_attention(self.map_channels(), self.form.num_heads)
 
 
 class PublishedMixFFN(_Published):
@@ -155,8 +162,11 @@ class PublishedMixFFN(_Published):
     def on_map(self, x: Tensor) -> tuple[Tensor, ...]:
         return (_feed_forward(self, x, self.form, None, self.form.residual, self.backend),)
 
-    def least_numbers(self) -> tuple[int, int]:
-        return (50_000, 100_000) if self.form.skip else (100_000, 200_000)
+    def map_channels(self) -> int:
+        return int(linear_maps(self)[0].weight.shape[1])
+
+    def least_pixels(self) -> tuple[int, int]:
+        return _least_pixels_of_feed_forward(linear_maps(self)[0].weight)
 
 
 class PublishedTransformerBlock(_Published):
@@ -184,8 +194,34 @@ class PublishedTransformerBlock(_Published):
             y = _feed_forward(parts["mlp"], t, form.feed_forward, norm2, True, self.backend)
         return y, *_returned(context, form.context)
 
-    def least_numbers(self) -> tuple[int, int]:
-        return 200_000, 200_000
+    def map_channels(self) -> int:
+        return int(self.attn.keys.in_channels)
+
+    def least_pixels(self) -> tuple[int | None, int | None]:
+        channels, heads = self.map_channels(), self.form.attention.num_heads
+        if self.form.feed_forward is None:
+            return _least_pixels_of_attention(channels, heads)
+        weight = linear_maps(self.mlp)[0].weight
+        if heads > 1:
+            return _least_pixels_of_feed_forward(weight)
+        # Neither the tokens between both ops nor what the norms make is in memory.
+        fewest = 12_500 // channels
+        return max(fewest, weight.numel() // 768), max(fewest, weight.numel() // 512)
+
+
+def _least_pixels_of_attention(channels: int, heads: int) -> tuple[int | None, int | None]:
+    """As :meth:`_Published.least_pixels`, measured by ``benchmarks/swaps.py``: 64 to 512 channels, maps of 14 to 129
+    pixels a side."""
+    if heads == 1:
+        return 600, max(600, 2 * channels)
+    # With several heads the op saves few products, and without gradients little memory.
+    return None, 8 * channels if channels >= 128 else None
+
+
+def _least_pixels_of_feed_forward(weight: Tensor) -> tuple[int, int]:
+    """The same of ``fc1``'s weight. The op reads the weights anew for every row of pixels, plain code once for all."""
+    fewest = 20_000 // weight.shape[1]
+    return max(fewest, weight.numel() // 128), max(fewest, weight.numel() // 64)
 
 
 def _feed_forward(
