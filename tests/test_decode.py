@@ -286,3 +286,16 @@ def test_damaged_files_give_an_image_or_an_input_error(tmp_path, suffix, recwarn
     assert len(messages) > 20
     assert not [message for message in messages if "\n" in message]
     assert not recwarn.list
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_a_tiff_of_more_rows_than_its_strips_hold(tmp_path, dtype, compression):
+    """Not a picture with a black end."""
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, GREY8.astype(dtype), rowsperstrip=8, compression=compression)
+    assert read_image(path).shape == (40, 50, 3)
+
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        tiff.pages[0].tags[257].overwrite(400)  # the number of rows
+    refused(read_image, path, match="truncated TIFF file; copy or export it again")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import warnings
 from collections.abc import Callable
@@ -173,6 +174,9 @@ def _decode_tiff(file: IO[bytes], kind: str, name: str, max_pixels: int, least: 
                 f"{name}: a TIFF of {page.samplesperpixel} channels, {page.dtype} ({bits} bits, photometric "
                 f"{int(page.photometric)}) is not supported; save it as 8- or 16-bit grey or RGB"
             )
+        # Pillow would make the rows black that no strip has.
+        if len(page.dataoffsets) < math.prod(page.chunked):
+            raise InputError(f"{name}: truncated TIFF file; copy or export it again")
         if narrow:
             file.seek(0)
             return _decode_pillow(file, kind, name, max_pixels, least)
