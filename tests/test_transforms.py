@@ -20,7 +20,8 @@ from torch.utils.checkpoint import checkpoint
 import msformer_fast as mf
 from msformer_fast import BackendError
 from tests.harness.compile_table import CASES, Step, doubles, error, outputs_and_gradients, strict
-from tests.ops.cases import OPS, Op
+from tests.ops.cases import OPS
+from tests.ops.op import Op
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="in float64, on the CPU")
 

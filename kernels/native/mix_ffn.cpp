@@ -19,6 +19,7 @@
 namespace {
 
 constexpr int64_t CACHE = 160 * 1024;  // numbers that a part keeps in the second-level cache
+constexpr int64_t NARROW = 32;         // fewest columns of a tile, for each of whose rows all weights are read
 constexpr int64_t SHORT = 6;           // fewest rows of a tile that are worth a part: two or three are computed again
 constexpr int64_t BLOCK = 16;          // pixels whose hidden activations pass through the norm while in the first level
 
@@ -64,7 +65,7 @@ struct Tiles {
         parts(std::max<int64_t>(1, std::min(threads, rows / SHORT))) {}
 
   static int64_t widest(const Call& call, int64_t rows_held) {
-    return std::max<int64_t>(32, CACHE / (rows_held * call.d_row));
+    return std::max(NARROW, CACHE / (rows_held * call.d_row));
   }
   int64_t widest() const { return (width + count - 1) / count; }
 

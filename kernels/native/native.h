@@ -18,7 +18,7 @@ void use_parallel(void* parallel);
 // it, 0 where the processor or the system has none.
 void use_tiles(int64_t parts, int64_t* used);
 
-// Sums of pixels (rows, channels): mean and squares about it, channels doubles each; of `threads` parts.
+// Mean and biased variance (channels) of x (rows, channels).
 void batch_statistics(int64_t threads, const float* x, int64_t rows, int64_t channels, float* mean, float* var);
 
 // y (batch, ceil(height / stride), ceil(width / stride), channels) of image (batch, height, width, in_channels), and its

@@ -23,6 +23,7 @@ struct Windows {
   int64_t numbers() const { return SIDE * SIDE * channels; }
   int64_t columns() const { return (width + stride - 1) / stride; }
   int64_t pixels() const { return (height + stride - 1) / stride * columns(); }
+  int64_t number(int64_t batch, int64_t row, int64_t column) const { return batch * pixels() + row * columns() + column; }
 
   // Windows of `n` pixels of a row of y, from a column on, `to_row` apart.
   void copy(int64_t batch, int64_t row, int64_t column, int64_t n, float* to, int64_t to_row) const {
@@ -62,7 +63,7 @@ void overlap_embedding_forward(int64_t threads, const float* image, int64_t batc
       product_plus(n, channels, numbers, {block, numbers, 1}, right, add, made, row);  // [n, C]
       found[part]->add(made, row, n);
 
-      const int64_t at = parts.image(part) * windows.pixels() + of * windows.columns() + column;
+      const int64_t at = windows.number(parts.image(part), of, column);
       copy_rows(made, row, n, channels, y + at * channels, channels);
     });
   });
@@ -87,7 +88,7 @@ void overlap_embedding_backward(int64_t threads, const float* image, int64_t bat
     parts.of(part, windows.columns(), BLOCK, [&](int64_t of, int64_t column, int64_t n) {
       windows.copy(parts.image(part), of, column, n, block, numbers);
 
-      const int64_t at = parts.image(part) * windows.pixels() + of * windows.columns() + column;
+      const int64_t at = windows.number(parts.image(part), of, column);
       for (int64_t i = 0; i < n; ++i) read_row(grad_y + (at + i) * channels, tail, 1.0f, slopes + i * row);
       add_product(numbers, channels, n, {block, 1, numbers}, {slopes, row}, partial + part * size, row);  // [9 in + 1, C]
     });

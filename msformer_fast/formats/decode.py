@@ -175,12 +175,11 @@ def _decode_tiff(file: IO[bytes], kind: str, name: str, max_pixels: int, least: 
                 f"{int(page.photometric)}) is not supported; save it as 8- or 16-bit grey or RGB"
             )
         # Pillow would make the rows black that no strip has.
-        if len(page.dataoffsets) < math.prod(page.chunked):
-            raise InputError(f"{name}: truncated TIFF file; copy or export it again")
-        if narrow:
+        missing = len(page.dataoffsets) < math.prod(page.chunked)
+        if narrow and not missing:
             file.seek(0)
             return _decode_pillow(file, kind, name, max_pixels, least)
-        if np.add(page.dataoffsets, page.databytecounts).max() > file.seek(0, os.SEEK_END):
+        if missing or np.add(page.dataoffsets, page.databytecounts).max() > file.seek(0, os.SEEK_END):
             raise InputError(f"{name}: truncated TIFF file; copy or export it again")
         try:
             array = page.asarray()

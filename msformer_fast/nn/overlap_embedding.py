@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from msformer_fast.ops.backend import native_by_default, why_not_native
 from msformer_fast.ops.batch_norm import statistics_of_two
 from msformer_fast.ops.mix_ffn import WithStatistics
-from msformer_fast.ops.overlap_embedding import backend_of, overlap_embedding
+from msformer_fast.ops.overlap_embedding import OP, overlap_embedding
 from msformer_fast.reference.overlap_embedding import channels_last
 
 
@@ -71,7 +72,9 @@ def project_two(
 
 
 def _is_native(image: Tensor, convolution: nn.Conv2d, backend: str | None) -> bool:
-    """Whether the CPU kernel does what a convolution does, which may have been put in another's place."""
+    """Whether the CPU kernel may run and does what a convolution does, which may have been put in another's place."""
+    if not (backend == "native" or (backend is None and native_by_default())):
+        return False
     usual = convolution.kernel_size == (3, 3) and convolution.padding == convolution.dilation == (1, 1)
     usual &= convolution.padding_mode == "zeros" and convolution.groups == 1 and len(set(convolution.stride)) == 1
-    return usual and backend_of(image, convolution.weight, convolution.bias, backend) == "native"
+    return usual and why_not_native(OP, image, convolution.weight, convolution.bias) is None

@@ -8,12 +8,11 @@ from torch.nn.grad import conv2d_input
 
 from msformer_fast.dtypes import sum_dtype
 from msformer_fast.errors import InputError
-from msformer_fast.ops.backend import choose, why_not_native, why_not_torch, why_not_triton
-from msformer_fast.ops.batch_norm import batch_statistics
+from msformer_fast.ops.backend import choose, why_not_native
 from msformer_fast.ops.mix_ffn import WithStatistics
 from msformer_fast.ops.registration import register
 from msformer_fast.ops.shapes import Shapes
-from msformer_fast.reference import overlap_embedding as _reference
+from msformer_fast.reference.overlap_embedding import overlap_embedding as _reference
 
 OP = "overlap_embedding"
 
@@ -27,8 +26,8 @@ def overlap_embedding(
         image: (B, N, H, W), floating point, any strides.
         weight: (C, N, 3, 3); bias: (C) or ``None``.
         stride: from pixel to pixel of ``y``, at least 1.
-        backend: ``"native"``, which makes map and statistics in one pass; ``"triton"`` and ``"torch"``, PyTorch's
-            convolution and their own statistics; ``"reference"``; or ``None`` for the fastest that can run.
+        backend: ``"native"``, which makes map and statistics in one pass, ``"reference"``, PyTorch's convolution, or
+            ``None`` for the fastest that can run.
 
     Returns:
         ``y`` (B, ceil(H / stride), ceil(W / stride), C) in the dtype of the parameters; ``mean`` and ``var`` (C),
@@ -46,25 +45,12 @@ def overlap_embedding(
     shapes("bias", bias, "C")
     if stride < 1:
         raise InputError(f"{OP}: stride must be at least 1, got {stride}")
-    chosen = backend_of(image, weight, bias, backend)
-    if chosen == "native":
-        wanted = torch.is_grad_enabled() and image.requires_grad
-        return WithStatistics(*_registered(image, weight, bias, stride, wanted, chosen))
+    refusals = {"native": lambda: why_not_native(OP, image, weight, bias)}
+    chosen = choose(OP, backend, image.device, refusals)
     if chosen == "reference":
-        return WithStatistics(*_reference.overlap_embedding(image, weight, bias, stride))
-    y = _reference.convolve(image, weight, bias, stride)
-    return WithStatistics(y, *batch_statistics(y, backend=chosen))
-
-
-def backend_of(image: Tensor, weight: Tensor, bias: Tensor | None, backend: str | None) -> str:
-    """Name of the backend that will run; raises as :func:`overlap_embedding` does."""
-    given = image, weight, bias
-    refusals = {
-        "triton": lambda: why_not_triton(OP, *given),
-        "native": lambda: why_not_native(OP, *given),
-        "torch": lambda: why_not_torch(OP, *given),
-    }
-    return choose(OP, backend, image.device, refusals)
+        return WithStatistics(*_reference(image, weight, bias, stride))
+    wanted = torch.is_grad_enabled() and image.requires_grad
+    return WithStatistics(*_registered(image, weight, bias, stride, wanted, chosen))
 
 
 def _forward(
@@ -80,8 +66,7 @@ def _backward(
 ) -> list[Tensor | None]:
     from msformer_fast.kernels.native.overlap_embedding import overlap_embedding_backward
 
-    found = list(overlap_embedding_backward(grad_y, image, weight, bias is not None, stride))
-    found = found[: 1 if bias is None else 2]
+    found: list[Tensor | None] = [*overlap_embedding_backward(grad_y, image, weight, bias is not None, stride)]
     if image_wanted:  # which the loop never asks for
         grad = grad_y.permute(0, 3, 1, 2)
         found.append(conv2d_input(image.shape, weight, grad, stride, padding=1).contiguous())
@@ -101,7 +86,7 @@ def _gradient_shapes(image: Tensor, weight: Tensor, bias: Tensor | None, image_w
 
 
 def _expression(image: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> tuple[Tensor, Tensor, Tensor]:
-    return _reference.overlap_embedding(image, weight, bias, stride)
+    return _reference(image, weight, bias, stride)
 
 
 _registered = register(

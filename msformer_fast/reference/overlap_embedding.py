@@ -12,13 +12,8 @@ from msformer_fast.reference.batch_statistics import batch_statistics
 
 def overlap_embedding(image: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`msformer_fast.ops.overlap_embedding.overlap_embedding`."""
-    y = convolve(image, weight, bias, stride)
+    y = F.conv2d(channels_last(image), weight, bias, stride, padding=1).permute(0, 2, 3, 1)
     return y, *batch_statistics(y.detach())
-
-
-def convolve(image: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
-    """The map alone, (B, ceil(H / stride), ceil(W / stride), C)."""
-    return F.conv2d(channels_last(image), weight, bias, stride, padding=1).permute(0, 2, 3, 1)
 
 
 def channels_last(x: Tensor) -> Tensor:

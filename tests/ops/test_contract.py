@@ -18,7 +18,9 @@ from torch.utils._pytree import tree_map
 
 from tests.harness.error_rule import LUCK, Error, Errors, assert_no_worse, errors_of
 from tests.harness.tf32 import epsilon, products_as_on_a_card
-from tests.ops.cases import OPS, Inputs, Op, Sizes
+from tests.ops.cases import OPS
+from tests.ops.draws import Inputs, Sizes
+from tests.ops.op import Op
 
 pytestmark = pytest.mark.usefixtures("strict_kernels", "small_strips")
 

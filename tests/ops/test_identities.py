@@ -10,7 +10,9 @@ from torch import Tensor
 
 from msformer_fast import BackendError
 from tests.harness.error_rule import Error
-from tests.ops.cases import OPS, Inputs, Op
+from tests.ops.cases import OPS
+from tests.ops.draws import Inputs
+from tests.ops.op import Op
 from tests.ops.test_contract import leaves, on_cpu, run, small_strips  # noqa: F401, the last is a fixture
 
 pytestmark = pytest.mark.usefixtures("strict_kernels", "small_strips")

@@ -7,7 +7,7 @@ import torch
 
 from msformer_fast.kernels.launch import compile_options
 from tests.harness.launches import constexprs_of_launches
-from tests.ops.cases import Op
+from tests.ops.op import Op
 from tests.ops.test_contract import DEVICE, KERNELS, leaves, run
 
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="looks into the interpreter")

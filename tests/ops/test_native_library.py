@@ -18,7 +18,8 @@ from msformer_fast import BackendError, MSFormer, ops, self_guiding_losses
 from msformer_fast.kernels.native import FOLDER, library, library_path
 from tests.conftest import ROOT
 from tests.ops import test_contract as contract
-from tests.ops.cases import OPS, Op
+from tests.ops.cases import OPS
+from tests.ops.op import Op
 from tests.ops.test_contract import leaves, run
 
 pytestmark = pytest.mark.skipif(library.why_not_built() is not None, reason=str(library.why_not_built()))

@@ -13,7 +13,8 @@ from msformer_fast import BackendError, InputError, ops
 from msformer_fast.floors import guided_score_map as guided_floor
 from msformer_fast.floors import score_map as floor
 
-from .cases import OPS, Inputs
+from .cases import OPS
+from .draws import Inputs
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.usefixtures("strict_kernels")
