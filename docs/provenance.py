@@ -223,6 +223,13 @@ FIGURES = {
         note="One image of each kind, once; before: 8c64c9a. Where they go: 8c64c9a, two threads, quiet. With "
         "precision high: f90d306 and 88b9bbf in turn, two threads.",
     ),
+    "seconds-now": Figures(
+        "seconds of a command by the clock",
+        "msformer-fast segment IMAGE -o results",
+        "4193ee9",
+        "two quiet cores of a shared x86 server (AVX-512), torch 2.13, CPU build",
+        note="One image of each kind, five times, in turn.",
+    ),
     "outlines": Figures(
         "Dice and HD95 at the image's own size",
         f"msformer-fast evaluate {IMAGES} --split even --size 129 --patience 6",
