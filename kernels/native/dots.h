@@ -2,7 +2,7 @@
 //
 //   sums (rows, columns) of vectors += lane by lane a (rows, depth) b (columns, depth)
 //
-// The lanes are summed when all is done.
+// The lanes are summed when all is done. Rows of a may lie far apart: the next ones are fetched while some are read.
 #pragma once
 
 #include "vectors.h"
@@ -14,7 +14,10 @@ static INLINE void dots_tile(int64_t depth, const float* a, int64_t a_row, const
   vec found[ROWS][COLUMNS] = {};
   const auto add = [&](int64_t k, const auto& read) {
     vec row[ROWS];
-    UNROLL for (int i = 0; i < ROWS; ++i) row[i] = read(a + i * a_row + k);
+    UNROLL for (int i = 0; i < ROWS; ++i) {
+      row[i] = read(a + i * a_row + k);
+      fetch(a + (i + ROWS) * a_row + k);
+    }
     UNROLL for (int j = 0; j < COLUMNS; ++j) {
       const vec column = load(b + j * b_row + k);  // 0 is what its lanes beyond the depth are multiplied with
       UNROLL for (int i = 0; i < ROWS; ++i) found[i][j] += row[i] * column;

@@ -10,9 +10,9 @@
 //   dl = gamma rstd (dy - dbeta / n - z dgamma / n), with the last two where mean and rstd are the map's own
 //
 // The weight is the larger operand. It is walked through in chunks of a few pixels of a patch's row, for all patches, or
-// some hundred of them, at a time; no patch is kept. The forward reads it once, the backward once for its gradient and
-// once for the map's, where it goes over the map's pixels by their place in a grid of P x P: there each gradient is
-// written once. Sums of parts are added in their order.
+// some hundred of them, at a time; no patch is kept. Forward and backward read it once each. What a chunk gives to dy goes
+// to two maps, one of the queries and one of the keys, each number of which is written once; the sums of both maps become
+// the gradients of the logits. Sums of parts are added in their order.
 #include "dots.h"
 #include "native.h"
 #include "parallel.h"
@@ -27,10 +27,10 @@ constexpr int64_t FEW = 16;            // patches for which columns of the weigh
 constexpr int64_t DEPTH = 512;         // most numbers of a patch in one sum, beside which few terms round like few
 constexpr int64_t EACH = 4;            // parts a thread
 
-// Rows of the weight lie far apart, and the processor does not see the next one coming: fetched while this one is read.
-// No fault where there is none.
-INLINE void fetch(const float* p) { __builtin_prefetch(p, 0, 2); }
-INLINE void fetch_to_write(const float* p) { __builtin_prefetch(p, 1, 2); }
+struct Patch {
+  bool of_queries;
+  int64_t image, y, x;  // y, x: among the patches of an image
+};
 
 struct Call {
   const float* logits;
@@ -46,11 +46,14 @@ struct Call {
         column(column), channels(channels), patch(patch), down((height - 1) / patch), across((width - 1) / patch),
         patches(down * across), all(2 * batch * patches), length(patch * patch * clusters) {}
 
-  // First pixel of a patch by its number among queries and keys of all images.
-  const float* corner(int64_t number) const {
-    const int64_t window = number / (batch * patches), of_image = number % patches;
-    const int64_t start = window == 0, y = of_image / across * patch + start, x = of_image % across * patch + start;
-    return logits + number / patches % batch * image + y * row + x * column;
+  // A patch by its number among queries and keys of all images.
+  Patch at(int64_t number) const {
+    const int64_t of_window = number % (batch * patches), of_image = number % patches;
+    return {number == of_window, of_window / patches, of_image / across, of_image % across};
+  }
+  const float* corner(int64_t number) const {  // its first pixel
+    const Patch at = this->at(number);
+    return logits + at.image * image + (at.y * patch + at.of_queries) * row + (at.x * patch + at.of_queries) * column;
   }
 };
 
@@ -189,52 +192,80 @@ void patch_embedding_forward(int64_t threads, const float* logits, int64_t batch
 
 namespace {
 
-// Gradients of the weight; and, of this part's chunks, those of gamma and beta.
+// dy of the queries, as a map of its own: its first pixel is that of row and column 1. That of the keys needs none, it goes
+// to where the gradients of the logits will be.
+struct QueryMap {
+  int64_t height, width;
+  Unset slopes;  // [B, height, width, K]
+  explicit QueryMap(const Call& call)
+      : height(call.down * call.patch), width(call.across * call.patch),
+        slopes(call.batch * height * width * call.clusters) {}
+};
+
+struct Gradients {
+  float* d_logits;
+  int64_t image, row, column;  // strides
+  float *d_weight, *d_bias, *d_gamma, *d_beta;
+};
+
+// For every number of the weight in some chunks, read once: its gradient, dy of the patches at it, and its share in the
+// gradients of gamma and beta.
 void weight_gradients(const Call& call, const Norm& norm, const Chunks& chunks, int64_t first_chunk, int64_t last_chunk,
-                      const float* gamma, const float* beta, const float* weight, const float* grad, const float* d_bias,
-                      float* d_weight, double* d_gamma, double* d_beta) {
+                      const float* gamma, const float* beta, const float* weight, const float* grad, const QueryMap& queries,
+                      const Gradients& to, double* d_gamma, double* d_beta) {
   const int64_t row = chunks.row(), clusters = call.clusters, channels = call.channels;
-  const Scratch z(std::min(SOME, call.all) * row), g(channels * row);
+  const Scratch w(channels * row), g(channels * row);
+  const Scratch some(std::min(SOME, call.all) * row);  // dy of some patches at the chunk, and then their z
   const Scratch gammas(row), betas(row), gamma_sums(row), beta_sums(row);  // of the numbers of a chunk
   for (int64_t j = 0; j < chunks.width * clusters; ++j) gammas[j] = gamma[j % clusters], betas[j] = beta[j % clusters];
 
   for (int64_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
-    const int64_t numbers = chunks.pixels(chunk) * clusters;
-    const Tail tail(numbers);
+    const int64_t y = chunks.y(chunk), left = chunks.first(chunk), pixels = chunks.pixels(chunk);
+    const int64_t numbers = pixels * clusters;
+    for (int64_t c = 0; c < channels; ++c) {
+      const float* from = weight + c * call.length + chunks.at(chunk);
+      for (int64_t j = 0; j < numbers; j += LANES) fetch(from + call.length + j);
+      copy_row(from, numbers, w + c * row);
+    }
+
     if (!call.all) clear(g, channels * row);
     for (int64_t first = 0; first < call.all; first += SOME) {
       const int64_t n = std::min(SOME, call.all - first);
+      product(n, numbers, channels, {grad + first * channels, channels, 1}, {w, row}, some, row);  // dy [n, numbers]
+      for (int64_t i = 0; i < n; ++i) {
+        const Patch at = call.at(first + i);
+        const int64_t at_y = at.y * call.patch + y, at_x = at.x * call.patch + left;
+        float* map = at.of_queries ? queries.slopes + ((at.image * queries.height + at_y) * queries.width + at_x) * clusters
+                                   : to.d_logits + at.image * to.image + at_y * to.row + at_x * to.column;
+        stream_rows(some + i * row, pixels, clusters, map, at.of_queries ? clusters : to.column);
+      }
+
       const Left g_transposed = {grad + first * channels, 1, channels};
-      gather(call, norm, chunks, chunk, first, n, z);
-      if (!first) product(channels, numbers, n, g_transposed, {z, row}, g, row);  // [C, numbers]
-      if (first) add_product(channels, numbers, n, g_transposed, {z, row}, g, row);
+      gather(call, norm, chunks, chunk, first, n, some);
+      if (!first) product(channels, numbers, n, g_transposed, {some, row}, g, row);  // [C, numbers]
+      if (first) add_product(channels, numbers, n, g_transposed, {some, row}, g, row);
     }
 
     clear(gamma_sums, row);
     clear(beta_sums, row);
     for (int64_t c = 0; c < channels; ++c) {
-      const float *w = weight + c * call.length + chunks.at(chunk), *g_row = g + c * row;
-      float* d_w = d_weight + c * call.length + chunks.at(chunk);
-      const auto add = [&](int64_t j, vec value) {
-        const vec slope = load(g_row + j);
+      const float *w_row = w + c * row, *g_row = g + c * row;
+      const auto gradient = [&](int64_t j, const auto& read) {
+        const vec value = read(w_row + j), slope = load(g_row + j);
         store(gamma_sums + j, load(gamma_sums + j) + value * slope);
-        store(beta_sums + j, load(beta_sums + j) + value * d_bias[c]);
-        return slope * load(gammas + j) + load(betas + j) * d_bias[c];
+        store(beta_sums + j, load(beta_sums + j) + value * to.d_bias[c]);
+        return slope * load(gammas + j) + load(betas + j) * to.d_bias[c];
       };
-      for (int64_t j = 0; j < tail.whole; j += LANES) {
-        fetch(w + call.length + j);
-        fetch_to_write(d_w + call.length + j);
-        store(d_w + j, add(j, load(w + j)));
-      }
-      if (tail.rest) tail.store(d_w + tail.whole, add(tail.whole, tail.load(w + tail.whole)));
+      stream_row(numbers, gradient, to.d_weight + c * call.length + chunks.at(chunk));
     }
-    for (int64_t x = 0; x < chunks.pixels(chunk); ++x) {
+    for (int64_t x = 0; x < pixels; ++x) {
       for (int64_t k = 0; k < clusters; ++k) {
         d_gamma[k] += gamma_sums[x * clusters + k];
         d_beta[k] += beta_sums[x * clusters + k];
       }
     }
   }
+  end_streams();
 }
 
 // What becomes of dy: dl = dy scale - shift - (l - mean) slope.
@@ -270,70 +301,19 @@ INLINE void pixel_gradient(const Through& through, const Tail& tail, const float
   if (tail.rest) tail.store(d_l + tail.whole, gradient(tail.whole, [&](const float* p) { return tail.load(p); }));
 }
 
-// Gradients of the logits of pixels that lie in some chunks of the P x P cells of the map's grid.
-void logits_gradients(const Call& call, const Through& through, const Chunks& chunks, int64_t first_chunk,
-                      int64_t last_chunk, const float* weight, const float* grad, float* d_logits, int64_t d_image,
-                      int64_t d_row, int64_t d_column) {
-  const int64_t row = chunks.row(), clusters = call.clusters, channels = call.channels, patch = call.patch;
-  const int64_t most = std::max<int64_t>(1, SOME / std::max<int64_t>(call.across, 1));  // rows of cells at a time
-  const Scratch key_weight(channels * row), query_weight(channels * row);
-  const Scratch key_slopes(most * call.across * row), query_slopes(most * call.across * row);
-  const Tail tail(clusters);
-
-  // Columns of the weight, `n` from `first` on and then `m` from `second` on.
-  const auto columns = [&](int64_t first, int64_t n, int64_t second, int64_t m, const Scratch& copy) -> Right {
-    for (int64_t c = 0; c < channels; ++c) {
-      const float* w = weight + c * call.length;
-      for (int64_t j = 0; j < n; j += LANES) fetch(w + call.length + first + j);
-      copy_row(w + first, n, copy + c * row);
-      copy_row(w + second, m, copy + c * row + n);
-    }
-    return {copy, row};
-  };
-
-  for (int64_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
-    const int64_t y = chunks.y(chunk), left = chunks.first(chunk), pixels = chunks.pixels(chunk);
-
-    // A pixel lies one up and one left in its patch of the queries: at a cell's edge, that is the cell before.
-    const int64_t above = (y + patch - 1) % patch, before = (left + patch - 1) % patch;
-    const Right key_columns = columns(chunks.at(chunk), pixels * clusters, 0, 0, key_weight);
-    const Right query_columns = left ? columns((above * patch + before) * clusters, pixels * clusters, 0, 0, query_weight)
-                                     : columns((above * patch + before) * clusters, clusters, above * patch * clusters,
-                                               (pixels - 1) * clusters, query_weight);
-
-    const int64_t cells_down = (call.height - y + patch - 1) / patch, cells_across = (call.width - left + patch - 1) / patch;
-    for (int64_t image = 0; image < call.batch; ++image) {
-      for (int64_t cell = 0; cell < cells_down; cell += most) {
-        const int64_t end = std::min(cell + most, cells_down);
-        // Rows of patches that these rows of cells belong to, dy of their pixels in this chunk.
-        const auto slopes = [&](int64_t from, int64_t to, int64_t window, Right w, float* out) {
-          const int64_t first = ((window * call.batch + image) * call.down + from) * call.across;
-          const Left some = {grad + first * channels, channels, 1};
-          product((to - from) * call.across, pixels * clusters, channels, some, w, out, row);
-        };
-        const int64_t key_first = std::min(cell, call.down), key_last = std::min(end, call.down), up = y == 0;
-        const int64_t query_first = std::min(std::max<int64_t>(cell - up, 0), call.down);
-        const int64_t query_last = std::min(end - up, call.down);
-        if (key_first < key_last) slopes(key_first, key_last, 1, key_columns, key_slopes);
-        if (query_first < query_last) slopes(query_first, query_last, 0, query_columns, query_slopes);
-
-        for (int64_t i = cell; i < end; ++i) {
-          for (int64_t j = 0; j < cells_across; ++j) {
-            const int64_t at_y = i * patch + y, at_x = j * patch + left;
-            const float* l = call.logits + image * call.image + at_y * call.row + at_x * call.column;
-            float* d_l = d_logits + image * d_image + at_y * d_row + at_x * d_column;
-            for (int64_t x = 0; x < pixels && at_x + x < call.width; ++x) {
-              const int64_t query_i = i - up, query_j = j - (left + x == 0);
-              const bool key = i < key_last && j < call.across;
-              const bool query = query_i >= query_first && query_i < query_last && query_j >= 0 && query_j < call.across;
-              const int64_t of_key = ((i - key_first) * call.across + j) * row + x * clusters;
-              const int64_t of_query = ((query_i - query_first) * call.across + query_j) * row + x * clusters;
-              pixel_gradient(through, tail, l + x * call.column, key ? key_slopes + of_key : nullptr,
-                             query ? query_slopes + of_query : nullptr, d_l + x * d_column);
-            }
-          }
-        }
-      }
+// Gradients of the logits of rows [first, last) of all images, in place of dy of the keys.
+void logits_gradients(const Call& call, const Through& through, int64_t first, int64_t last, const QueryMap& queries,
+                      const Gradients& to) {
+  const Tail tail(call.clusters);
+  for (int64_t row = first; row < last; ++row) {
+    const int64_t image = row / call.height, y = row % call.height;
+    const float* l = call.logits + image * call.image + y * call.row;
+    float* d_l = to.d_logits + image * to.image + y * to.row;
+    const float* query = queries.slopes + (image * queries.height + y - 1) * queries.width * call.clusters;
+    for (int64_t x = 0; x < call.width; ++x, l += call.column, d_l += to.column) {
+      const bool is_key = y < queries.height && x < queries.width;
+      const bool is_query = 1 <= y && y <= queries.height && 1 <= x && x <= queries.width;
+      pixel_gradient(through, tail, l, is_key ? d_l : nullptr, is_query ? query + (x - 1) * call.clusters : nullptr, d_l);
     }
   }
 }
@@ -349,19 +329,22 @@ void patch_embedding_backward(int64_t threads, const float* logits, int64_t batc
   const Call call(logits, batch, height, width, clusters, image_stride, row_stride, column_stride, channels, patch);
   const auto parts_of = [&](int64_t count) { return std::min(count, threads == 1 ? 1 : EACH * threads); };
 
+  const Gradients to = {d_logits, d_image_stride, d_row_stride, d_column_stride, d_weight, d_bias, d_gamma, d_beta};
+
   const Scratch sums(channels);
   clear(d_bias, channels);
   for (int64_t first = 0; first < call.all; first += SOME)
     add_rows(grad + first * channels, channels, std::min(SOME, call.all - first), channels, sums, d_bias);
 
   const Norm norm(call, mean, rstd, nullptr, nullptr);
-  const Chunks some(call, channels + std::min(SOME, call.all));
-  const int64_t parts = parts_of(some.count);
+  const QueryMap queries(call);
+  const Chunks chunks(call, 2 * channels + std::min(SOME, call.all));
+  const int64_t parts = parts_of(chunks.count);
   std::vector<double> partial(parts * 2 * clusters);  // of a part: dgamma, dbeta
   parallel(threads, parts, [&](int64_t part) {
     double* affine = partial.data() + part * 2 * clusters;
-    weight_gradients(call, norm, some, some.count * part / parts, some.count * (part + 1) / parts, gamma, beta, weight,
-                     grad, d_bias, d_weight, affine, affine + clusters);
+    weight_gradients(call, norm, chunks, chunks.count * part / parts, chunks.count * (part + 1) / parts, gamma, beta,
+                     weight, grad, queries, to, affine, affine + clusters);
   });
   for (int64_t k = 0; k < 2 * clusters; ++k) {
     double total = 0.0;
@@ -370,10 +353,8 @@ void patch_embedding_backward(int64_t threads, const float* logits, int64_t batc
   }
 
   const Through through(call, mean, rstd, gamma, d_gamma, d_beta, batch_stats);
-  const Chunks others(call, 2 * channels + std::min(2 * SOME, call.all));
-  const int64_t pieces = parts_of(others.count);
+  const int64_t rows = batch * height, pieces = parts_of(rows);
   parallel(threads, pieces, [&](int64_t part) {
-    logits_gradients(call, through, others, others.count * part / pieces, others.count * (part + 1) / pieces, weight, grad,
-                     d_logits, d_image_stride, d_row_stride, d_column_stride);
+    logits_gradients(call, through, rows * part / pieces, rows * (part + 1) / pieces, queries, to);
   });
 }

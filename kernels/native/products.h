@@ -12,20 +12,24 @@
 #include "tiles.h"
 #include "vectors.h"
 
-// Aligned memory of zeros.
-class Scratch {
+// Aligned memory.
+class Unset {
  public:
-  explicit Scratch(int64_t numbers) : memory_(static_cast<float*>(::operator new[](size(numbers), std::align_val_t(64)))) {
-    std::memset(memory_, 0, size(numbers));
-  }
-  ~Scratch() { ::operator delete[](memory_, std::align_val_t(64)); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
+  explicit Unset(int64_t numbers) : memory_(static_cast<float*>(::operator new[](size(numbers), std::align_val_t(64)))) {}
+  ~Unset() { ::operator delete[](memory_, std::align_val_t(64)); }
+  Unset(const Unset&) = delete;
+  Unset& operator=(const Unset&) = delete;
   operator float*() const { return memory_; }
 
- private:
+ protected:
   static std::size_t size(int64_t numbers) { return static_cast<std::size_t>(numbers + LANES) * sizeof(float); }
   float* memory_;
+};
+
+// Aligned memory of zeros.
+class Scratch : public Unset {
+ public:
+  explicit Scratch(int64_t numbers) : Unset(numbers) { std::memset(memory_, 0, size(numbers)); }
 };
 
 struct Left {

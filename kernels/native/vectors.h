@@ -39,6 +39,26 @@ typedef int32_t loose_ints __attribute__((vector_size(LANES * 4), aligned(4), ma
 
 static INLINE vec load(const float* p) { return *reinterpret_cast<const loose_vec*>(p); }
 static INLINE void store(float* p, vec x) { *reinterpret_cast<loose_vec*>(p) = x; }
+// What is read soon, where the processor does not see it coming, into the cache. No fault where there is no memory.
+static INLINE void fetch(const float* p) { __builtin_prefetch(p, 0, 2); }
+
+// Past the caches: no line is read only to be overwritten whole. p is a multiple of a vector's size; other threads see
+// it after `end_streams`.
+static INLINE void stream(float* p, vec x) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(p, reinterpret_cast<__m512>(x));
+#elif defined(__AVX__)
+  _mm256_stream_ps(p, reinterpret_cast<__m256>(x));
+#else
+  *reinterpret_cast<vec*>(p) = x;
+#endif
+}
+static INLINE void end_streams() {
+#if defined(__AVX__)
+  _mm_sfence();
+#endif
+}
+
 static INLINE vec all(float x) { return x - vec{}; }
 static INLINE vec zeros() { return vec{}; }
 
