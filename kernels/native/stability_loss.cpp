@@ -5,8 +5,8 @@
 // A row of A sums to 1, so that is the mean absolute difference between A and the identity. With m_i the largest score of
 // row i but the diagonal, P_ij = exp(s_ij - m_i) for j != i, and total_i their sum:
 //
-//   x_i = m_i + log(total_i) - s_ii    1 - A_ii = sigmoid(x_i)    f_i = A_ii (1 - A_ii) / total_i    P_ii = -total_i
-//   dq = c f (P k)    dk = c P^T (f q)    c = 2 / (scale B T^2) dloss
+//   x_i = m_i + log(total_i) - s_ii    1 - A_ii = sigmoid(x_i)    P_ii = -total_i
+//   f_i = 2 / (scale B T^2) A_ii (1 - A_ii) / total_i    dq = f (P k)    dk = P^T (f q), times the loss's own gradient
 //
 // Nothing is taken from 1: losses and gradients near zero keep their digits. A block of rows of S, then of P, stays in
 // the second-level cache from its product to its gradients, so no score is made twice. Sums over rows: of a block first,
@@ -29,9 +29,9 @@ struct Row4 {  // four vectors side by side
 
 INLINE Row4 load4(const float* p) { return {load(p), load(p + LANES), load(p + 2 * LANES), load(p + 3 * LANES)}; }
 
-// 1 - A_ii of a row, and f_i.
+// 1 - A_ii of a row, and A_ii (1 - A_ii) / total_i.
 struct Result {
-  float loss, factor;
+  float loss, slope;
 };
 
 // From the scores of a row, which become P; diagonal: number of P_ii; width: of whole Row4s, filled up with -inf.
@@ -75,6 +75,8 @@ void stability_loss(int64_t threads, const float* queries, const float* keys, in
   const int64_t pieces = std::min(blocks, (threads + batch - 1) / std::max<int64_t>(batch, 1)), parts = batch * pieces;
   const int64_t keys_row = std::min(KEYS, padded(patches)), key_blocks = (patches + KEYS - 1) / KEYS;
   const int64_t matrix = d_keys ? key_blocks * keys_row * channels : 0;
+  const double mean = 2.0 / (static_cast<double>(batch) * patches * patches);
+  const float of_score = static_cast<float>(mean / scale);
   const Scratch partial(parts * matrix);  // of a part: (f q)^T P, in pieces (C, KEYS) one behind the other
   std::vector<double> losses(parts);
 
@@ -98,7 +100,7 @@ void stability_loss(int64_t threads, const float* queries, const float* keys, in
         for (int64_t j = patches; j < width; ++j) s[i * width + j] = -INFINITY;
         const Result result = powers_of_row(s + i * width, width, first + i);
         losses[part] += result.loss;
-        factors[i] = result.factor;
+        factors[i] = result.slope * of_score;
       }
       if (!d_keys) continue;
 
@@ -127,5 +129,5 @@ void stability_loss(int64_t threads, const float* queries, const float* keys, in
 
   double total = 0.0;
   for (double part : losses) total += part;
-  *loss = static_cast<float>(2.0 * total / (static_cast<double>(batch) * patches * patches));
+  *loss = static_cast<float>(total * mean);
 }

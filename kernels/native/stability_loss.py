@@ -8,7 +8,7 @@ from msformer_fast.kernels.native.library import run
 
 
 def stability_loss_forward(queries: Tensor, keys: Tensor, scale: float, differentiate: bool) -> tuple[Tensor, Tensor]:
-    """The loss, and its gradients but for a factor, (2, B, T, C), of queries and keys; empty unless asked for."""
+    """The loss, and its gradients, (2, B, T, C), by queries and keys; empty unless asked for."""
     (batch, patches, channels), loss = queries.shape, queries.new_empty(())
     gradients = queries.new_empty((2, *queries.shape) if differentiate else 0)
     d_queries, d_keys = gradients if differentiate else (None, None)
@@ -23,10 +23,8 @@ def stability_loss_forward(queries: Tensor, keys: Tensor, scale: float, differen
 def stability_loss_backward(
     grad: Tensor, queries: Tensor, keys: Tensor, gradients: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of queries and keys, from those that the forward kept, or made here."""
+    """Gradients of queries and keys, from those of the loss that the forward kept, or made here."""
     if not gradients.numel():
         _, gradients = stability_loss_forward(queries, keys, scale, True)
-    batch, patches, _ = queries.shape
-    factor = grad * (2 / (scale * patches * patches * max(batch, 1)))
     d_queries, d_keys = gradients.unbind()
-    return d_queries * factor, d_keys * factor
+    return d_queries * grad, d_keys * grad

@@ -116,7 +116,7 @@ _registered = register(
 
 
 def _native_forward(queries: Tensor, keys: Tensor, scale: float, keep: bool, backend: str) -> tuple[Tensor, Tensor]:
-    """The loss, and if they are kept both gradients but for a factor, (2, B, T, C)."""
+    """The loss, and if they are kept both its gradients, (2, B, T, C)."""
     from msformer_fast.kernels.native import stability_loss as native
 
     return native.stability_loss_forward(queries, keys, scale, keep)
