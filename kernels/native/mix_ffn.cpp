@@ -7,9 +7,10 @@
 //   dt = dy + through the norm (du W1)
 //   dW2 = dy^T a      dw_k = sum over pixels of dv u(pixel + offset_k)      dW1 = du^T LayerNorm(t)
 //
-// A part walks down a tile of columns and holds three rows of u (and of dv) in the second-level cache, so nothing of
-// width D is ever in memory; columns beside the tile are computed again. Sums over pixels: of a row of the tile first,
-// then of the part, then of all parts in their order.
+// A part walks down a tile of columns and holds some rows of u (and of dv) in the second-level cache, so nothing of
+// width D is ever in memory; columns beside the tile are computed again. Of a narrow map some rows at a time, a band, are
+// made by one product, for which the weights are read once. Sums over pixels: of a band of the tile first, then of the
+// part, then of all parts in their order.
 #include "native.h"
 #include "norms.h"
 #include "parallel.h"
@@ -21,6 +22,8 @@ namespace {
 constexpr int64_t CACHE = 160 * 1024;  // numbers that a part keeps in the second-level cache
 constexpr int64_t NARROW = 32;         // fewest columns of a tile, for each of whose rows all weights are read
 constexpr int64_t SHORT = 6;           // fewest rows of a tile that are worth a part: two or three are computed again
+constexpr int64_t BAND = 136, ROWS = 4;  // most pixels, and rows, of a band that has more than a row
+constexpr int64_t SUMMED = 64;         // hidden channels whose partial sums a thread adds up
 constexpr int64_t BLOCK = 16;          // pixels whose hidden activations pass through the norm while in the first level
 
 struct Call {
@@ -33,7 +36,7 @@ struct Call {
   Scratch taps;  // [9, d_row], the skip in the middle
   Packed fc1;    // (C, D)
 
-  Call(const float* t, int64_t batch, int64_t height, int64_t width, int64_t channels, int64_t hidden,
+  Call(int64_t threads, const float* t, int64_t batch, int64_t height, int64_t width, int64_t channels, int64_t hidden,
        const float* fc1_weight, const float* fc1_bias, const float* depthwise_weight, const float* depthwise_bias,
        const float* fc2_bias, const float* norm_weight, const float* norm_bias, const float* inner_norm_weight,
        const float* inner_norm_bias, bool norm, bool inner_norm, bool inner_skip, bool residual, float eps)
@@ -42,7 +45,7 @@ struct Call {
         norm_weight(norm_weight, channels, 1.0f), norm_bias(norm_bias, channels, 0.0f), fc1_bias(fc1_bias, hidden, 0.0f),
         depthwise_bias(depthwise_bias, hidden, 0.0f), inner_weight(inner_norm_weight, hidden, 1.0f),
         inner_bias(inner_norm_bias, hidden, 0.0f), fc2_bias(fc2_bias, channels, 0.0f), taps(9 * d_row),
-        fc1(fc1_weight, channels, hidden, 1, channels) {
+        fc1(fc1_weight, channels, hidden, 1, channels, threads) {
     for (int64_t d = 0; d < hidden; ++d)
       for (int tap = 0; tap < 9; ++tap)
         taps[tap * d_row + d] = depthwise_weight[d * 9 + tap] + (inner_skip && tap == 4 ? 1.0f : 0.0f);
@@ -53,16 +56,18 @@ struct Call {
   }
 };
 
-// Tiles of columns, and the rows of all tiles of all images dealt to parts.
+// Tiles of columns, and the rows of all tiles of all images dealt to parts. Bands of several rows have one tile alone,
+// whose pixels lie one behind the other.
 struct Tiles {
   int64_t height, width, count, rows;
-  int64_t parts;
+  int64_t parts, band;  // rows at a time
 
   Tiles(const Call& call, int64_t rows_held, int64_t threads)
       : height(call.height), width(call.width),
         count((width + widest(call, rows_held) - 1) / widest(call, rows_held)),
         rows(call.batch * count * height),
-        parts(std::max<int64_t>(1, std::min(threads, rows / SHORT))) {}
+        parts(std::max<int64_t>(1, std::min(threads, rows / SHORT))),
+        band(count == 1 ? std::max<int64_t>(1, std::min(ROWS, BAND / std::max<int64_t>(width, 1))) : 1) {}
 
   static int64_t widest(const Call& call, int64_t rows_held) {
     return std::max(NARROW, CACHE / (rows_held * call.d_row));
@@ -83,14 +88,29 @@ struct Tiles {
   }
 };
 
-// Three rows of a map of width D, by their number in the image; zeros beyond the image.
+// Rows [first, last), of an image or of a tile.
+struct Rows {
+  int64_t first, last;
+  int64_t count() const { return std::max<int64_t>(last - first, 0); }
+  Rows within(int64_t begin, int64_t end) const { return {std::max(first, begin), std::min(last, end)}; }
+};
+
+// The last rows of a map of width D, by their number; zeros beyond the image. They are made in bands, the first of which
+// begins at `start`: a band's rows lie one behind the other, and two rows before it are kept.
 struct Ring {
-  int64_t row;
+  int64_t pixels, row, rows, start = 0;
   Scratch numbers;
-  Ring(int64_t columns, int64_t d_row) : row(columns * d_row), numbers(3 * row) {}
-  float* at(int64_t y) const { return numbers + (y + 3) % 3 * row; }
-  void clear(int64_t y) const { ::clear(at(y), row); }
-  void clear() const { ::clear(numbers, 3 * row); }
+  Ring(int64_t pixels, int64_t d_row, int64_t band)
+      : pixels(pixels), row(pixels * d_row), rows(band == 1 ? 3 : 2 * band), numbers(rows * row) {}
+  float* at(int64_t y) const { return numbers + (y - start + rows) % rows * row; }
+  void clear_beyond(Rows band, Rows rows) const {  // those of the band that are none of the rows
+    for (int64_t y = band.first; y < band.last; ++y)
+      if (y < rows.first || y >= rows.last) clear(at(y), row);
+  }
+  void begin(int64_t y) {
+    start = y;
+    clear(numbers, rows * row);
+  }
 };
 
 // Sums of products of three taps a row: out[x] = start + sum_k w_k rows_k[x + offset_k], from column 0 of rows, for
@@ -211,11 +231,22 @@ void norm_and_gelu_backward(const float* v, const float* da, int64_t n, const Ca
   }
 }
 
-// LayerNorm(t), then u of columns [first, last) of a row.
-void hidden_row(const Call& call, int64_t image, int64_t y, int64_t first, int64_t last, float* tokens, float* u) {
-  layer_norm(call.token(image, y, first), call.channels, last - first, call.channels, call.norm, call.norm_weight,
-             call.norm_bias, call.eps, tokens, call.c_row);
-  product_plus(last - first, call.hidden, call.channels, {tokens, call.c_row, 1}, call.fc1, call.fc1_bias, u, call.d_row);
+// LayerNorm(t), then u of a band, zeros beyond the image: of columns [first, last), from pixel `at` of the ring's rows on.
+void make_hidden(const Call& call, int64_t image, Rows band, int64_t first, int64_t last, int64_t at, const Ring& u,
+                 float* tokens) {
+  const Rows rows = band.within(0, call.height);
+  u.clear_beyond(band, rows);
+  if (!rows.count()) return;
+
+  for (int64_t y = rows.first; y < rows.last; ++y)
+    layer_norm(call.token(image, y, first), call.channels, last - first, call.channels, call.norm, call.norm_weight,
+               call.norm_bias, call.eps, tokens + (y - rows.first) * u.pixels * call.c_row, call.c_row);
+  const int64_t pixels = (rows.count() - 1) * u.pixels + last - first, rest = u.pixels - (last - first);
+  product_plus(pixels, call.hidden, call.channels, {tokens, call.c_row, 1}, call.fc1, call.fc1_bias,
+               u.at(rows.first) + at * call.d_row, call.d_row);
+
+  for (int64_t y = rows.first; y + 1 < rows.last; ++y)  // between the end of a row and the next
+    clear(u.at(y) + (at + last - first) * call.d_row, rest * call.d_row);
 }
 
 }  // namespace
@@ -226,39 +257,40 @@ void mix_ffn_forward(int64_t threads, const float* t, int64_t batch, int64_t hei
                      const float* norm_weight, const float* norm_bias, const float* inner_norm_weight,
                      const float* inner_norm_bias, int64_t norm, int64_t inner_norm, int64_t inner_skip,
                      int64_t residual, float eps, float* y) {
-  const Call call(t, batch, height, width, channels, hidden, fc1_weight, fc1_bias, depthwise_weight, depthwise_bias,
+  const Call call(threads, t, batch, height, width, channels, hidden, fc1_weight, fc1_bias, depthwise_weight, depthwise_bias,
                   fc2_bias, norm_weight, norm_bias, inner_norm_weight, inner_norm_bias, norm, inner_norm, inner_skip,
                   residual, eps);
-  const Packed fc2(fc2_weight, hidden, channels, 1, hidden);  // (D, C)
+  const Packed fc2(fc2_weight, hidden, channels, 1, hidden, threads);  // (D, C)
   const Tiles tiles(call, 4, threads);
-  const int64_t c_row = call.c_row, d_row = call.d_row, widest = tiles.widest();
+  const int64_t c_row = call.c_row, d_row = call.d_row, widest = tiles.widest(), band = tiles.band;
 
   parallel(tiles.parts, [&](int64_t part) {
-    const Ring u(widest + 2, d_row);
-    const Scratch tokens((widest + 2) * c_row), v(BLOCK * d_row), a(widest * d_row), out(widest * c_row);
+    Ring u(widest + 2, d_row, band);
+    const Scratch tokens(std::max<int64_t>(band, 2) * u.pixels * c_row), v(BLOCK * d_row), a(band * widest * d_row), out(band * widest * c_row);
 
     tiles.of(part, [&](int64_t image, int64_t left, int64_t right, int64_t first, int64_t last) {
       const int64_t from = std::max<int64_t>(left - 1, 0), to = std::min(right + 1, width), columns = right - left;
-      u.clear();
-      const auto make = [&](int64_t row) {  // column x of the image is column x - left + 1 of the ring
-        if (row < 0 || row >= height) return u.clear(row);
-        hidden_row(call, image, row, from, to, tokens, u.at(row) + (from - left + 1) * d_row);
+      u.begin(first + 1);
+      const auto make = [&](Rows rows) {  // column x of the image is column x - left + 1 of the ring
+        make_hidden(call, image, rows, from, to, from - left + 1, u, tokens);
       };
-      make(first - 1);
-      make(first);
+      make({first - 1, first + 1});
 
-      for (int64_t row = first; row < last; ++row) {
-        make(row + 1);
-        for (int64_t x = 0; x < columns; x += BLOCK) {
-          const int64_t n = std::min(BLOCK, columns - x), at = x * d_row;
-          convolve(u.at(row - 1) + at, u.at(row) + at, u.at(row + 1) + at, n, call, false, call.depthwise_bias, v);
-          norm_and_gelu(v, n, call, a + at);
+      for (int64_t begin = first; begin < last; begin += band) {
+        const int64_t end = std::min(begin + band, last), pixels = (end - begin) * columns;
+        make({begin + 1, end + 1});
+        for (int64_t row = begin; row < end; ++row) {
+          for (int64_t x = 0; x < columns; x += BLOCK) {
+            const int64_t n = std::min(BLOCK, columns - x), at = x * d_row;
+            convolve(u.at(row - 1) + at, u.at(row) + at, u.at(row + 1) + at, n, call, false, call.depthwise_bias, v);
+            norm_and_gelu(v, n, call, a + ((row - begin) * columns + x) * d_row);
+          }
         }
-        product_plus(columns, channels, hidden, {a, d_row, 1}, fc2, call.fc2_bias, out, c_row);
+        product_plus(pixels, channels, hidden, {a, d_row, 1}, fc2, call.fc2_bias, out, c_row);
 
-        const float* tokens_in = call.token(image, row, left);
+        const float* tokens_in = call.token(image, begin, left);
         float* to_y = y + (tokens_in - t);
-        for (int64_t x = 0; x < columns; ++x)
+        for (int64_t x = 0; x < pixels; ++x)
           for (int64_t c = 0; c < channels; ++c)
             to_y[x * channels + c] = out[x * c_row + c] + (residual ? tokens_in[x * channels + c] : 0.0f);
       }
@@ -270,9 +302,10 @@ namespace {
 
 // Sums of a part (or of all) over pixels, one behind the other; weights as (9, D) and (C, D).
 struct Sums {
-  int64_t c_row, d_row, matrix, size;
+  int64_t c_row, d_row, matrix, rows, size;  // rows: of width D
   explicit Sums(const Call& call)
-      : c_row(call.c_row), d_row(call.d_row), matrix(call.channels * d_row), size(2 * matrix + 13 * d_row + 3 * c_row) {}
+      : c_row(call.c_row), d_row(call.d_row), matrix(call.channels * d_row), rows(2 * call.channels + 13),
+        size(rows * d_row + 3 * c_row) {}
 
   float* fc1(float* p) const { return p; }
   float* fc2(float* p) const { return p + matrix; }
@@ -297,105 +330,127 @@ void mix_ffn_backward(int64_t threads, const float* t, int64_t batch, int64_t he
                       float* d_fc1_bias, float* d_depthwise_weight, float* d_depthwise_bias, float* d_fc2_weight,
                       float* d_fc2_bias, float* d_norm_weight, float* d_norm_bias, float* d_inner_norm_weight,
                       float* d_inner_norm_bias) {
-  const Call call(t, batch, height, width, channels, hidden, fc1_weight, fc1_bias, depthwise_weight, depthwise_bias,
+  const Call call(threads, t, batch, height, width, channels, hidden, fc1_weight, fc1_bias, depthwise_weight, depthwise_bias,
                   fc2_bias, norm_weight, norm_bias, inner_norm_weight, inner_norm_bias, norm, inner_norm, inner_skip,
                   residual, eps);
-  const Packed fc2_back(fc2_weight, channels, hidden, hidden, 1);    // (C, D)
-  const Packed fc1_back(fc1_weight, hidden, channels, channels, 1);  // (D, C)
+  const Packed fc2_back(fc2_weight, channels, hidden, hidden, 1, threads);    // (C, D)
+  const Packed fc1_back(fc1_weight, hidden, channels, channels, 1, threads);  // (D, C)
   const Tiles tiles(call, 8, threads);
   const Sums at(call);
-  const int64_t c_row = call.c_row, d_row = call.d_row, widest = tiles.widest();
-  const Scratch partial(tiles.parts * at.size);
+  const int64_t c_row = call.c_row, d_row = call.d_row, widest = tiles.widest(), band = tiles.band;
+  const int64_t beside = tiles.count > 1;  // columns of dv beside the tile, and of u beside those of dv
+  const Unset partial(tiles.parts * at.size);
 
   parallel(tiles.parts, [&](int64_t part) {
     float* sums = partial + part * at.size;
-    const Ring u(widest + 4, d_row), dv(widest + 2, d_row);
-    const Scratch tokens((widest + 4) * c_row), a((widest + 2) * d_row), da((widest + 2) * d_row);
-    const Scratch v(BLOCK * d_row), row_sums(2 * d_row + 2 * c_row), d_tokens(widest * c_row);
-    float *row_inner = row_sums, *row_norm = row_inner + 2 * d_row;
+    clear(sums, at.size);
+    Ring u(widest + 2 + 2 * beside, d_row, band), dv(widest + 2, d_row, band);
+    const Scratch tokens(std::max<int64_t>(band, 2) * u.pixels * c_row), a(band * (widest + 2 * beside) * d_row);
+    const Scratch da(band * (widest + 2 * beside) * d_row), d_tokens(band * widest * c_row);
+    const Scratch v(BLOCK * d_row), band_sums(2 * d_row + 2 * c_row);
+    float *band_inner = band_sums, *band_norm = band_inner + 2 * d_row;
 
     tiles.of(part, [&](int64_t image, int64_t left, int64_t right, int64_t first, int64_t last) {
       const int64_t columns = right - left;
-      const int64_t u_from = std::max<int64_t>(left - 2, 0), u_to = std::min(right + 2, width);
-      const int64_t v_from = std::max<int64_t>(left - 1, 0), v_to = std::min(right + 1, width);
-      u.clear();
-      dv.clear();
+      const int64_t u_from = std::max<int64_t>(left - 1 - beside, 0), u_to = std::min(right + 1 + beside, width);
+      const int64_t v_from = std::max<int64_t>(left - beside, 0), v_to = std::min(right + beside, width);
+      const int64_t v_columns = v_to - v_from;
+      u.begin(first);
+      dv.begin(first - 1);
 
-      const auto make_u = [&](int64_t row) {  // column x of the image is column x - left + 2 of the ring
-        if (row < 0 || row >= height) return u.clear(row);
-        hidden_row(call, image, row, u_from, u_to, tokens, u.at(row) + (u_from - left + 2) * d_row);
+      const auto make_u = [&](Rows rows) {  // column x of the image is column x - left + 1 + beside of the ring
+        make_hidden(call, image, rows, u_from, u_to, u_from - left + 1 + beside, u, tokens);
       };
 
-      // dv of a row from u of three; column x is column x - left + 1 of dv, a and da. Sums take a pixel once, where
-      // it belongs to the tile.
-      const auto make_dv = [&](int64_t row) {
-        if (row < 0 || row >= height) return dv.clear(row);
-        const float* grad = grad_y + (call.token(image, row, 0) - t);
-        product(v_to - v_from, hidden, channels, {grad + v_from * channels, channels, 1}, fc2_back,
-                da + (v_from - left + 1) * d_row, d_row);
+      // dv of a band from u of one more row on either side; column x is column x - left + 1 of dv, and x - v_from of a and
+      // da. Sums take a pixel once, where it belongs to the tile.
+      const auto make_dv = [&](Rows of_band) {
+        const Rows rows = of_band.within(0, height), own = of_band.within(first, last);
+        dv.clear_beyond(of_band, rows);
+        if (!rows.count()) return;
 
-        const bool own = row >= first && row < last;
-        const auto some = [&](int64_t x, int64_t end, bool add) {
-          for (; x < end; x += BLOCK) {
-            const int64_t n = std::min(BLOCK, end - x), here = x * d_row;
-            convolve(u.at(row - 1) + here, u.at(row) + here, u.at(row + 1) + here, n, call, false, call.depthwise_bias, v);
-            norm_and_gelu_backward(v, da + here, n, call, a + here, dv.at(row) + here, add ? row_inner : nullptr,
-                                   add ? row_inner + d_row : nullptr);
-          }
-        };
-        clear(row_inner, 2 * d_row);
-        some(v_from - left + 1, 1, false);
-        some(1, 1 + columns, own);
-        some(1 + columns, v_to - left + 1, false);
-        if (!own) return;
+        const float* grad = grad_y + (call.token(image, rows.first, v_from) - t);
+        product(rows.count() * v_columns, hidden, channels, {grad, channels, 1}, fc2_back, da, d_row);
 
-        add_to(at.inner_weight(sums), row_inner, 2 * d_row);
-        const float* own_grad = grad + left * channels;
-        add_product(channels, hidden, columns, {own_grad, 1, channels}, {a + d_row, d_row}, at.fc2(sums), d_row);
-        add_rows(own_grad, channels, columns, channels, row_norm, at.fc2_bias(sums));
-        add_tap_gradients(u.at(row - 1) + d_row, u.at(row) + d_row, u.at(row + 1) + d_row, dv.at(row) + d_row, columns,
-                          d_row, at.taps(sums), at.depthwise_bias(sums));
+        clear(band_inner, 2 * d_row);
+        for (int64_t y = rows.first; y < rows.last; ++y) {
+          const float *above = u.at(y - 1) + beside * d_row, *here = u.at(y) + beside * d_row;
+          const float* below = u.at(y + 1) + beside * d_row;
+          const auto some = [&](int64_t x, int64_t end, bool add) {  // columns of the image
+            for (; x < end; x += BLOCK) {
+              const int64_t n = std::min(BLOCK, end - x), at = (x - left) * d_row;
+              const int64_t in_band = ((y - rows.first) * v_columns + x - v_from) * d_row;
+              convolve(above + at, here + at, below + at, n, call, false, call.depthwise_bias, v);
+              norm_and_gelu_backward(v, da + in_band, n, call, a + in_band, dv.at(y) + at + d_row,
+                                     add ? band_inner : nullptr, add ? band_inner + d_row : nullptr);
+            }
+          };
+          const bool is_own = y >= first && y < last;
+          some(v_from, left, false);
+          some(left, right, is_own);
+          some(right, v_to, false);
+          if (is_own)
+            add_tap_gradients(above, here, below, dv.at(y) + d_row, columns, d_row, at.taps(sums), at.depthwise_bias(sums));
+        }
+        if (!own.count()) return;
+
+        add_to(at.inner_weight(sums), band_inner, 2 * d_row);
+        const int64_t pixels = own.count() * columns;
+        const float* own_grad = grad_y + (call.token(image, own.first, left) - t);
+        const float* own_a = a + ((own.first - rows.first) * v_columns + left - v_from) * d_row;
+        add_product(channels, hidden, pixels, {own_grad, 1, channels}, {own_a, d_row}, at.fc2(sums), d_row);
+        add_rows(own_grad, channels, pixels, channels, band_norm, at.fc2_bias(sums));
       };
 
-      // dt of a row from dv of three. du takes the place of da.
-      const auto make_dt = [&](int64_t row) {
+      // dt of a band from dv of one more row on either side. du takes the place of da.
+      const auto make_dt = [&](Rows rows) {
+        if (!rows.count()) return;
         const float* du = da;
-        convolve(dv.at(row - 1), dv.at(row), dv.at(row + 1), columns, call, true, nullptr, da);
-        add_rows(du, d_row, columns, d_row, row_inner, at.fc1_bias(sums));
+        const int64_t pixels = rows.count() * columns;
+        for (int64_t y = rows.first; y < rows.last; ++y)
+          convolve(dv.at(y - 1), dv.at(y), dv.at(y + 1), columns, call, true, nullptr,
+                   da + (y - rows.first) * columns * d_row);
+        add_rows(du, d_row, pixels, d_row, band_inner, at.fc1_bias(sums));
 
-        const float* tokens_in = call.token(image, row, left);
-        layer_norm(tokens_in, channels, columns, channels, norm, call.norm_weight, call.norm_bias, eps, tokens, c_row);
-        add_product(channels, hidden, columns, {tokens, 1, c_row}, {du, d_row}, at.fc1(sums), d_row);
+        const float* tokens_in = call.token(image, rows.first, left);
+        layer_norm(tokens_in, channels, pixels, channels, norm, call.norm_weight, call.norm_bias, eps, tokens, c_row);
+        add_product(channels, hidden, pixels, {tokens, 1, c_row}, {du, d_row}, at.fc1(sums), d_row);
 
-        product(columns, channels, hidden, {du, d_row, 1}, fc1_back, d_tokens, c_row);
-        clear(row_norm, 2 * c_row);
-        layer_norm_backward(tokens_in, channels, d_tokens, c_row, columns, channels, norm, call.norm_weight, eps,
-                            residual ? grad_y + (tokens_in - t) : nullptr, d_t + (tokens_in - t), channels, row_norm,
-                            row_norm + c_row);
-        add_to(at.norm_weight(sums), row_norm, 2 * c_row);
+        product(pixels, channels, hidden, {du, d_row, 1}, fc1_back, d_tokens, c_row);
+        clear(band_norm, 2 * c_row);
+        layer_norm_backward(tokens_in, channels, d_tokens, c_row, pixels, channels, norm, call.norm_weight, eps,
+                            residual ? grad_y + (tokens_in - t) : nullptr, d_t + (tokens_in - t), channels, band_norm,
+                            band_norm + c_row);
+        add_to(at.norm_weight(sums), band_norm, 2 * c_row);
       };
 
-      make_u(first - 2);
-      make_u(first - 1);
-      for (int64_t row = first - 1; row <= last; ++row) {
-        make_u(row + 1);
-        make_dv(row);
-        if (row > first) make_dt(row - 1);
+      make_u({first - 2, first});
+      for (int64_t y = first - 1; y <= last; y += band) {
+        const int64_t end = std::min(y + band, last + 1);
+        make_u({y + 1, end + 1});
+        make_dv({y, end});
+        make_dt(Rows{y - 1, end - 1}.within(first, last));
       }
     });
   });
 
-  for (int64_t part = 1; part < tiles.parts; ++part) add_to(partial, partial + part * at.size, at.size);
-  for (int64_t d = 0; d < hidden; ++d) {
-    for (int64_t c = 0; c < channels; ++c) d_fc1_weight[d * channels + c] = at.fc1(partial)[c * d_row + d];
-    for (int tap = 0; tap < 9; ++tap) d_depthwise_weight[d * 9 + tap] = at.taps(partial)[tap * d_row + d];
-  }
-  copy_rows(at.fc2(partial), d_row, channels, hidden, d_fc2_weight, hidden);
-  copy_row(at.fc1_bias(partial), hidden, d_fc1_bias);
-  copy_row(at.depthwise_bias(partial), hidden, d_depthwise_bias);
+  parallel(threads, (hidden + SUMMED - 1) / SUMMED, [&](int64_t number) {
+    const int64_t d = number * SUMMED, n = std::min(SUMMED, hidden - d);
+    for (int64_t part = 1; part < tiles.parts; ++part)
+      for (int64_t row = 0; row < at.rows; ++row)
+        add_to(partial + row * d_row + d, partial + part * at.size + row * d_row + d, n);
+
+    turn(at.fc1(partial) + d, d_row, channels, n, 1.0f, d_fc1_weight + d * channels, channels);
+    turn(at.taps(partial) + d, d_row, 9, n, 1.0f, d_depthwise_weight + d * 9, 9);
+    copy_rows(at.fc2(partial) + d, d_row, channels, n, d_fc2_weight + d, hidden);
+    copy_row(at.fc1_bias(partial) + d, n, d_fc1_bias ? d_fc1_bias + d : nullptr);
+    copy_row(at.depthwise_bias(partial) + d, n, d_depthwise_bias ? d_depthwise_bias + d : nullptr);
+    copy_row(at.inner_weight(partial) + d, n, d_inner_norm_weight ? d_inner_norm_weight + d : nullptr);
+    copy_row(at.inner_bias(partial) + d, n, d_inner_norm_bias ? d_inner_norm_bias + d : nullptr);
+  });
+  for (int64_t part = 1; part < tiles.parts; ++part)
+    add_to(at.fc2_bias(partial), at.fc2_bias(partial + part * at.size), 3 * c_row);
   copy_row(at.fc2_bias(partial), channels, d_fc2_bias);
   copy_row(at.norm_weight(partial), channels, d_norm_weight);
   copy_row(at.norm_bias(partial), channels, d_norm_bias);
-  copy_row(at.inner_weight(partial), hidden, d_inner_norm_weight);
-  copy_row(at.inner_bias(partial), hidden, d_inner_norm_bias);
 }

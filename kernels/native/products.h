@@ -9,6 +9,7 @@
 #include <memory>
 #include <new>
 
+#include "parallel.h"
 #include "tiles.h"
 #include "vectors.h"
 
@@ -31,6 +32,29 @@ class Scratch : public Unset {
  public:
   explicit Scratch(int64_t numbers) : Unset(numbers) { std::memset(memory_, 0, size(numbers)); }
 };
+
+// to (columns, to_row) = from (rows, from_row), turned, times a factor.
+static inline void turn(const float* from, int64_t from_row, int64_t rows, int64_t columns, float factor, float* to,
+                        int64_t to_row) {
+  const Tail last_row(rows), last_column(columns);
+  for (int64_t row = 0; row < rows; row += LANES) {
+    for (int64_t column = 0; column < columns; column += LANES) {
+      const int some_rows = row < last_row.whole ? LANES : last_row.rest;
+      const int some_columns = column < last_column.whole ? LANES : last_column.rest;
+      vec square[LANES] = {};
+      for (int i = 0; i < some_rows; ++i) {
+        const float* p = from + (row + i) * from_row + column;
+        square[i] = some_columns == LANES ? load(p) : last_column.load(p);
+      }
+      transpose(square);
+      for (int i = 0; i < some_columns; ++i) {
+        float* p = to + (column + i) * to_row + row;
+        if (some_rows == LANES) store(p, square[i] * factor);
+        else last_row.store(p, square[i] * factor);
+      }
+    }
+  }
+}
 
 struct Left {
   const float* p;
@@ -60,34 +84,40 @@ struct Right {
   int64_t parts = 0;  // that it is split in, where it is packed in tiles
 };
 
-// (depth, columns) in panels or tiles, padded with zeros, from a matrix with any strides.
+// (depth, columns) in panels or tiles, padded with zeros, from a matrix one of whose strides is 1.
 class Packed {
  public:
-  Packed(const float* p, int64_t depth, int64_t columns, int64_t depth_stride, int64_t column_stride)
+  Packed(const float* p, int64_t depth, int64_t columns, int64_t depth_stride, int64_t column_stride, int64_t threads = 1)
       : parts_(worth_tiles(depth, columns) ? tiles::parts() : 0), memory_(size(parts_, depth, columns)) {
+    const bool turned = column_stride != 1;
+
+    // Rows of `width` columns from `at` on, zeros behind the last of all.
+    const auto copy = [&](int64_t at, int64_t width, float* to) {
+      const int64_t some = std::min(width, columns - at);
+      if (some < width) std::memset(to, 0, depth * width * sizeof(float));
+      if (turned) return turn(p + at * column_stride, column_stride, some, depth, 1.0f, to, width);
+      for (int64_t k = 0; k < depth; ++k) std::memcpy(to + k * width, p + k * depth_stride + at, some * sizeof(float));
+    };
+
     if (parts_) {
-      const auto to = reinterpret_cast<tiles::half*>(static_cast<float*>(memory_));
-      if (column_stride == 1) {
-        tiles::split_right(parts_, p, depth_stride, depth, columns, to);
-        return;
-      }
-      const int64_t row = padded(columns);
-      const Scratch copy(depth * row);
-      for (int64_t k = 0; k < depth; ++k)
-        for (int64_t j = 0; j < columns; ++j) copy[k * row + j] = p[k * depth_stride + j * column_stride];
-      tiles::split_right(parts_, copy, row, depth, columns, to);
+      parallel(threads, (columns + TURNED - 1) / TURNED, [&](int64_t part) {
+        const int64_t at = part * TURNED, some = std::min(TURNED, columns - at);
+        tiles::half* to = reinterpret_cast<tiles::half*>(static_cast<float*>(memory_)) + tiles::size_of_right(parts_, depth, at);
+        if (!turned) return tiles::split_right(parts_, p + at, depth_stride, depth, some, to);
+        const Unset rows(depth * TURNED);
+        copy(at, TURNED, rows);
+        tiles::split_right(parts_, rows, TURNED, depth, some, to);
+      });
       return;
     }
 
     const Panels panels(columns);
-    float* to = memory_;
-    const auto pack = [&](int64_t first, int64_t last) {
-      for (int64_t k = 0; k < depth; ++k)
-        for (int64_t j = first; j < last; ++j) *to++ = j < columns ? p[k * depth_stride + j * column_stride] : 0.0f;
-    };
-    for (int64_t panel = 0; panel < panels.count; ++panel)
-      pack(panels.first(panel) * LANES, panels.first(panel + 1) * LANES);
-    pack(panels.vectors * LANES, panels.vectors * LANES + panels.edge);
+    parallel(threads, panels.count, [&](int64_t panel) {
+      const int64_t at = panels.first(panel) * LANES;
+      copy(at, panels.first(panel + 1) * LANES - at, memory_ + depth * at);
+    });
+    const int64_t whole = panels.vectors * LANES;
+    if (panels.edge) copy(whole, panels.edge, memory_ + depth * whole);
   }
   operator Right() const { return {memory_, 0, parts_}; }
 
@@ -98,8 +128,10 @@ class Packed {
   static int64_t size(int64_t parts, int64_t depth, int64_t columns) {
     return parts ? (tiles::size_of_right(parts, depth, columns) + 1) / 2 : depth * padded(columns);
   }
+  static constexpr int64_t TURNED = 64;  // columns that are turned in the second-level cache
+
   int64_t parts_;
-  Scratch memory_;
+  Unset memory_;
 };
 
 // c = a b

@@ -62,26 +62,3 @@ static INLINE void write_row(const float* from, const Tail& tail, float factor, 
 static inline void copy_row(const float* from, int64_t n, float* to) {
   if (to) copy_rows(from, n, 1, n, to, n);
 }
-
-// to (columns, to_row) = from (rows, from_row), turned, times a factor.
-static inline void turn(const float* from, int64_t from_row, int64_t rows, int64_t columns, float factor, float* to,
-                        int64_t to_row) {
-  const Tail last_row(rows), last_column(columns);
-  for (int64_t row = 0; row < rows; row += LANES) {
-    for (int64_t column = 0; column < columns; column += LANES) {
-      const int some_rows = row < last_row.whole ? LANES : last_row.rest;
-      const int some_columns = column < last_column.whole ? LANES : last_column.rest;
-      vec square[LANES] = {};
-      for (int i = 0; i < some_rows; ++i) {
-        const float* p = from + (row + i) * from_row + column;
-        square[i] = some_columns == LANES ? load(p) : last_column.load(p);
-      }
-      transpose(square);
-      for (int i = 0; i < some_columns; ++i) {
-        float* p = to + (column + i) * to_row + row;
-        if (some_rows == LANES) store(p, square[i] * factor);
-        else last_row.store(p, square[i] * factor);
-      }
-    }
-  }
-}

@@ -319,8 +319,8 @@ void product_in(int64_t rows, int64_t columns, int64_t depth, const Left& a, con
         }
       };
 
-      for (int64_t i = 0; i < even_down; i += 2)
-        for (int64_t j = 0; j < even_across; j += 2) make(i, j, Number<2>(), Number<2>());
+      for (int64_t j = 0; j < even_across; j += 2)  // the tiles of a stay in the first-level cache
+        for (int64_t i = 0; i < even_down; i += 2) make(i, j, Number<2>(), Number<2>());
 
       if (across > even_across) {  // a single column of tiles, then a single row of them, four at once
         if (even_down == 4) make(0, even_across, Number<4>(), Number<1>());
