@@ -113,7 +113,7 @@ void efficient_attention_gather(int64_t threads, const float* x, int64_t batch, 
                                 const float* norm_bias, const float* batch_norm, int64_t norm, float eps,
                                 float* log_sum, float* gathered) {
   const Tokens all(x, batch * tokens, channels, batch_norm, norm_weight, norm_bias, norm, eps);
-  const Packed to_keys(key_weight, channels, keys, 1, channels);  // (C, Ck)
+  const Packed to_keys(key_weight, channels, keys, 1, channels, threads);  // (C, Ck)
   const Parts parts(threads, batch, tokens, SHORT, 1);
   const int64_t c_row = padded(channels), k_row = padded(keys), size = keys * c_row + 2 * k_row;
   const Scratch partial(std::max<int64_t>(parts.count(), 1) * size);  // of a part: sums of p n, maxima, sums of p
@@ -169,7 +169,7 @@ void efficient_attention_attend(int64_t threads, const float* x, int64_t batch, 
                                 const float* batch_norm, int64_t norm, int64_t residual, float eps, const float* folded,
                                 float* y) {
   const Tokens all(x, batch * tokens, channels, batch_norm, norm_weight, norm_bias, norm, eps);
-  const Packed to_queries(query_weight, channels, keys, 1, channels);  // (C, Ck)
+  const Packed to_queries(query_weight, channels, keys, 1, channels, threads);  // (C, Ck)
   const Row queries_bias(query_bias, keys, 0.0f), last_bias(reprojection_bias, channels, 0.0f);
   const Parts parts(threads, batch, tokens, SHORT, 1);
   const int64_t c_row = padded(channels), k_row = padded(keys);
@@ -199,8 +199,8 @@ void efficient_attention_queries_backward(int64_t threads, const float* x, int64
                                           const float* grad_y, float* d_n, float* d_folded, float* d_query_weight,
                                           float* d_query_bias, float* d_reprojection_bias) {
   const Tokens all(x, batch * tokens, channels, batch_norm, norm_weight, norm_bias, norm, eps);
-  const Packed to_queries(query_weight, channels, keys, 1, channels);    // (C, Ck)
-  const Packed from_queries(query_weight, keys, channels, channels, 1);  // (Ck, C)
+  const Packed to_queries(query_weight, channels, keys, 1, channels, threads);  // (C, Ck)
+  const Packed from_queries(query_weight, keys, channels, channels, 1, threads);  // (Ck, C)
   const Row queries_bias(query_bias, keys, 0.0f);
   const Parts parts(threads, batch, tokens, SHORT, 1);
   const int64_t c_row = padded(channels), k_row = padded(keys), matrix = keys * c_row;
@@ -253,8 +253,8 @@ void efficient_attention_keys_backward(int64_t threads, const float* x, int64_t 
                                        const float* balance, const float* grad_y, float* d_x, float* d_key_weight,
                                        float* d_norm_weight, float* d_norm_bias, float* d_batch_norm) {
   const Tokens all(x, batch * tokens, channels, batch_norm, norm_weight, norm_bias, norm, eps);
-  const Packed to_keys(key_weight, channels, keys, 1, channels);    // (C, Ck)
-  const Packed from_keys(key_weight, keys, channels, channels, 1);  // (Ck, C)
+  const Packed to_keys(key_weight, channels, keys, 1, channels, threads);  // (C, Ck)
+  const Packed from_keys(key_weight, keys, channels, channels, 1, threads);  // (Ck, C)
   const Parts parts(threads, batch, tokens, SHORT, 1);
   const int64_t c_row = padded(channels), k_row = padded(keys), matrix = keys * c_row, size = matrix + 4 * c_row;
   const Scratch partial(std::max<int64_t>(parts.count(), 1) * size);  // of a part: dWk, gradients of the norms' vectors

@@ -90,6 +90,7 @@ class Packed {
   Packed(const float* p, int64_t depth, int64_t columns, int64_t depth_stride, int64_t column_stride, int64_t threads = 1)
       : parts_(worth_tiles(depth, columns) ? tiles::parts() : 0), memory_(size(parts_, depth, columns)) {
     const bool turned = column_stride != 1;
+    if (depth * columns < SHARED) threads = 1;
 
     // Rows of `width` columns from `at` on, zeros behind the last of all.
     const auto copy = [&](int64_t at, int64_t width, float* to) {
@@ -128,7 +129,8 @@ class Packed {
   static int64_t size(int64_t parts, int64_t depth, int64_t columns) {
     return parts ? (tiles::size_of_right(parts, depth, columns) + 1) / 2 : depth * padded(columns);
   }
-  static constexpr int64_t TURNED = 64;  // columns that are turned in the second-level cache
+  static constexpr int64_t TURNED = 64;          // columns that are turned in the second-level cache
+  static constexpr int64_t SHARED = 128 * 128;   // fewest numbers that are worth several threads
 
   int64_t parts_;
   Unset memory_;
