@@ -20,7 +20,8 @@
 namespace {
 
 constexpr int64_t CACHE = 160 * 1024;  // numbers that a part keeps in the second-level cache
-constexpr int64_t NARROW = 32;         // fewest columns of a tile, for each of whose rows all weights are read
+constexpr int64_t WHOLE = 128;         // columns of a map that is one tile, for each of whose bands all weights are read
+constexpr int64_t NARROW = 64;         // fewest columns of a tile of any other map
 constexpr int64_t SHORT = 6;           // fewest rows of a tile that are worth a part: two or three are computed again
 constexpr int64_t BAND = 136, ROWS = 4;  // most pixels, and rows, of a band that has more than a row
 constexpr int64_t SUMMED = 64;         // hidden channels whose partial sums a thread adds up
@@ -64,7 +65,7 @@ struct Tiles {
 
   Tiles(const Call& call, int64_t rows_held, int64_t threads)
       : height(call.height), width(call.width),
-        count((width + widest(call, rows_held) - 1) / widest(call, rows_held)),
+        count(width <= WHOLE ? width > 0 : (width + widest(call, rows_held) - 1) / widest(call, rows_held)),
         rows(call.batch * count * height),
         parts(std::max<int64_t>(1, std::min(threads, rows / SHORT))),
         band(count == 1 ? std::max<int64_t>(1, std::min(ROWS, BAND / std::max<int64_t>(width, 1))) : 1) {}

@@ -198,30 +198,27 @@ class PublishedTransformerBlock(_Published):
         return int(self.attn.keys.in_channels)
 
     def least_pixels(self) -> tuple[int | None, int | None]:
-        channels, heads = self.map_channels(), self.form.attention.num_heads
         if self.form.feed_forward is None:
-            return _least_pixels_of_attention(channels, heads)
+            return _least_pixels_of_attention(self.map_channels(), self.form.attention.num_heads)
+        # Neither the tokens between both ops nor what the norms make is in memory, whatever the heads.
         weight = linear_maps(self.mlp)[0].weight
-        if heads > 1:
-            return _least_pixels_of_feed_forward(weight)
-        # Neither the tokens between both ops nor what the norms make is in memory.
-        fewest = 12_500 // channels
-        return max(fewest, weight.numel() // 768), max(fewest, weight.numel() // 512)
+        return max(150, weight.numel() // 2048), max(150, 7 * weight.shape[0] // 20)
 
 
 def _least_pixels_of_attention(channels: int, heads: int) -> tuple[int | None, int | None]:
-    """As :meth:`_Published.least_pixels`, measured by ``benchmarks/swaps.py``: 64 to 512 channels, maps of 14 to 129
+    """As :meth:`_Published.least_pixels`, measured by ``benchmarks/swaps.py``: 64 to 512 channels, maps of 7 to 129
     pixels a side."""
     if heads == 1:
-        return 600, max(600, 2 * channels)
+        return max(400, 3 * channels // 2), max(400, 2 * channels)
     # With several heads the op saves few products, and without gradients little memory.
     return None, 8 * channels if channels >= 128 else None
 
 
 def _least_pixels_of_feed_forward(weight: Tensor) -> tuple[int, int]:
-    """The same of ``fc1``'s weight. The op reads the weights anew for every row of pixels, plain code once for all."""
-    fewest = 20_000 // weight.shape[1]
-    return max(fewest, weight.numel() // 128), max(fewest, weight.numel() // 64)
+    """The same of ``fc1``'s weight, from 8 channels on. Every thread reads the weights anew for some rows of pixels, and
+    makes rows beside its own again."""
+    hidden = weight.shape[0]
+    return hidden // 3, 3 * hidden // 4
 
 
 def _feed_forward(
