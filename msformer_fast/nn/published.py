@@ -215,7 +215,7 @@ def _least_pixels_of_attention(channels: int, heads: int) -> tuple[int | None, i
 
 
 def _least_pixels_of_feed_forward(weight: Tensor) -> tuple[int, int]:
-    """The same of ``fc1``'s weight, from 8 channels on. Every thread reads the weights anew for some rows of pixels, and
+    """The same of ``fc1``'s weight, from 8 channels on. Every thread reads the weights anew for some rows, and it
     makes rows beside its own again."""
     hidden = weight.shape[0]
     return hidden // 3, 3 * hidden // 4
