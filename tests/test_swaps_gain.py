@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -31,6 +31,15 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     return shapes
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
 def test_small_maps_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """By the pixels of one image and the width, whatever the batch; with gradients from larger maps on; a backend is
     obeyed."""
@@ -56,6 +65,24 @@ def test_small_maps_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "gains on the CPU from 500 pixels on, in training from 1,125 pixels on" in str(swaps)
 
 
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("module", [published.MixFFN(64, 256), published.EfficientAttention(64)], ids=str)
+def test_maps_that_leave_threads_idle(module: nn.Module) -> None:
+    """Half of 16 threads have work from 24 rows on, three a thread, or from 512 tokens on, 64 a thread."""
+    (swap,) = mf.accelerate(nn.Sequential(module)).swapped
+    for images, side, threads, gains in (
+        (1, 22, 2, True),
+        (1, 22, 16, False),
+        (1, 24, 16, True),
+        (2, 22, 16, True),
+        (1, 24, 64, False),
+    ):
+        torch.set_num_threads(threads)
+        with torch.no_grad():
+            assert swap.replacement.gains_on_cpu(torch.empty(images, side**2, 64, device="meta")) == gains
+
+
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize(
     ("module", "inference", "training"),
     [

@@ -22,7 +22,7 @@
 namespace {
 
 constexpr int64_t BLOCK = 64;         // tokens
-constexpr int64_t SHORT = 4 * BLOCK;  // fewest tokens that are worth a part
+constexpr int64_t SHORT = BLOCK;      // fewest tokens that are worth a part
 
 // The tokens (count, channels), through the batch norm, and then through the LayerNorm.
 struct Tokens {

@@ -22,7 +22,7 @@ namespace {
 constexpr int64_t CACHE = 160 * 1024;  // numbers that a part keeps in the second-level cache
 constexpr int64_t WHOLE = 128;         // columns of a map that is one tile, for each of whose bands all weights are read
 constexpr int64_t NARROW = 64;         // fewest columns of a tile of any other map
-constexpr int64_t SHORT = 6;           // fewest rows of a tile that are worth a part: two or three are computed again
+constexpr int64_t SHORT = 3;           // fewest rows of a tile that are worth a part: two or three are computed again
 constexpr int64_t BAND = 136, ROWS = 4;  // most pixels, and rows, of a band that has more than a row
 constexpr int64_t SUMMED = 64;         // hidden channels whose partial sums a thread adds up
 constexpr int64_t BLOCK = 16;          // pixels whose hidden activations pass through the norm while in the first level

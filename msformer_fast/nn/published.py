@@ -18,6 +18,7 @@ from msformer_fast.errors import InputError
 from msformer_fast.nn.drop_in import DropIn
 from msformer_fast.nn.efficient_attention import attend
 from msformer_fast.nn.mix_ffn import arguments_of
+from msformer_fast.tracing import constant_result
 
 
 @dataclass(frozen=True)
@@ -95,13 +96,21 @@ class _Published(DropIn):
 
     def gains_on_cpu(self, x: Tensor) -> bool:
         least = self.least_pixels()[torch.is_grad_enabled()]
-        return least is not None and x.numel() >= least * max(x.shape[0], 1) * self.map_channels()
+        images, channels = max(x.shape[0], 1), self.map_channels()
+        if least is None or x.numel() < least * images * channels:
+            return False
+        return self.keeps_busy(x.numel(), images, channels, _threads())
 
     def where_it_gains(self) -> str:
         inference, training = (
             "never" if least is None else f"from {least:,} pixels on" for least in self.least_pixels()
         )
         return f"on the CPU {inference}, in training {training}"
+
+    def keeps_busy(self, numbers: int, images: int, channels: int, threads: int) -> bool:
+        """Whether the op has work for half of the threads. Plain code shares the products of any map among all."""
+        # Three rows of a square map are worth a thread: 2 * images * sqrt(pixels) / 3 >= threads
+        return 4 * images * numbers >= 9 * threads**2 * channels
 
     def map_channels(self) -> int:
         """Channels of the map."""
@@ -141,6 +150,9 @@ class PublishedEfficientAttention(_Published):
         form = self.form
         y, context = attend(self, x, None, heads=form.num_heads, residual=form.residual, backend=self.backend)
         return y, *_returned(context, form.context)
+
+    def keeps_busy(self, numbers: int, images: int, channels: int, threads: int) -> bool:
+        return numbers >= 32 * threads * channels  # 64 tokens are worth a thread
 
     def map_channels(self) -> int:
         return int(self.keys.in_channels)
@@ -203,6 +215,11 @@ class PublishedTransformerBlock(_Published):
         # Neither the tokens between both ops nor what the norms make is in memory, whatever the heads.
         weight = linear_maps(self.mlp)[0].weight
         return max(150, weight.numel() // 2048), max(150, 7 * weight.shape[0] // 20)
+
+
+@constant_result
+def _threads() -> int:
+    return torch.get_num_threads()
 
 
 def _least_pixels_of_attention(channels: int, heads: int) -> tuple[int | None, int | None]:
