@@ -21,7 +21,7 @@ namespace {
 
 constexpr int64_t CACHE = 160 * 1024;  // numbers that a part keeps in the second-level cache
 constexpr int64_t WHOLE = 128;         // columns of a map that is one tile, for each of whose bands all weights are read
-constexpr int64_t NARROW = 64;         // fewest columns of a tile of any other map
+constexpr int64_t FEWEST = 48, WIDE = 64;  // columns of a tile of any other map: where fewer fit the cache, and then
 constexpr int64_t SHORT = 3;           // fewest rows of a tile that are worth a part: two or three are computed again
 constexpr int64_t BAND = 136, ROWS = 4;  // most pixels, and rows, of a band that has more than a row
 constexpr int64_t SUMMED = 64;         // hidden channels whose partial sums a thread adds up
@@ -71,7 +71,8 @@ struct Tiles {
         band(count == 1 ? std::max<int64_t>(1, std::min(ROWS, BAND / std::max<int64_t>(width, 1))) : 1) {}
 
   static int64_t widest(const Call& call, int64_t rows_held) {
-    return std::max(NARROW, CACHE / (rows_held * call.d_row));
+    const int64_t columns = CACHE / (rows_held * call.d_row);
+    return columns < FEWEST ? WIDE : columns;
   }
   int64_t widest() const { return (width + count - 1) / count; }
 
