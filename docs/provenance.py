@@ -63,7 +63,7 @@ FIGURES = {
         quick=True,
     ),
     "step": Figures(
-        "seconds and memory of a step", "msformer-fast bench step --sides 65 129 257 --parts step", "08cd33e", CPU
+        "seconds and memory of a step", "msformer-fast bench step --sides 65 129 257 --parts step", "ff8f98f", CPU
     ),
     "ledger": Figures(
         "launches and bytes of a step", "python -m msformer_fast.benchmarks.ledger", "aa544dd", ANY, quick=True
@@ -78,10 +78,10 @@ FIGURES = {
     "bench-cpu": Figures(
         "seconds and memory of every op",
         "msformer-fast bench --sides 65 129 257 --parts both step --seconds 1.5",
-        "f90d306",
+        "80e3ae6",
         CPU,
-        note="Without the providers that the table does not name. Images, and the system's allocator: 032ef3f, without "
-        "--parts.",
+        note="Without the providers that the table does not name. Images: ff8f98f, bench image --seconds 3. The system's "
+        "allocator: 032ef3f.",
     ),
     "bench-predicted": Figures(
         "launches, bytes and predicted milliseconds of every op",
@@ -101,7 +101,7 @@ FIGURES = {
     "swaps-time": Figures(
         "time of a published module and its drop-in",
         "pytest benchmarks/swaps.py --benchmark-only",
-        "08cd33e",
+        "80e3ae6",
         CPU,
     ),
     "swin": Figures(
