@@ -80,7 +80,7 @@ FIGURES = {
         "msformer-fast bench --sides 65 129 257 --parts both step --seconds 1.5",
         "80e3ae6",
         CPU,
-        note="Without the providers that the table does not name. Images: ff8f98f, bench image --seconds 3. The system's "
+        note="Without the providers that the table does not name. Images: ff8f98f, bench image --seconds 3. System's "
         "allocator: 032ef3f.",
     ),
     "bench-predicted": Figures(
