@@ -2,7 +2,7 @@
 
 One call, in inference and with its backward. The module as it was runs before every round of its drop-in; the extra
 information of a row has the ratio of the two, round by round (least, median, most). Where a drop-in would be slower it
-runs the module's own code, by the limits in ``msformer_fast/nn/published.py``: ``MSFORMER_FAST_SWAPS=torch`` has it
+runs the module's own code, by the limits in ``msformer_fast/nn/published.py``: ``MSFORMER_FAST_SWAPS=native`` has it
 compute in any case, to find them.
 """
 

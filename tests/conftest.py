@@ -54,12 +54,17 @@ def _fresh_seed() -> None:
 
 
 @pytest.fixture
-def one_thread() -> Iterator[None]:
-    """For tensors so tiny that a second thread only costs."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def threads() -> Iterator[None]:
+    """A test may set PyTorch's number of threads."""
+    before = torch.get_num_threads()
     yield
-    torch.set_num_threads(threads)
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def one_thread(threads: None) -> None:
+    """For tensors so tiny that a second thread only costs."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

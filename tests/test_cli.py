@@ -74,15 +74,12 @@ def test_segment_writes_four_files(image: Path, tmp_path: Path, capsys: pytest.C
     assert record["label_count"] == np.unique(np.asarray(labels)).size
 
 
+@pytest.mark.usefixtures("threads")
 def test_memory_and_threads(image: Path, tmp_path: Path) -> None:
     """The settings arrive: the threads are PyTorch's, and the record names the memory."""
-    before = torch.get_num_threads()
-    try:
-        options = ["--memory", "lean", "--threads", "1", "--quiet"]
-        assert main(["segment", str(image), "-o", str(tmp_path), *options, *FAST]) == 0
-        assert torch.get_num_threads() == 1
-    finally:
-        torch.set_num_threads(before)
+    options = ["--memory", "lean", "--threads", "1", "--quiet"]
+    assert main(["segment", str(image), "-o", str(tmp_path), *options, *FAST]) == 0
+    assert torch.get_num_threads() == 1
     assert json.loads((tmp_path / "mole.json").read_text())["settings"]["memory"] == "lean"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -32,11 +32,8 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
 
 @pytest.fixture
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
+def two_threads(threads: None) -> None:
     torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.usefixtures("two_threads")
@@ -65,19 +62,19 @@ def test_small_maps_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "gains on the CPU from 500 pixels on, in training from 1,125 pixels on" in str(swaps)
 
 
-@pytest.mark.usefixtures("two_threads")
+@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("module", [published.MixFFN(64, 256), published.EfficientAttention(64)], ids=str)
 def test_maps_that_leave_threads_idle(module: nn.Module) -> None:
     """Half of 16 threads have work from 24 rows on, three a thread, or from 512 tokens on, 64 a thread."""
     (swap,) = mf.accelerate(nn.Sequential(module)).swapped
-    for images, side, threads, gains in (
+    for images, side, count, gains in (
         (1, 22, 2, True),
         (1, 22, 16, False),
         (1, 24, 16, True),
         (2, 22, 16, True),
         (1, 24, 64, False),
     ):
-        torch.set_num_threads(threads)
+        torch.set_num_threads(count)
         with torch.no_grad():
             assert swap.replacement.gains_on_cpu(torch.empty(images, side**2, 64, device="meta")) == gains
 

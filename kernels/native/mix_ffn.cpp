@@ -21,9 +21,11 @@ namespace {
 
 constexpr int64_t CACHE = 160 * 1024;  // numbers that a part keeps in the second-level cache
 constexpr int64_t WHOLE = 128;         // columns of a map that is one tile, for each of whose bands all weights are read
-constexpr int64_t FEWEST = 48, WIDE = 64;  // columns of a tile of any other map: where fewer fit the cache, and then
+constexpr int64_t FEWEST = 48;         // columns that must fit the cache for a tile of any other map to be as wide as fit,
+constexpr int64_t WIDE = 64;           // and how wide it is where they do not
 constexpr int64_t SHORT = 3;           // fewest rows of a tile that are worth a part: two or three are computed again
-constexpr int64_t BAND = 136, ROWS = 4;  // most pixels, and rows, of a band that has more than a row
+constexpr int64_t BAND = 136;          // most pixels of a band that has more than a row,
+constexpr int64_t ROWS = 4;            // and most rows
 constexpr int64_t SUMMED = 64;         // hidden channels whose partial sums a thread adds up
 constexpr int64_t BLOCK = 16;          // pixels whose hidden activations pass through the norm while in the first level
 
@@ -101,7 +103,7 @@ struct Rows {
 // begins at `start`: a band's rows lie one behind the other, and two rows before it are kept.
 struct Ring {
   int64_t pixels, row, rows, start = 0;
-  Scratch numbers;
+  Unset numbers;
   Ring(int64_t pixels, int64_t d_row, int64_t band)
       : pixels(pixels), row(pixels * d_row), rows(band == 1 ? 3 : 2 * band), numbers(rows * row) {}
   float* at(int64_t y) const { return numbers + (y - start + rows) % rows * row; }
@@ -259,16 +261,17 @@ void mix_ffn_forward(int64_t threads, const float* t, int64_t batch, int64_t hei
                      const float* norm_weight, const float* norm_bias, const float* inner_norm_weight,
                      const float* inner_norm_bias, int64_t norm, int64_t inner_norm, int64_t inner_skip,
                      int64_t residual, float eps, float* y) {
-  const Call call(threads, t, batch, height, width, channels, hidden, fc1_weight, fc1_bias, depthwise_weight, depthwise_bias,
-                  fc2_bias, norm_weight, norm_bias, inner_norm_weight, inner_norm_bias, norm, inner_norm, inner_skip,
-                  residual, eps);
+  const Call call(threads, t, batch, height, width, channels, hidden, fc1_weight, fc1_bias, depthwise_weight,
+                  depthwise_bias, fc2_bias, norm_weight, norm_bias, inner_norm_weight, inner_norm_bias, norm, inner_norm,
+                  inner_skip, residual, eps);
   const Packed fc2(fc2_weight, hidden, channels, 1, hidden, threads);  // (D, C)
   const Tiles tiles(call, 4, threads);
   const int64_t c_row = call.c_row, d_row = call.d_row, widest = tiles.widest(), band = tiles.band;
 
   parallel(tiles.parts, [&](int64_t part) {
     Ring u(widest + 2, d_row, band);
-    const Scratch tokens(std::max<int64_t>(band, 2) * u.pixels * c_row), v(BLOCK * d_row), a(band * widest * d_row), out(band * widest * c_row);
+    const Scratch tokens(std::max<int64_t>(band, 2) * u.pixels * c_row), v(BLOCK * d_row);
+    const Scratch a(band * widest * d_row), out(band * widest * c_row);
 
     tiles.of(part, [&](int64_t image, int64_t left, int64_t right, int64_t first, int64_t last) {
       const int64_t from = std::max<int64_t>(left - 1, 0), to = std::min(right + 1, width), columns = right - left;
@@ -332,9 +335,9 @@ void mix_ffn_backward(int64_t threads, const float* t, int64_t batch, int64_t he
                       float* d_fc1_bias, float* d_depthwise_weight, float* d_depthwise_bias, float* d_fc2_weight,
                       float* d_fc2_bias, float* d_norm_weight, float* d_norm_bias, float* d_inner_norm_weight,
                       float* d_inner_norm_bias) {
-  const Call call(threads, t, batch, height, width, channels, hidden, fc1_weight, fc1_bias, depthwise_weight, depthwise_bias,
-                  fc2_bias, norm_weight, norm_bias, inner_norm_weight, inner_norm_bias, norm, inner_norm, inner_skip,
-                  residual, eps);
+  const Call call(threads, t, batch, height, width, channels, hidden, fc1_weight, fc1_bias, depthwise_weight,
+                  depthwise_bias, fc2_bias, norm_weight, norm_bias, inner_norm_weight, inner_norm_bias, norm, inner_norm,
+                  inner_skip, residual, eps);
   const Packed fc2_back(fc2_weight, channels, hidden, hidden, 1, threads);    // (C, D)
   const Packed fc1_back(fc1_weight, hidden, channels, channels, 1, threads);  // (D, C)
   const Tiles tiles(call, 8, threads);
@@ -445,10 +448,10 @@ void mix_ffn_backward(int64_t threads, const float* t, int64_t batch, int64_t he
     turn(at.fc1(partial) + d, d_row, channels, n, 1.0f, d_fc1_weight + d * channels, channels);
     turn(at.taps(partial) + d, d_row, 9, n, 1.0f, d_depthwise_weight + d * 9, 9);
     copy_rows(at.fc2(partial) + d, d_row, channels, n, d_fc2_weight + d, hidden);
-    copy_row(at.fc1_bias(partial) + d, n, d_fc1_bias ? d_fc1_bias + d : nullptr);
-    copy_row(at.depthwise_bias(partial) + d, n, d_depthwise_bias ? d_depthwise_bias + d : nullptr);
-    copy_row(at.inner_weight(partial) + d, n, d_inner_norm_weight ? d_inner_norm_weight + d : nullptr);
-    copy_row(at.inner_bias(partial) + d, n, d_inner_norm_bias ? d_inner_norm_bias + d : nullptr);
+    copy_row(at.fc1_bias(partial) + d, n, d_fc1_bias, d);
+    copy_row(at.depthwise_bias(partial) + d, n, d_depthwise_bias, d);
+    copy_row(at.inner_weight(partial) + d, n, d_inner_norm_weight, d);
+    copy_row(at.inner_bias(partial) + d, n, d_inner_norm_bias, d);
   });
   for (int64_t part = 1; part < tiles.parts; ++part)
     add_to(at.fc2_bias(partial), at.fc2_bias(partial + part * at.size), 3 * c_row);

@@ -205,7 +205,7 @@ struct QueryMap {
 struct Gradients {
   float* d_logits;
   int64_t image, row, column;  // strides
-  float *d_weight, *d_bias, *d_gamma, *d_beta;
+  float *d_weight, *d_bias;
 };
 
 // For every number of the weight in some chunks, read once: its gradient, dy of the patches at it, and its share in the
@@ -329,8 +329,7 @@ void patch_embedding_backward(int64_t threads, const float* logits, int64_t batc
   const Call call(logits, batch, height, width, clusters, image_stride, row_stride, column_stride, channels, patch);
   const auto parts_of = [&](int64_t count) { return std::min(count, threads == 1 ? 1 : EACH * threads); };
 
-  const Gradients to = {d_logits, d_image_stride, d_row_stride, d_column_stride, d_weight, d_bias, d_gamma, d_beta};
-
+  const Gradients to = {d_logits, d_image_stride, d_row_stride, d_column_stride, d_weight, d_bias};
   const Scratch sums(channels);
   clear(d_bias, channels);
   for (int64_t first = 0; first < call.all; first += SOME)

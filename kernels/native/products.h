@@ -33,6 +33,11 @@ class Scratch : public Unset {
   explicit Scratch(int64_t numbers) : Unset(numbers) { std::memset(memory_, 0, size(numbers)); }
 };
 
+// Rows of `n` numbers, `from_row` and `to_row` apart.
+static inline void copy_rows(const float* from, int64_t from_row, int64_t rows, int64_t n, float* to, int64_t to_row) {
+  for (int64_t row = 0; row < rows; ++row) std::memcpy(to + row * to_row, from + row * from_row, n * sizeof(float));
+}
+
 // to (columns, to_row) = from (rows, from_row), turned, times a factor.
 static inline void turn(const float* from, int64_t from_row, int64_t rows, int64_t columns, float factor, float* to,
                         int64_t to_row) {
@@ -97,13 +102,14 @@ class Packed {
       const int64_t some = std::min(width, columns - at);
       if (some < width) std::memset(to, 0, depth * width * sizeof(float));
       if (turned) return turn(p + at * column_stride, column_stride, some, depth, 1.0f, to, width);
-      for (int64_t k = 0; k < depth; ++k) std::memcpy(to + k * width, p + k * depth_stride + at, some * sizeof(float));
+      copy_rows(p + at, depth_stride, depth, some, to, width);
     };
 
     if (parts_) {
       parallel(threads, (columns + TURNED - 1) / TURNED, [&](int64_t part) {
         const int64_t at = part * TURNED, some = std::min(TURNED, columns - at);
-        tiles::half* to = reinterpret_cast<tiles::half*>(static_cast<float*>(memory_)) + tiles::size_of_right(parts_, depth, at);
+        const auto all = reinterpret_cast<tiles::half*>(static_cast<float*>(memory_));
+        tiles::half* to = all + tiles::size_of_right(parts_, depth, at);
         if (!turned) return tiles::split_right(parts_, p + at, depth_stride, depth, some, to);
         const Unset rows(depth * TURNED);
         copy(at, TURNED, rows);
@@ -129,8 +135,8 @@ class Packed {
   static int64_t size(int64_t parts, int64_t depth, int64_t columns) {
     return parts ? (tiles::size_of_right(parts, depth, columns) + 1) / 2 : depth * padded(columns);
   }
-  static constexpr int64_t TURNED = 64;          // columns that are turned in the second-level cache
-  static constexpr int64_t SHARED = 128 * 128;   // fewest numbers that are worth several threads
+  static constexpr int64_t TURNED = 64;         // columns that are turned in the second-level cache
+  static constexpr int64_t SHARED = 128 * 128;  // fewest numbers that are worth several threads
 
   int64_t parts_;
   Unset memory_;

@@ -26,11 +26,6 @@ static inline void add_rows(const float* x, int64_t x_row, int64_t rows, int64_t
   add_to(sums, scratch, n);
 }
 
-// Rows of `n` numbers, `from_row` and `to_row` apart.
-static inline void copy_rows(const float* from, int64_t from_row, int64_t rows, int64_t n, float* to, int64_t to_row) {
-  for (int64_t row = 0; row < rows; ++row) std::memcpy(to + row * to_row, from + row * from_row, n * sizeof(float));
-}
-
 // Rows to memory that is not read soon, past the caches: no line is read only to be overwritten. value(j, read) are numbers
 // from j on, where read(p) loads a vector or what is left of one. `end_streams` afterwards.
 template <typename Value>
@@ -58,7 +53,7 @@ static INLINE void write_row(const float* from, const Tail& tail, float factor, 
   if (tail.rest) tail.store(to + tail.whole, load(from + tail.whole) * factor);
 }
 
-// A row, where it is wanted.
-static inline void copy_row(const float* from, int64_t n, float* to) {
-  if (to) copy_rows(from, n, 1, n, to, n);
+// A row to where it is wanted, from number `at` on.
+static inline void copy_row(const float* from, int64_t n, float* to, int64_t at = 0) {
+  if (to) copy_rows(from, n, 1, n, to + at, n);
 }

@@ -217,7 +217,7 @@ void volume_attention_backward(int64_t threads, const float* q, const float* k, 
       float* to = d_bias + (table ? head : head * of_bias);
       for (int64_t number = 0; number < of_bias; ++number) to[number * step] = found[number];
     }
-    copy_row(found + of_bias, width, d_pad_k ? d_pad_k + head * width : nullptr);
-    copy_row(found + of_bias + d_row, width, d_pad_v ? d_pad_v + head * width : nullptr);
+    copy_row(found + of_bias, width, d_pad_k, head * width);
+    copy_row(found + of_bias + d_row, width, d_pad_v, head * width);
   });
 }

@@ -78,6 +78,16 @@ def run(op: Op, inputs: Inputs, sizes: Sizes, backend: str) -> tuple[tuple[Tenso
     return outputs, dict(zip(inputs, gradients, strict=True))
 
 
+def whole_errors(op: Op, sizes: Sizes, backend: str) -> dict[str, float]:
+    """Relative errors in float32, of output 0 and of every gradient, against the reference in float64."""
+    drawn = {name: value.float() for name, value in op.draw(sizes).items()}
+    found, gradients = run(op, leaves(drawn, torch.float32), sizes, backend)
+    truth, true_gradients = run(op, leaves(drawn, torch.float64), sizes, "reference")
+    pairs = {"output 0": (found[0], truth[0])}
+    pairs |= {name: (gradients[name], true_gradients[name]) for name in gradients}
+    return {name: Error.of(value, true).whole for name, (value, true) in pairs.items()}
+
+
 def _assert_close(value: Tensor, truth: Tensor, name: str | None = None) -> None:
     """With PyTorch's own tolerances, taken of the largest value: terms cancel."""
     size = truth.detach().abs().max().clamp(min=1.0) if truth.numel() else 1.0

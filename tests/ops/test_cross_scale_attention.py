@@ -281,46 +281,42 @@ def test_bad_input_is_named(changed: dict[str, Any], message: str) -> None:
         ops.cross_scale_attention(**given)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
 @pytest.mark.parametrize("halo", [0, 3])
-def test_cpu_kernels_in_blocks_of_queries_and_parts(threads: int, halo: int) -> None:
+def test_cpu_kernels_in_blocks_of_queries_and_parts(count: int, halo: int) -> None:
     """Windows whose scores leave the cache, and several windows' gradients of one key, on any number of threads."""
     q = torch.randn(2, 40, 33, 1, 7, requires_grad=True)
     k, v = (torch.randn(2, 20, 17, 1, 7, requires_grad=True) for _ in range(2))
     bias = torch.randn(windows_of("", (40, 33), (20, 17), (18, 30), halo).table, 1, requires_grad=True)
     given = q, k, v, bias
-    results, before = [], torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        for backend in ("native", "reference"):
-            leaves = given if backend == "native" else [value.double() for value in given]
-            out = ops.cross_scale_attention(*leaves[:3], (18, 30), halo, bias=leaves[3], backend=backend)
-            results.append((out, *torch.autograd.grad(out.square().sum(), given)))
-    finally:
-        torch.set_num_threads(before)
+    results = []
+    torch.set_num_threads(count)
+    for backend in ("native", "reference"):
+        leaves = given if backend == "native" else [value.double() for value in given]
+        out = ops.cross_scale_attention(*leaves[:3], (18, 30), halo, bias=leaves[3], backend=backend)
+        results.append((out, *torch.autograd.grad(out.square().sum(), given)))
     for ours, truth in zip(*results, strict=True):
         assert Error.of(ours.double(), truth.double()).whole < 1e-5
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
 @pytest.mark.parametrize("halo", [0, 1])
-def test_cpu_kernels_of_volumes_in_parts(threads: int, halo: int) -> None:
+def test_cpu_kernels_of_volumes_in_parts(count: int, halo: int) -> None:
     """Parts of heads and heads in parts, more than 32 windows of one, and several windows' gradients of one key."""
     q, k, v = (torch.randn(2, 13, 9, 8, 2, 7, requires_grad=True) for _ in range(3))
     windows = windows_of("", (13, 9, 8), (13, 9, 8), (3, 3, 2), halo)
     bias = torch.randn(windows.table, 2, requires_grad=True)
     given = q, k, v, bias, *(torch.randn(2, 7, requires_grad=True) for _ in range(2))
-    results, before = [], torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        for backend in ("native", "native", "torch"):
-            leaves = given if backend == "native" else [value.double() for value in given]
-            options: dict[str, Any] = {"bias": leaves[3], "pad_k": leaves[4], "pad_v": leaves[5], "seam": -2.0}
-            options |= {"outside": "pad", "shift": (1, 1, 1), "backend": backend}
-            out = ops.cross_scale_attention(*leaves[:3], (3, 3, 2), halo, **options)
-            results.append((out, *torch.autograd.grad(out.square().sum(), given)))
-    finally:
-        torch.set_num_threads(before)
+    results = []
+    torch.set_num_threads(count)
+    for backend in ("native", "native", "torch"):
+        leaves = given if backend == "native" else [value.double() for value in given]
+        options: dict[str, Any] = {"bias": leaves[3], "pad_k": leaves[4], "pad_v": leaves[5], "seam": -2.0}
+        options |= {"outside": "pad", "shift": (1, 1, 1), "backend": backend}
+        out = ops.cross_scale_attention(*leaves[:3], (3, 3, 2), halo, **options)
+        results.append((out, *torch.autograd.grad(out.square().sum(), given)))
     for ours, again, truth in zip(*results, strict=True):
         assert torch.equal(ours, again)
         assert Error.of(ours.double(), truth.double()).whole < 1e-5

@@ -39,13 +39,6 @@ def fresh() -> Iterator[None]:
     library._functions.cache_clear()
 
 
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.usefixtures("fresh")
 @every_op
 @pytest.mark.parametrize("variant", NEEDS)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
 from msformer_fast.kernels.native import library
 from tests.ops.cases import OPS
-from tests.ops.test_contract import leaves, run
+from tests.ops.test_contract import leaves, run, whole_errors
 
 pytestmark = pytest.mark.skipif(library.why_not_built() is not None, reason="no CPU kernels")
 
@@ -20,35 +18,22 @@ TILES = {"B": 2, "H": 15, "W": 131, "C": 8, "D": 660}
 
 
 @pytest.fixture(params=[1, 2, 5])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
+def any_threads(request: pytest.FixtureRequest, threads: None) -> None:
     torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
-def relative_errors(sizes: dict[str, int]) -> dict[str, float]:
-    """Of the map and of every gradient, against the reference in float64."""
-    drawn = {name: value.float() for name, value in OP.draw(sizes).items()}
-    found, gradients = run(OP, leaves(drawn, torch.float32), sizes, "native")
-    truth, true_gradients = run(OP, leaves(drawn, torch.float64), sizes, "reference")
-    pairs = {"y": (found[0].detach(), truth[0].detach())}
-    pairs |= {name: (gradients[name], true_gradients[name]) for name in gradients}
-    return {name: float((value.double() - true).norm() / true.norm()) for name, (value, true) in pairs.items()}
-
-
-@pytest.mark.usefixtures("threads")
+@pytest.mark.usefixtures("any_threads")
 @pytest.mark.parametrize("width", WIDTHS)
 def test_heights_that_are_no_multiple_of_a_band(width: int) -> None:
     for height in (1, 3, 4, 6, 13, 26):
         sizes = {"B": 2, "H": height, "W": width, "C": 9, "D": 21}
-        found = relative_errors(sizes)
+        found = whole_errors(OP, sizes, "native")
         assert max(found.values()) < 1e-5, (sizes, found)
 
 
-@pytest.mark.usefixtures("threads")
+@pytest.mark.usefixtures("any_threads")
 def test_tiles_of_columns() -> None:
-    found = relative_errors(TILES)
+    found = whole_errors(OP, TILES, "native")
     assert max(found.values()) < 1e-5, found
 
 

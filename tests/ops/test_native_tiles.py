@@ -31,17 +31,6 @@ def precision() -> Iterator[None]:
     ops.use_ieee_products(False)
 
 
-def errors(sizes: dict[str, int]) -> dict[str, float]:
-    """Relative errors of a Mix-FFN and its gradients: products with C, D and as many terms as a row has pixels."""
-    op = OPS["mix_ffn"]
-    rounded = {name: value.float() for name, value in op.draw(sizes).items()}
-    found, gradients = run(op, leaves(rounded, torch.float32), sizes, "native")
-    truth, true_gradients = run(op, leaves(rounded, torch.float64), sizes, "reference")
-    pairs = {"y": (found[0].detach(), truth[0].detach())}
-    pairs |= {name: (gradients[name], true_gradients[name]) for name in gradients}
-    return {name: float((value.double() - true).norm() / true.norm()) for name, (value, true) in pairs.items()}
-
-
 @pytest.mark.usefixtures("precision")
 @pytest.mark.parametrize("wanted", ["highest", "high"])
 def test_every_number_of_terms_rows_and_columns(wanted: str) -> None:
@@ -51,7 +40,7 @@ def test_every_number_of_terms_rows_and_columns(wanted: str) -> None:
     largest = 0.0
     for number in range(34):
         sizes = {"B": 1, "H": 9, "W": 32 + number, "C": 64 + number, "D": 96 + 3 * number}
-        found = errors(sizes)
+        found = contract.whole_errors(OPS["mix_ffn"], sizes, "native")
         assert max(found.values()) < bound, (sizes, found)
         largest = max(largest, *found.values())
     assert (largest > THREE_PARTS) == (wanted == "high")
