@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -106,6 +107,25 @@ def errors_in(
     theirs = results(block.to(dtype), x, *extra)
     ours = results(drop_in(block), x, *extra)
     return {name: errors_of(name, ours[name], theirs[name], truth[name]) for name in theirs}
+
+
+def errors_under_autocast(
+    block: Any, drop_in: Callable[[Any], Any], x: Tensor, *extra: Any, dtype: torch.dtype = torch.bfloat16
+) -> dict[str, Errors]:
+    """Of drop-in and block in float32 under autocast to ``dtype``, against the block in float64.
+
+    Their gradients are float32, and have gone through ``dtype``: it says how small an error can be.
+    """
+    x = x.float()
+    truth = results(block.double(), x.double(), *extra)
+    block = block.float()
+    with torch.autocast(x.device.type, dtype=dtype):
+        theirs = results(block, x, *extra)
+        ours = results(drop_in(block), x, *extra)
+
+    errors = {name: errors_of(name, ours[name], theirs[name], truth[name]) for name in truth}
+    eps = torch.finfo(dtype).eps
+    return {name: (replace(mine, eps=eps), replace(yours, eps=eps)) for name, (mine, yours) in errors.items()}
 
 
 def with_large_biases(model: nn.Module) -> nn.Module:

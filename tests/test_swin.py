@@ -11,8 +11,17 @@ from torch import Tensor
 
 from msformer_fast import InputError
 from msformer_fast.nn import MonaiSwinBlock, TimmSwinBlock
-from tests.harness.error_rule import Error, assert_no_worse
-from tests.swin_blocks import DROP_INS, assert_equal, batch, block_of, errors_in, results, timm_swin
+from tests.harness.error_rule import assert_no_worse
+from tests.swin_blocks import (
+    DROP_INS,
+    assert_equal,
+    batch,
+    block_of,
+    errors_in,
+    errors_under_autocast,
+    results,
+    timm_swin,
+)
 
 pytestmark = pytest.mark.usefixtures("drop_ins_compute")
 
@@ -138,20 +147,7 @@ def test_autocast(library: str) -> None:
 
     def draw():
         block, extra = block_of(library, size, (4, 4), (2, 2))
-        truth = results(block, x := batch(size).float().double(), *extra)
-        block = block.float()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            theirs = results(block, x.float(), *extra)
-            ours = results(DROP_INS[library].of(block), x.float(), *extra)
-        for name, want in theirs.items():
-            assert ours[name].dtype == want.dtype == torch.float32
-        eps = torch.finfo(torch.bfloat16).eps  # of what the float32 numbers went through
-
-        def error(found: Tensor, want: Tensor) -> Error:
-            whole = float((found - want).norm() / want.norm())
-            return Error(whole, whole, eps)
-
-        return {name: (error(ours[name], want), error(theirs[name], want)) for name, want in truth.items()}
+        return errors_under_autocast(block, DROP_INS[library].of, batch(size), *extra)
 
     assert_no_worse(draw)
 
