@@ -19,12 +19,17 @@ ISSUED_FILE, ISSUED = FOLDER.parent / "issued.csv", (257, 100, 32)
 
 #: Tables of an op whose kernels stand in others than that of its own name, or in more.
 TABLES = {
+    "overlap_embedding": ("overlap_embedding", "batch_statistics"),
     "patch_embedding": ("patch_embedding", "batch_statistics", "partial_sums"),
     "guided_score_map": ("score_map", "patch_embedding", "partial_sums"),
     "cross_scale_attention": ("cross_scale_attention", "partial_sums"),
 }
-_STEP = ("efficient_attention", "mix_ffn", "score_map", "patch_embedding", "stability_loss", "weighted_losses")
-TABLES |= dict.fromkeys(("step", "image"), (*_STEP, "batch_statistics", "partial_sums"))
+_BLOCKS, _HEAD = (
+    ("efficient_attention", "mix_ffn"),
+    ("score_map", "patch_embedding", "stability_loss", "weighted_losses"),
+)
+_STEP = ("overlap_embedding", *_BLOCKS, *_HEAD, "batch_statistics", "partial_sums")
+TABLES |= dict.fromkeys(("step", "image"), _STEP)
 
 
 class Report(NamedTuple):

@@ -32,11 +32,12 @@ from msformer_fast.errors import BackendError
 from msformer_fast.floors import efficient_attention as attention_floor
 from msformer_fast.floors import guided_score_map as head_floor
 from msformer_fast.floors import mix_ffn as ffn_floor
+from msformer_fast.floors import overlap_embedding as embedding_floor
 from msformer_fast.floors import stability_loss as stability_floor
 from msformer_fast.floors import weighted_losses as losses_floor
 from msformer_fast.ops.precision import input_precision
 
-DTYPE, TARGET, PATCH = torch.float32, "sm_90", 32
+DTYPE, TARGET, PATCH, IN_CHANNELS = torch.float32, "sm_90", 32, 3
 
 
 @dataclass
@@ -115,8 +116,9 @@ def rows_of(
         add(name, depth, key, moved, attention_floor.flops(*tokens))
         moved = ffn_floor.bytes_moved(*tokens, hidden, DTYPE)
         add(f"Mix-FFN, {branch}", depth, ("mix_ffn", branch), moved, ffn_floor.flops(*tokens, hidden))
-    moved = {"forward": sum(size * size for size in (side, (side + 1) // 2)) * channels * DTYPE.itemsize}
-    add("statistics of both embeddings", 1, ("batch_statistics_of_two", "both"), moved, {})
+    image = (1, side, side, IN_CHANNELS, channels)
+    moved = embedding_floor.bytes_moved(*image, DTYPE)
+    add("both embeddings", 1, ("overlap_embedding_of_two", "both"), moved, embedding_floor.flops(*image))
     moved = head_floor.bytes_moved(*head, channels, patch, DTYPE)
     flops = head_floor.flops(*head, channels, patch)
     add("score map, clustering, patches", 1, ("guided_score_map", "both"), moved, flops)

@@ -13,6 +13,7 @@ OPS = (
     "guided_score_map",
     "efficient_attention",
     "mix_ffn",
+    "overlap_embedding",
     "cross_scale_attention",
 )
 NAMES = (*OPS, "step", "image")

@@ -75,7 +75,7 @@ def ledger() -> Iterator[Figure]:
     groups = {
         "efficient attention, four blocks": [row for row in whole if row.name.startswith("efficient")],
         "Mix-FFN, four blocks": [row for row in whole if row.name.startswith("Mix")],
-        "statistics of the two embeddings": [row for row in whole if row.name.startswith("statistics")],
+        "both embeddings": [row for row in whole if row.name.startswith("both")],
         "score map, clustering loss, patch embedding": [row for row in whole if row.name.startswith("score")],
         "stability loss": [row for row in whole if row.name.startswith("stability")],
         "all kernels": whole,
@@ -138,7 +138,7 @@ def issued() -> Iterator[Figure]:
             start: sum(row.times * row.instructions for row in found if row.name.startswith(start)) / 1e6
             for start in ("Mix-FFN", "efficient attention")
         }
-        parts["head, patches, losses, statistics"] = whole - sum(parts.values())
+        parts["embeddings, head, patches, losses, statistics"] = whole - sum(parts.values())
         for name, value in {**parts, "a step": whole}.items():
             yield f"{name}, {target}, {how}", shown[name][column], value
 

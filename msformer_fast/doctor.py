@@ -71,6 +71,7 @@ def _sample_calls(device: str) -> dict[str, Callable[[str | None], object]]:
         "guided_score_map": lambda b: ops.guided_score_map(
             t(1, 5, 5, 8), image, t(32, 8), t(8, 16), t(8, 128), t(8), t(8), t(8), patch=4, backend=b
         ),
+        "overlap_embedding": lambda b: ops.overlap_embedding(t(1, 3, 9, 9), t(8, 3, 3, 3), stride=2, backend=b),
         "batch_statistics": lambda b: ops.batch_statistics(image, backend=b),
         "stability_loss": lambda b: ops.stability_loss(*patches, backend=b),
     }

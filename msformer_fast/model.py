@@ -21,7 +21,6 @@ from msformer_fast.nn.score_map import compose_scores
 from msformer_fast.ops import Clustering, Patches
 from msformer_fast.ops.backend import native_by_default, why_not_native
 from msformer_fast.ops.memory import check_memory
-from msformer_fast.reference.overlap_embedding import channels_last
 
 #: How the two branches see each other before the head: not at all, or window by window.
 CROSS_SCALE = ("none", "window")
@@ -194,7 +193,6 @@ class MSFormer(Fused):
 
     def _forward_folded(self, image: Tensor, stability: bool) -> Scores:
         """The same with no pass for any batch norm; the clustering loss is from the pass that makes the logits."""
-        image = channels_last(image)  # once for both branches
         embeds = self.patch_embed_s, self.patch_embed_l
         projected = project_two(image, *embeds, self.backend)
         first_fine, first_coarse = (

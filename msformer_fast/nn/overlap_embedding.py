@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from msformer_fast.ops.backend import native_by_default, why_not_native
 from msformer_fast.ops.batch_norm import statistics_of_two
 from msformer_fast.ops.mix_ffn import WithStatistics
-from msformer_fast.ops.overlap_embedding import OP, overlap_embedding
+from msformer_fast.ops.overlap_embedding import backend_of, overlap_embedding_of_two
 from msformer_fast.reference.overlap_embedding import channels_last
 
 
@@ -60,21 +59,21 @@ def project_two(
     image: Tensor, first: OverlapEmbedding, second: OverlapEmbedding, backend: str | None
 ) -> list[WithStatistics]:
     """What each makes of an image before its batch norm, with the statistics that the norm applies."""
-    embeds = first, second
-    convolutions = [embed.proj for embed in embeds]
-    if all(_is_native(image, each, backend) for each in convolutions):
-        return [
-            overlap_embedding(image, each.weight, each.bias, stride=each.stride[0], backend="native")
-            for each in convolutions
-        ]
-    maps = [embed.project(image) for embed in embeds]
+    convolutions = [embed.proj for embed in (first, second)]
+    if all(_has_kernels(image, each, backend) for each in convolutions):
+        weights, biases, strides = zip(
+            *((each.weight, each.bias, each.stride[0]) for each in convolutions), strict=True
+        )
+        return overlap_embedding_of_two(image, weights, biases, strides, backend=backend)
+    image = channels_last(image)  # once for both
+    maps = [embed.project(image) for embed in (first, second)]
     return [WithStatistics(x, *found) for x, found in zip(maps, statistics_of_two(*maps, backend=backend), strict=True)]
 
 
-def _is_native(image: Tensor, convolution: nn.Conv2d, backend: str | None) -> bool:
-    """Whether the CPU kernel may run and does what a convolution does, which may have been put in another's place."""
-    if not (backend == "native" or (backend is None and native_by_default())):
+def _has_kernels(image: Tensor, convolution: nn.Conv2d, backend: str | None) -> bool:
+    """Whether kernels may run and do what a convolution does, which may have been put in another's place."""
+    if backend not in (None, "triton", "native"):
         return False
     usual = convolution.kernel_size == (3, 3) and convolution.padding == convolution.dilation == (1, 1)
     usual &= convolution.padding_mode == "zeros" and convolution.groups == 1 and len(set(convolution.stride)) == 1
-    return usual and why_not_native(OP, image, convolution.weight, convolution.bias) is None
+    return usual and backend_of(image, convolution.weight, convolution.bias, backend) != "reference"

@@ -27,6 +27,7 @@ from msformer_fast.ops.efficient_attention import Attended, efficient_attention
 from msformer_fast.ops.guided_score_map import GuidedScores, guided_score_map
 from msformer_fast.ops.linear_clustering_loss import linear_clustering_loss
 from msformer_fast.ops.mix_ffn import WithStatistics, mix_ffn, mix_ffn_with_statistics
+from msformer_fast.ops.overlap_embedding import overlap_embedding
 from msformer_fast.ops.patch_embedding import Patches, patch_embedding
 from msformer_fast.ops.precision import use_ieee_products
 from msformer_fast.ops.score_map import score_map
@@ -50,6 +51,7 @@ __all__ = [
     "linear_clustering_loss",
     "mix_ffn",
     "mix_ffn_with_statistics",
+    "overlap_embedding",
     "patch_embedding",
     "score_map",
     "stability_attention",

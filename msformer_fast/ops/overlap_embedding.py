@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.grad import conv2d_input
 
 from msformer_fast.dtypes import sum_dtype
 from msformer_fast.errors import InputError
-from msformer_fast.ops.backend import choose, why_not_native
+from msformer_fast.ops.backend import choose, why_not_native, why_not_triton
 from msformer_fast.ops.mix_ffn import WithStatistics
+from msformer_fast.ops.precision import cast_product, kernel_precision
 from msformer_fast.ops.registration import register
 from msformer_fast.ops.shapes import Shapes
 from msformer_fast.reference.overlap_embedding import overlap_embedding as _reference
@@ -26,12 +29,12 @@ def overlap_embedding(
         image: (B, N, H, W), floating point, any strides.
         weight: (C, N, 3, 3); bias: (C) or ``None``.
         stride: from pixel to pixel of ``y``, at least 1.
-        backend: ``"native"``, which makes map and statistics in one pass, ``"reference"``, PyTorch's convolution, or
-            ``None`` for the fastest that can run.
+        backend: ``"triton"`` or ``"native"``, which make map and statistics in one pass, ``"reference"``, PyTorch's
+            convolution, or ``None`` for the fastest that can run.
 
     Returns:
-        ``y`` (B, ceil(H / stride), ceil(W / stride), C) in the dtype of the parameters; ``mean`` and ``var`` (C),
-        biased, float32 or better, without a gradient; zeros of an empty batch.
+        ``y`` (B, ceil(H / stride), ceil(W / stride), C) in the dtype of the parameters, under autocast in its dtype;
+        ``mean`` and ``var`` (C), biased, float32 or better, without a gradient; zeros of an empty batch.
 
     Raises:
         InputError: a shape or an option that does not fit, named.
@@ -39,34 +42,89 @@ def overlap_embedding(
 
     Source: Xie et al., "SegFormer", NeurIPS 2021, overlapped patch embedding; a batch norm as in MS-Former's code.
     """
+    _check(image, weight, bias, stride)
+    chosen = backend_of(image, weight, bias, backend)
+    if chosen == "reference":
+        return WithStatistics(*_reference(image, weight, bias, stride))
+    if chosen == "triton":
+        image, weight, bias = cast_product(image), cast_product(weight), cast_product(bias)
+    wanted = torch.is_grad_enabled() and image.requires_grad
+    return WithStatistics(*_registered(image, weight, bias, stride, wanted, chosen))
+
+
+def overlap_embedding_of_two(
+    image: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    strides: Sequence[int],
+    *,
+    backend: str | None = None,
+) -> list[WithStatistics]:
+    """:func:`overlap_embedding` of one image twice; the kernels on a GPU make both maps in the same launches, where
+    they have as many channels and no gradient of the image is wanted."""
+    for each in zip(weights, biases, strides, strict=True):
+        _check(image, *each)
+    chosen = [backend_of(image, *each, backend) for each in zip(weights, biases, strict=True)]
+    alike = weights[0].shape == weights[1].shape and (biases[0] is None) == (biases[1] is None)
+    wanted = torch.is_grad_enabled() and image.requires_grad
+    if chosen != ["triton", "triton"] or not alike or wanted:
+        return [
+            overlap_embedding(image, weight, bias, stride=stride, backend=each)
+            for weight, bias, stride, each in zip(weights, biases, strides, chosen, strict=True)
+        ]
+    cast = [[cast_product(value) for value in values if value is not None] for values in (weights, biases)]
+    *maps, mean, var = _of_two(cast_product(image), *cast, strides)
+    return [WithStatistics(*each) for each in zip(maps, mean, var, strict=True)]
+
+
+def _check(image: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> None:
     shapes = Shapes(OP)
     shapes("image", image, "B N H W")
     shapes("weight", weight, "C N 3 3")
     shapes("bias", bias, "C")
     if stride < 1:
         raise InputError(f"{OP}: stride must be at least 1, got {stride}")
-    refusals = {"native": lambda: why_not_native(OP, image, weight, bias)}
-    chosen = choose(OP, backend, image.device, refusals)
-    if chosen == "reference":
-        return WithStatistics(*_reference(image, weight, bias, stride))
-    wanted = torch.is_grad_enabled() and image.requires_grad
-    return WithStatistics(*_registered(image, weight, bias, stride, wanted, chosen))
+
+
+def backend_of(image: Tensor, weight: Tensor, bias: Tensor | None, backend: str | None) -> str:
+    """The backend that will run, see :func:`msformer_fast.ops.backend.choose`."""
+    # What autocast makes of them, seen on none of their elements.
+    cast = [None if value is None else cast_product(value[:0]) for value in (image, weight, bias)]
+    refusals = {
+        "triton": lambda: why_not_triton(OP, *cast),
+        "native": lambda: why_not_native(OP, image, weight, bias),
+    }
+    return choose(OP, backend, image.device, refusals)
 
 
 def _forward(
     image: Tensor, weight: Tensor, bias: Tensor | None, stride: int, image_wanted: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from msformer_fast.kernels.native.overlap_embedding import overlap_embedding_forward
+    if backend == "native":
+        from msformer_fast.kernels.native.overlap_embedding import overlap_embedding_forward as native
 
-    return overlap_embedding_forward(image, weight, bias, stride)
+        return native(image, weight, bias, stride)
+    from msformer_fast.kernels.overlap_embedding import overlap_embedding_forward
+
+    precision = kernel_precision(image.dtype, image.device)
+    (y,), mean, var = overlap_embedding_forward(image, [weight], [bias], [stride], precision)
+    return y, mean.squeeze(0), var.squeeze(0)
 
 
 def _backward(
     grad_y: Tensor, image: Tensor, weight: Tensor, bias: Tensor | None, stride: int, image_wanted: bool, backend: str
 ) -> list[Tensor | None]:
-    from msformer_fast.kernels.native.overlap_embedding import overlap_embedding_backward
+    found: list[Tensor | None]
+    if backend == "native":
+        from msformer_fast.kernels.native.overlap_embedding import overlap_embedding_backward as native
 
-    found: list[Tensor | None] = [*overlap_embedding_backward(grad_y, image, weight, bias is not None, stride)]
+        found = [*native(grad_y, image, weight, bias is not None, stride)]
+    else:
+        from msformer_fast.kernels.overlap_embedding import overlap_embedding_backward
+
+        precision = kernel_precision(image.dtype, image.device)
+        (d_weight,), (d_bias,) = overlap_embedding_backward([grad_y], image, [weight], [bias], [stride], precision)
+        found = [d_weight, d_bias]
     if image_wanted:  # which the loop never asks for
         grad = grad_y.permute(0, 3, 1, 2)
         found.append(conv2d_input(image.shape, weight, grad, stride, padding=1).contiguous())
@@ -98,4 +156,49 @@ _registered = register(
     gradients=["weight bias image"],
     gradient_shapes=_gradient_shapes,
     expression=_expression,
+)
+
+
+def _forward_of_two(
+    image: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], strides: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """biases: of both, or none."""
+    from msformer_fast.kernels.overlap_embedding import overlap_embedding_forward
+
+    precision = kernel_precision(image.dtype, image.device)
+    (y, more_y), mean, var = overlap_embedding_forward(image, weights, biases or (None, None), strides, precision)
+    return y, more_y, mean, var
+
+
+def _backward_of_two(
+    grad_y: Tensor,
+    grad_more_y: Tensor,
+    image: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    strides: Sequence[int],
+) -> list[Tensor | None]:
+    from msformer_fast.kernels.overlap_embedding import overlap_embedding_backward
+
+    precision, grads = kernel_precision(image.dtype, image.device), (grad_y, grad_more_y)
+    found = overlap_embedding_backward(grads, image, weights, biases or (None, None), strides, precision)
+    return [*found[0], *found[1]]
+
+
+def _shapes_of_two(
+    image: Tensor, weights: Sequence[Tensor], strides: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    y, more_y = (_shapes(image, weight, stride)[0] for weight, stride in zip(weights, strides, strict=True))
+    mean = image.new_empty((2, weights[0].shape[0]), dtype=sum_dtype(image.dtype))
+    return y, more_y, mean, torch.empty_like(mean)
+
+
+#: The same twice by the kernels on a GPU; mean and variance (2, C).
+_of_two = register(
+    f"{OP}_of_two",
+    forward=_forward_of_two,
+    outputs=("y", "more_y", "mean", "var"),
+    shapes=_shapes_of_two,
+    backward=_backward_of_two,
+    gradients=["weights biases"],
 )

@@ -109,6 +109,22 @@ def test_a_program_without_a_tile() -> None:
     assert MachineCode(SASS).issued(executed) == 3
 
 
+def test_a_parameter_that_depends_on_a_branch() -> None:
+    """Its address is chosen, then loaded from: the first two programs have 17 tiles, the others 5."""
+    chosen = """
+    mov.u32         %r2, %ctaid.x;
+    setp.lt.s32     %p9, %r2, 2;
+    mov.b32         %r30, k_param_1;
+    mov.b32         %r31, k_param_2;
+    selp.b32        %r32, %r30, %r31, %p9;
+    ld.param.b32    %r1, [%r32];
+"""
+    ptx = PTX.replace("    ld.param.b32    %r1, [k_param_1];\n", chosen)
+    ptx = ptx.replace(".param .u32 k_param_1)", ".param .u32 k_param_1, .param .u32 k_param_2)")
+    tiles = [ControlFlow(ptx).executed((0, 17, 5), (program, 0, 0), (4, 1, 1))["store", (15,)] for program in range(4)]
+    assert tiles == [5, 4, 1, 1]
+
+
 #: In each tile nine taps at line 13 where its number is below 2, else one load at line 14; then a store.
 BRANCHES = """
 .visible .entry k(.param .u64 k_param_0, .param .u32 k_param_1)

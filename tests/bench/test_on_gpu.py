@@ -107,7 +107,10 @@ def test_it_runs_from_a_bare_checkout(tmp_path: Path) -> None:
         f"sys.path.insert(0, {str(ROOT / 'benchmarks')!r}); import on_gpu; on_gpu.main(['--list']); "
         "import msformer_fast.benchmarks as b; print(b.__file__)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=300, env=bare
+    )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == len([unit for unit in on_gpu_units.units() if unit.stage != "search"]) + 1

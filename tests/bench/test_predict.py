@@ -98,13 +98,13 @@ def test_a_step_is_the_ledgers() -> None:
     sizes = dict(side=257, channels=100, depth=2, patch=32)
     found = of("step", **sizes)
     rows = rows_of(**sizes, multiprocessors=132)
-    assert found["step"].launches == 81
+    assert found["step"].launches == 83
     h100 = CARDS["H100 SXM"]
     assert found["step"].seconds == pytest.approx(sum(row.seconds(h100, h100.tf32 / 3) for row in rows))
     assert found["step"].seconds == pytest.approx(found["forward"].seconds + found["backward"].seconds)
-    assert found["step"].moved_bytes == sum(row.times * row.moved for row in rows) == pytest.approx(4.66e9, rel=0.001)
+    assert found["step"].moved_bytes == sum(row.times * row.moved for row in rows) == pytest.approx(4.70e9, rel=0.001)
     image = of("image", **sizes, iterations=5)["image"]
-    assert (image.launches, image.flops) == (5 * 81, 5 * found["step"].flops)
+    assert (image.launches, image.flops) == (5 * 83, 5 * found["step"].flops)
     other = of("step", cards=("MI300X",), **sizes)["step"]
     assert other.moved_bytes != found["step"].moved_bytes  # of its own launch table and its 304 compute units
 

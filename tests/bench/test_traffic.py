@@ -82,6 +82,33 @@ def test_weighted_losses(dtype: torch.dtype) -> None:
     assert moved == [floor["forward"], floor["backward"]]
 
 
+@pytest.mark.parametrize(
+    ("dtype", "in_channels", "channels"), [(torch.float32, 3, 20), (torch.bfloat16, 5, 136)], ids=str
+)
+def test_both_embeddings(dtype: torch.dtype, in_channels: int, channels: int) -> None:
+    """Of two images, with one block of channels and of a patch's entries, then several."""
+    from msformer_fast.floors import overlap_embedding as floors
+    from msformer_fast.ops.overlap_embedding import overlap_embedding_of_two
+    from tests.harness.traffic import counted_as_recorded
+
+    def call() -> Iterator[None]:
+        image = torch.randn(2, in_channels, 9, 11).to(dtype)
+        weights = [torch.randn(channels, in_channels, 3, 3).to(dtype).requires_grad_() for _ in range(2)]
+        biases = [torch.randn(channels).to(dtype).requires_grad_() for _ in range(2)]
+        yield
+        made = overlap_embedding_of_two(image, weights, biases, (1, 2), backend="triton")
+        yield
+        torch.autograd.backward([each.y for each in made], [each.y.detach() for each in made])
+        yield
+
+    forward, backward = counted_as_recorded(call)
+    assert (forward.launches, backward.launches) == (2, 2)
+    floor = floors.bytes_moved(2, 9, 11, in_channels, channels, dtype)
+    for part, counted in (("forward", forward), ("backward", backward)):
+        partials = 3 * 3 * (4 if part == "forward" else 9 * in_channels + 1) * channels * 4  # written and read
+        assert floor[part] <= counted.unique_bytes_loaded + counted.bytes_stored <= floor[part] + 4 * partials
+
+
 SMALL: dict[str, dict[str, int]] = {
     "stability_loss": {"side": 17, "channels": 12, "patch": 2},
     "patch_embedding": {"side": 9, "channels": 8, "patch": 3},

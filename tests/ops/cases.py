@@ -108,7 +108,7 @@ OPS = {
                 "one pixel": {"B": 2, "N": 3, "H": 1, "W": 1, "C": 20, "stride": 2},
                 "empty": {"B": 0, "N": 3, "H": 5, "W": 4, "C": 6, "stride": 1},
             },
-            backends=NATIVE,  # the others are PyTorch's convolution
+            backends=("triton", *NATIVE),  # the others are PyTorch's convolution
             tiny={"B": 2, "N": 2, "H": 3, "W": 5, "C": 4, "stride": 2},
             other=(
                 {"B": 3, "N": 2, "H": 7, "W": 9, "C": 4, "stride": 2},

@@ -129,7 +129,9 @@ def test_error_is_no_larger_than_pytorchs(op: Op, backend: str, variant: str, dt
         truth, true_gradients = run(op, leaves(inputs, torch.float64), sizes, "reference")
         for value, wanted in zip(ours, theirs, strict=True):
             assert value.dtype == wanted.dtype
-        three = {f"output {i}": (ours[i], theirs[i], truth[i]) for i in range(op.differentiable)}
+        three = {
+            f"output {i}": (value, theirs[i], truth[i]) for i, value in enumerate(ours) if value.is_floating_point()
+        }
         for name in inputs:
             three[f"gradient of {name}"] = our_gradients[name], their_gradients[name], true_gradients[name]
         errors = {name: errors_of(name, *values) for name, values in three.items()}
@@ -157,7 +159,7 @@ def test_float64_equals_the_reference(op: Op, backend: str, variant: str) -> Non
     ours, our_gradients = run(op, leaves(inputs, torch.float64), sizes, backend)
     truth, true_gradients = run(op, leaves(inputs, torch.float64), sizes, "reference")
     for index, (value, wanted) in enumerate(zip(ours, truth, strict=True)):
-        if index < op.differentiable:
+        if value.is_floating_point():
             rounding = rounded_eps(truth, index, torch.float64) if index in op.of_rounded else 0.0
             assert Error.of(value, wanted).whole < max(1e-11, 4 * rounding), f"output {index}"
         else:

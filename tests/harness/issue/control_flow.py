@@ -214,14 +214,23 @@ def _is_scalar(guard: str, opcode: str) -> bool:
     return not any(re.fullmatch(r"[bf]?f\d+(x2)?|b?f16x2|sat|rn", suffix) for suffix in suffixes)
 
 
+#: Address of a kernel's first parameter, in 32 bits; each takes one. A branch may choose which of two is loaded.
+_PARAMETERS = 1 << 20
+
+
+def _operand(text: str, known: Mapping[str, int]) -> int:
+    parameter = re.search(r"_param_(\d+)$", text)
+    if parameter is not None:
+        return _PARAMETERS + int(parameter[1])
+    return known[text] if text.startswith("%") else int(text.rstrip("U"), 0)
+
+
 def _value(each: _Instruction, known: Mapping[str, int], parameters: Sequence[int]) -> int:
     name, *suffixes = each.opcode.split(".")
     if name == "ld":
-        index = re.search(r"_param_(\d+)", each.operands[1])
-        assert index is not None, each
-        return parameters[int(index[1])]
+        return parameters[_operand(each.operands[1].strip("[]"), known) - _PARAMETERS]
 
-    a, *others = (known[text] if text.startswith("%") else int(text.rstrip("U"), 0) for text in each.operands[1:])
+    a, *others = (_operand(text, known) for text in each.operands[1:])
     kind = suffixes[-1]
     if name == "selp":
         return a if others[1] else others[0]
