@@ -66,12 +66,12 @@ FIGURES = {
         "seconds and memory of a step", "msformer-fast bench step --sides 65 129 257 --parts step", "ff8f98f", CPU
     ),
     "ledger": Figures(
-        "launches and bytes of a step", "python -m msformer_fast.benchmarks.ledger", "aa544dd", ANY, quick=True
+        "launches and bytes of a step", "python -m msformer_fast.benchmarks.ledger", "756ebc9", ANY, quick=True
     ),
     "predicted": Figures(
         "predicted milliseconds of a step",
         "python -m msformer_fast.benchmarks.ledger",
-        "aa544dd",
+        "756ebc9",
         "none: from data sheets, on no card",
         quick=True,
     ),
@@ -80,22 +80,22 @@ FIGURES = {
         "msformer-fast bench --sides 65 129 257 --parts both step --seconds 1.5",
         "80e3ae6",
         CPU,
-        note="Without the providers that the table does not name. Images: ff8f98f, bench image --seconds 3. System's "
-        "allocator: 032ef3f.",
+        note="Without the providers that the table does not name. Images: ff8f98f, bench image --seconds 3. "
+        "overlap_embedding: 756ebc9, --seconds 3. System's allocator: 032ef3f.",
     ),
     "bench-predicted": Figures(
         "launches, bytes and predicted milliseconds of every op",
         "msformer-fast bench --sides 257",
-        "aa544dd",
+        "756ebc9",
         "none: from data sheets, on no card",
         quick=True,
     ),
     "issued": Figures(
-        "instructions of a step", "python -m tests.harness.issue_table", "aa544dd", ANY + ", Triton 3.9", quick=True
+        "instructions of a step", "python -m tests.harness.issue_table", "756ebc9", ANY + ", Triton 3.9", quick=True
     ),
     "scaling": Figures("how costs grow", "python -m msformer_fast.benchmarks.scaling", "246dac0", CPU),
     "largest": Figures(
-        "memory of a step, the largest image", "python -m msformer_fast.benchmarks.largest", "aa544dd", ANY, quick=True
+        "memory of a step, the largest image", "python -m msformer_fast.benchmarks.largest", "756ebc9", ANY, quick=True
     ),
     "swaps-equal": Figures("differences with and without swaps", "python -m tests.harness.swap_table", "1571035", CPU),
     "swaps-time": Figures(
