@@ -126,7 +126,7 @@ def project_kernel(
 
 
 @_jit
-def gradient_kernel(
+def parameter_gradients_kernel(
     p_image, p_dy, p_more_dy, p_partials,
     B, H, W, stride_ib, stride_in, stride_ih, stride_iw,
     stride, rows, columns, programs, more_stride, more_rows, more_columns, more_programs,
@@ -284,7 +284,7 @@ def overlap_embedding_backward(
     d_weights = [weight.new_empty(weight.shape) for weight in weights]
     d_biases = [None if bias is None else bias.new_empty(C) for bias in biases]
     launch(
-        gradient_kernel, (sum(call.programs), call.c_blocks * call.r_blocks), call.settings, call.shared,
+        parameter_gradients_kernel, (sum(call.programs), call.c_blocks * call.r_blocks), call.settings, call.shared,
         _two("dy", grads), p_partials=partials,
     )  # fmt: skip
     launch(

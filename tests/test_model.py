@@ -63,7 +63,7 @@ def test_a_step_through_the_kernels_equals_the_reference(batch: int, height: int
 @kernels
 @pytest.mark.usefixtures("strict_kernels")
 def test_no_operator_of_an_op_is_left_to_pytorch() -> None:
-    """Beside the kernels a step is the convolutions, the consistency loss, sums of losses and the optimiser."""
+    """Beside the kernels a step is the running statistics and the optimiser."""
     from msformer_fast.benchmarks.aten_traffic import AtenTraffic
 
     model = MSFormer(3, 6, 7, depth=1, patch=8, seed=0, backend="triton")
@@ -72,8 +72,8 @@ def test_no_operator_of_an_op_is_left_to_pytorch() -> None:
     with AtenTraffic() as counted:
         self_guiding_losses(model(image), backend="triton").total.backward()
         optimizer.step()
-    assert counted.calls["convolution"] == 2
     for name in counted.calls:
+        assert "convolution" not in name, name
         assert "norm" not in name and "softmax" not in name and "gelu" not in name, name
         assert name not in ("mm", "bmm", "addmm", "matmul", "argmax"), name
 

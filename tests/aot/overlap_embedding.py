@@ -28,7 +28,7 @@ def cases(target: str, small: bool) -> list[Case]:
 
 
 def _pass(part: str, N: int, C: int, dtype: torch.dtype, precision: str, unit: str, two: bool) -> Case:
-    kernel = kernels.project_kernel if part == "project" else kernels.gradient_kernel
+    kernel = kernels.project_kernel if part == "project" else kernels.parameter_gradients_kernel
     constexprs = {"N": N, "C": C, "PREC": precision, "ACC": tl.float32, unit: 1} | _of(kernel, two)
     layout, maps = "channels last" if unit == "stride_in" else "planes", "two maps" if two else "one map"
     name = f"{part}, N {N} C {C}, {short(dtype)} {precision}, {layout}, {maps}"

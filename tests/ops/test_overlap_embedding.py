@@ -74,7 +74,7 @@ def test_four_launches_for_two_maps(with_bias: bool) -> None:
     with count_traffic() as counted:
         both = overlap_embedding_of_two(image, weights, biases, (1, 2), backend="triton")
         gradients([each.y for each in both], [*weights, *[bias for bias in biases if bias is not None]])
-    names = "project_kernel", "merge_moments_kernel", "gradient_kernel", "finish_kernel"
+    names = "project_kernel", "merge_moments_kernel", "parameter_gradients_kernel", "finish_kernel"
     assert {name: kernel.launches for name, kernel in counted.kernels.items()} == dict.fromkeys(names, 1)
 
 
