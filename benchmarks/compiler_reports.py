@@ -24,11 +24,10 @@ TABLES = {
     "guided_score_map": ("score_map", "patch_embedding", "partial_sums"),
     "cross_scale_attention": ("cross_scale_attention", "partial_sums"),
 }
-_BLOCKS, _HEAD = (
-    ("efficient_attention", "mix_ffn"),
-    ("score_map", "patch_embedding", "stability_loss", "weighted_losses"),
+_STEP = (
+    *("overlap_embedding", "efficient_attention", "mix_ffn", "score_map", "patch_embedding", "stability_loss"),
+    *("weighted_losses", "batch_statistics", "partial_sums"),
 )
-_STEP = ("overlap_embedding", *_BLOCKS, *_HEAD, "batch_statistics", "partial_sums")
 TABLES |= dict.fromkeys(("step", "image"), _STEP)
 
 

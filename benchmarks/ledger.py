@@ -26,7 +26,7 @@ from msformer_fast.benchmarks.aten_traffic import AtenTraffic
 from msformer_fast.benchmarks.cards import CARDS, Card
 from msformer_fast.benchmarks.compiler_reports import issued
 from msformer_fast.benchmarks.traffic import Kernels, Launch, has_launch_tables
-from msformer_fast.benchmarks.training_step import training_step
+from msformer_fast.benchmarks.training_step import IN_CHANNELS, training_step
 from msformer_fast.benchmarks.without_data import without_launches
 from msformer_fast.errors import BackendError
 from msformer_fast.floors import efficient_attention as attention_floor
@@ -37,7 +37,7 @@ from msformer_fast.floors import stability_loss as stability_floor
 from msformer_fast.floors import weighted_losses as losses_floor
 from msformer_fast.ops.precision import input_precision
 
-DTYPE, TARGET, PATCH, IN_CHANNELS = torch.float32, "sm_90", 32, 3
+DTYPE, TARGET, PATCH = torch.float32, "sm_90", 32
 
 
 @dataclass

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from msformer_fast.benchmarks.case import Sizes
 from msformer_fast.benchmarks.op_bench import Inputs, OpBench, Random
+from msformer_fast.benchmarks.training_step import IN_CHANNELS
 from msformer_fast.floors import overlap_embedding as floors
 from msformer_fast.ops.overlap_embedding import overlap_embedding_of_two
 
-IN_CHANNELS, STRIDES = 3, (1, 2)
+STRIDES = 1, 2
 
 
 def draw(s: Sizes, rand: Random) -> Inputs:
@@ -26,14 +27,9 @@ def draw(s: Sizes, rand: Random) -> Inputs:
 
 def call(inputs: Inputs, s: Sizes, *, backend: str) -> tuple[Tensor, ...]:
     """Both maps. No gradient of the image: no step asks for it."""
-    image, weights, biases = inputs["image"].detach(), *_parameters(inputs)
-    fine, coarse = overlap_embedding_of_two(image, weights, biases, STRIDES, backend=backend)
-    return fine.y, coarse.y
-
-
-def _parameters(inputs: Inputs) -> tuple[list[Tensor], list[Tensor]]:
     weights, biases = ([inputs[f"{name}_{kind}"] for name in ("fine", "coarse")] for kind in ("weight", "bias"))
-    return weights, biases
+    fine, coarse = overlap_embedding_of_two(inputs["image"].detach(), weights, biases, STRIDES, backend=backend)
+    return fine.y, coarse.y
 
 
 def floor(s: Sizes, dtype: torch.dtype) -> tuple[dict[str, int], dict[str, int]]:

@@ -8,6 +8,9 @@ import torch
 
 from msformer_fast import MSFormer, self_guiding_losses
 
+#: Of the image.
+IN_CHANNELS = 3
+
 
 def training_step(
     backend: str,
@@ -25,9 +28,17 @@ def training_step(
     first call makes the optimiser's buffers."""
     with torch.device(device):
         model = MSFormer(
-            3, channels, clusters, depth, patch, seed=0, memory=memory, backend=backend, cross_scale=cross_scale
+            IN_CHANNELS,
+            channels,
+            clusters,
+            depth,
+            patch,
+            seed=0,
+            memory=memory,
+            backend=backend,
+            cross_scale=cross_scale,
         )
-        image = torch.rand(1, 3, side, side).contiguous(memory_format=torch.channels_last)
+        image = torch.rand(1, IN_CHANNELS, side, side).contiguous(memory_format=torch.channels_last)
         seed = torch.ones(())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
 

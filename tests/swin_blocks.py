@@ -110,11 +110,16 @@ def errors_in(
 
 
 def errors_under_autocast(
-    block: Any, drop_in: Callable[[Any], Any], x: Tensor, *extra: Any, dtype: torch.dtype = torch.bfloat16
+    block: Any,
+    drop_in: Callable[[Any], Any],
+    x: Tensor,
+    *extra: Any,
+    dtype: torch.dtype = torch.bfloat16,
+    eps: float | None = None,
 ) -> dict[str, Errors]:
     """Of drop-in and block in float32 under autocast to ``dtype``, against the block in float64.
 
-    Their gradients are float32, and have gone through ``dtype``: it says how small an error can be.
+    What they give is float32, and has gone through ``dtype``, whose ``eps`` says how small an error can be.
     """
     x = x.float()
     truth = results(block.double(), x.double(), *extra)
@@ -123,8 +128,9 @@ def errors_under_autocast(
         theirs = results(block, x, *extra)
         ours = results(drop_in(block), x, *extra)
 
+    assert {value.dtype for value in theirs.values()} == {torch.float32}
     errors = {name: errors_of(name, ours[name], theirs[name], truth[name]) for name in truth}
-    eps = torch.finfo(dtype).eps
+    eps = torch.finfo(dtype).eps if eps is None else eps
     return {name: (replace(mine, eps=eps), replace(yours, eps=eps)) for name, (mine, yours) in errors.items()}
 
 

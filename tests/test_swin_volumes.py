@@ -124,9 +124,10 @@ def test_autocast() -> None:
 
     def draw() -> dict[str, Errors]:
         block, extra = block_of("monai", size, window, shift, std=0.2)
-        return errors_under_autocast(block, MonaiSwinBlock.of, batch(size), *extra)
+        return errors_under_autocast(block, MonaiSwinBlock.of, batch(size), *extra, eps=5e-4)
 
-    assert_no_worse(draw)
+    # The bias's gradient cancels: beyond twice the block's own error in one draw of 15.
+    assert_no_worse(draw, luck=2.0)
 
 
 def swin_unetr(**options: Any) -> nn.Module:

@@ -60,20 +60,18 @@ def project_two(
 ) -> list[WithStatistics]:
     """What each makes of an image before its batch norm, with the statistics that the norm applies."""
     convolutions = [embed.proj for embed in (first, second)]
-    if all(_has_kernels(image, each, backend) for each in convolutions):
-        weights, biases, strides = zip(
-            *((each.weight, each.bias, each.stride[0]) for each in convolutions), strict=True
-        )
-        return overlap_embedding_of_two(image, weights, biases, strides, backend=backend)
+    if backend in (None, "triton", "native") and all(_is_plain(each) for each in convolutions):
+        chosen = [backend_of(image, each.weight, each.bias, backend) for each in convolutions]
+        if "reference" not in chosen:
+            parameters = ((each.weight, each.bias, each.stride[0]) for each in convolutions)
+            return overlap_embedding_of_two(image, *zip(*parameters, strict=True), chosen=chosen)
     image = channels_last(image)  # once for both
     maps = [embed.project(image) for embed in (first, second)]
     return [WithStatistics(x, *found) for x, found in zip(maps, statistics_of_two(*maps, backend=backend), strict=True)]
 
 
-def _has_kernels(image: Tensor, convolution: nn.Conv2d, backend: str | None) -> bool:
-    """Whether kernels may run and do what a convolution does, which may have been put in another's place."""
-    if backend not in (None, "triton", "native"):
-        return False
+def _is_plain(convolution: nn.Conv2d) -> bool:
+    """Whether kernels do what a convolution does, which may have been put in another's place."""
     usual = convolution.kernel_size == (3, 3) and convolution.padding == convolution.dilation == (1, 1)
-    usual &= convolution.padding_mode == "zeros" and convolution.groups == 1 and len(set(convolution.stride)) == 1
-    return usual and backend_of(image, convolution.weight, convolution.bias, backend) != "reference"
+    usual &= convolution.padding_mode == "zeros" and convolution.groups == 1
+    return usual and len(set(convolution.stride)) == 1

@@ -14,7 +14,7 @@ from msformer_fast.errors import InputError
 from msformer_fast.identities.cross_scale_attention import cross_scale_attention as _identity
 from msformer_fast.limits import CROSS_SCALE_ATTENTION_HEAD_DIM
 from msformer_fast.ops.backend import choose, over_limit, why_not_native, why_not_torch, why_not_triton
-from msformer_fast.ops.precision import cast_product, input_precision
+from msformer_fast.ops.precision import cast_product, input_precision, seen_by_products
 from msformer_fast.ops.registration import contiguous_like, register
 from msformer_fast.ops.shapes import Shapes
 from msformer_fast.reference.cross_scale_attention import cross_scale_attention as _reference
@@ -197,9 +197,7 @@ def _why_not_triton(width: int, maps: list[Tensor], bias: Tensor | None, *pads: 
     refusal = over_limit(OP, ("channels a head", width, CROSS_SCALE_ATTENTION_HEAD_DIM))
     if refusal is not None:
         return refusal
-    # What autocast makes of them, seen on none of their elements.
-    cast = [None if value is None else cast_product(value[:0]) for value in (*maps, *pads)]
-    return why_not_triton(OP, *cast) or (None if bias is None else why_not_triton(OP, bias))
+    return why_not_triton(OP, *seen_by_products(*maps, *pads)) or (None if bias is None else why_not_triton(OP, bias))
 
 
 class Options(NamedTuple):

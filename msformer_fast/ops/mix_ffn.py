@@ -15,7 +15,7 @@ from msformer_fast.limits import MIX_FFN_CHANNELS, MIX_FFN_HIDDEN, MIX_FFN_ROW
 from msformer_fast.ops.backend import choose, over_limit, runs_in_strips, why_not_native, why_not_torch, why_not_triton
 from msformer_fast.ops.batch_norm import batch_statistics
 from msformer_fast.ops.memory import check_memory, is_kept, lean, will_be_differentiated
-from msformer_fast.ops.precision import autocast_dtype, cast_product, kernel_precision
+from msformer_fast.ops.precision import cast_product, kernel_precision, seen_by_products
 from msformer_fast.ops.registration import contiguous_like, register
 from msformer_fast.ops.shapes import Shapes
 from msformer_fast.reference.mix_ffn import mix_ffn as _reference
@@ -178,11 +178,8 @@ def _why_not_triton(t: Tensor, p: Parameters) -> str | None:
     refusal = over_limit(OP, *limits)
     if refusal is not None:
         return refusal
-    if autocast_dtype(t.device) is None:
-        return why_not_triton(OP, t, *p)
-    # Under autocast the dtype that operands are cast to counts; t and norms may keep theirs. Of empty slices: only
-    # dtypes are asked for.
-    return why_not_triton(OP, *(cast_product(None if value is None else value[:0]) for value in (t, *p)))
+    # Under autocast the dtype that operands are cast to counts; t and norms may keep theirs.
+    return why_not_triton(OP, *seen_by_products(t, *p))
 
 
 def _forward(

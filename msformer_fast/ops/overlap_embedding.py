@@ -12,7 +12,7 @@ from msformer_fast.dtypes import sum_dtype
 from msformer_fast.errors import InputError
 from msformer_fast.ops.backend import choose, why_not_native, why_not_triton
 from msformer_fast.ops.mix_ffn import WithStatistics
-from msformer_fast.ops.precision import cast_product, kernel_precision
+from msformer_fast.ops.precision import cast_product, kernel_precision, seen_by_products
 from msformer_fast.ops.registration import register
 from msformer_fast.ops.shapes import Shapes
 from msformer_fast.reference.overlap_embedding import overlap_embedding as _reference
@@ -43,13 +43,15 @@ def overlap_embedding(
     Source: Xie et al., "SegFormer", NeurIPS 2021, overlapped patch embedding; a batch norm as in MS-Former's code.
     """
     _check(image, weight, bias, stride)
-    chosen = backend_of(image, weight, bias, backend)
+    return _embed(image, weight, bias, stride, backend_of(image, weight, bias, backend))
+
+
+def _embed(image: Tensor, weight: Tensor, bias: Tensor | None, stride: int, chosen: str) -> WithStatistics:
     if chosen == "reference":
         return WithStatistics(*_reference(image, weight, bias, stride))
     if chosen == "triton":
         image, weight, bias = cast_product(image), cast_product(weight), cast_product(bias)
-    wanted = torch.is_grad_enabled() and image.requires_grad
-    return WithStatistics(*_registered(image, weight, bias, stride, wanted, chosen))
+    return WithStatistics(*_registered(image, weight, bias, stride, _is_wanted(image), chosen))
 
 
 def overlap_embedding_of_two(
@@ -59,22 +61,28 @@ def overlap_embedding_of_two(
     strides: Sequence[int],
     *,
     backend: str | None = None,
+    chosen: Sequence[str] | None = None,
 ) -> list[WithStatistics]:
     """:func:`overlap_embedding` of one image twice; the kernels on a GPU make both maps in the same launches, where
-    they have as many channels and no gradient of the image is wanted."""
+    they have as many channels and no gradient of the image is wanted.
+
+    Args:
+        chosen: what :func:`backend_of` said of each, where the caller has asked already.
+    """
     for each in zip(weights, biases, strides, strict=True):
         _check(image, *each)
-    chosen = [backend_of(image, *each, backend) for each in zip(weights, biases, strict=True)]
+    chosen = chosen or [backend_of(image, *each, backend) for each in zip(weights, biases, strict=True)]
     alike = weights[0].shape == weights[1].shape and (biases[0] is None) == (biases[1] is None)
-    wanted = torch.is_grad_enabled() and image.requires_grad
-    if chosen != ["triton", "triton"] or not alike or wanted:
-        return [
-            overlap_embedding(image, weight, bias, stride=stride, backend=each)
-            for weight, bias, stride, each in zip(weights, biases, strides, chosen, strict=True)
-        ]
+    if {*chosen} != {"triton"} or not alike or _is_wanted(image):
+        return [_embed(image, *each) for each in zip(weights, biases, strides, chosen, strict=True)]
     cast = [[cast_product(value) for value in values if value is not None] for values in (weights, biases)]
     *maps, mean, var = _of_two(cast_product(image), *cast, strides)
     return [WithStatistics(*each) for each in zip(maps, mean, var, strict=True)]
+
+
+def _is_wanted(image: Tensor) -> bool:
+    """Whether the image's gradient is."""
+    return torch.is_grad_enabled() and image.requires_grad
 
 
 def _check(image: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> None:
@@ -88,10 +96,8 @@ def _check(image: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> N
 
 def backend_of(image: Tensor, weight: Tensor, bias: Tensor | None, backend: str | None) -> str:
     """The backend that will run, see :func:`msformer_fast.ops.backend.choose`."""
-    # What autocast makes of them, seen on none of their elements.
-    cast = [None if value is None else cast_product(value[:0]) for value in (image, weight, bias)]
     refusals = {
-        "triton": lambda: why_not_triton(OP, *cast),
+        "triton": lambda: why_not_triton(OP, *seen_by_products(image, weight, bias)),
         "native": lambda: why_not_native(OP, image, weight, bias),
     }
     return choose(OP, backend, image.device, refusals)

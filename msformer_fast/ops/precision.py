@@ -85,3 +85,11 @@ def cast_product(tensor: Tensor | None) -> Tensor | None:
     """
     dtype = None if tensor is None else autocast_dtype(tensor.device)
     return tensor if tensor is None or dtype is None or tensor.dtype == torch.float64 else tensor.to(dtype)
+
+
+def seen_by_products(first: Tensor, *others: Tensor | None) -> list[Tensor | None]:
+    """Tensors of the dtypes that autocast hands to products, to be asked for these alone: under it of no element."""
+    tensors = [first, *others]
+    if autocast_dtype(first.device) is None:
+        return tensors
+    return [None if tensor is None else cast_product(tensor[:0]) for tensor in tensors]

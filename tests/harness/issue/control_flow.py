@@ -219,10 +219,10 @@ _PARAMETERS = 1 << 20
 
 
 def _operand(text: str, known: Mapping[str, int]) -> int:
+    if text.startswith("%"):
+        return known[text]
     parameter = re.search(r"_param_(\d+)$", text)
-    if parameter is not None:
-        return _PARAMETERS + int(parameter[1])
-    return known[text] if text.startswith("%") else int(text.rstrip("U"), 0)
+    return _PARAMETERS + int(parameter[1]) if parameter is not None else int(text.rstrip("U"), 0)
 
 
 def _value(each: _Instruction, known: Mapping[str, int], parameters: Sequence[int]) -> int:
